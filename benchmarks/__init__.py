@@ -1,0 +1,1 @@
+"""Figures: each module runs as ``python -m benchmarks.NAME [--quick] [--json]`` and ends with one line of JSON."""

@@ -1,0 +1,207 @@
+"""Loss against bytes: outer steps of a few peers against data parallel training with the same data.
+
+Four peers train a character GPT (`benchmarks.chars`). Data parallel averages their gradients in each
+step; the other methods exchange pseudo-gradients every 50 steps. All see the same characters.
+
+Bytes are payloads that a peer sends, in both directions; message headers, commitments and votes
+(a fixed size each round) are not counted. They are compared with a ring all-reduce of bf16
+gradients in each step, which sends 2 * (K - 1) / K * 2 bytes for each parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks.chars import (
+    CharGpt,
+    Task,
+    Text,
+    batch_of,
+    learning_rate,
+    losses,
+    read_text,
+    validation_loss,
+)
+from benchmarks.report_line import Say, benchmark_parser, report
+from benchmarks.simulated_rounds import SimulatedRounds
+from runnel.clock import SystemClock
+from runnel.errors import ConfigError
+from runnel.node.manifest_spec import OuterSection
+from runnel.optim import clip_gradients, inner_optimizer, plan_model
+from runnel.types import Digest, short
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+STEPS = 2_000
+QUICK_STEPS = 200
+
+DATA_PARALLEL = "data_parallel"
+
+METHODS: Mapping[str, OuterSection] = {
+    "streaming_e3m0": OuterSection(every_steps=50, fragments=4),
+    "streaming_fp32": OuterSection(every_steps=50, fragments=4, codec="fp32", result_codec="fp32"),
+    "whole_e3m0": OuterSection(every_steps=50, fragments=1),
+}
+"""What is exchanged and how, by method; error feedback in both directions in all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished run.
+
+    Attributes:
+        val_loss: of the outer parameters, in nats per character.
+        sent_bytes: by an average peer.
+        states: digest of the outer state of each peer; empty where there is none.
+    """
+
+    val_loss: float
+    sent_bytes: float
+    states: tuple[Digest, ...]
+
+
+def data_parallel(task: Task, text: Text) -> Outcome:
+    """One model, each step on the batches of all peers at once."""
+    model = CharGpt(task, text.vocab)
+    optimizer = _optimizer(model, task)
+    for step in range(1, task.steps + 1):
+        batch = torch.cat([batch_of(text, task, peer=p, step=step) for p in range(task.peers)])
+        _train([model], [optimizer], batch.unsqueeze(0), task, step=step)
+    numel = sum(parameter.numel() for parameter in model.parameters())
+    per_step_bytes = 2 * (task.peers - 1) / task.peers * 2 * numel
+    return Outcome(validation_loss(model, text, task), per_step_bytes * task.steps, ())
+
+
+def simulate(task: Task, text: Text, outer: OuterSection) -> Outcome:
+    """All peers of a swarm, one step after the other, in this process.
+
+    Raises:
+        ConfigError: the task is shorter than a window.
+        BugError: the peers' outer states differ after a round.
+    """
+    if task.steps < outer.every_steps:
+        raise ConfigError(
+            f"the task has {task.steps} steps, expected at least every_steps {outer.every_steps}"
+        )
+    models = [CharGpt(task, text.vocab) for _ in range(task.peers)]
+    optimizers = [_optimizer(model, task) for model in models]
+    plan = plan_model(models[0], outer.fragments)
+    num_rounds = task.steps // outer.every_steps * outer.fragments
+    rounds = SimulatedRounds(models, plan, outer, num_rounds)
+    window_tokens = outer.every_steps * task.batch_size * task.context
+    for step in range(1, task.steps + 1):
+        batches = [batch_of(text, task, peer=peer, step=step) for peer in range(task.peers)]
+        _train(models, optimizers, torch.stack(batches), task, step=step)
+        rounds.after_step(step, tokens=window_tokens)
+    states = tuple(rounds.finish())
+    rounds.write_outer(0)
+    sent_bytes = sum(rounds.sent_bytes) / task.peers
+    return Outcome(validation_loss(models[0], text, task), sent_bytes, states)
+
+
+def measure(
+    task: Task, text: Text, methods: Mapping[str, OuterSection], say: Say
+) -> dict[str, Any]:
+    """Runs data parallel and then `methods`; the result as JSON has it.
+
+    Raises:
+        ConfigError: the task is shorter than a method's window.
+        BugError: the peers' outer states differ after a round.
+    """
+    shape = f"{task.batch_size} x {task.context}"
+    say(f"{text.name}: {task.peers} peers, {task.steps} steps of {shape} characters")
+    say(f"{'method':<16} {'val_loss':>9} {'loss_gap':>9} {'bytes_ratio':>12} {'seconds':>8}")
+    clock = SystemClock()
+    rows: dict[str, dict[str, Any]] = {}
+    baseline: Outcome | None = None
+    identical = True
+    for name, outer in ((DATA_PARALLEL, None), *methods.items()):
+        start_s = clock.monotonic_s()
+        done = data_parallel(task, text) if outer is None else simulate(task, text, outer)
+        baseline = baseline or done
+        identical &= len(set(done.states)) <= 1
+        rows[name] = row = _row(done, baseline)
+        duration_s = clock.monotonic_s() - start_s
+        say(
+            f"{name:<16} {row['val_loss']:>9.4f} {row['loss_gap']:>+9.2%}"
+            f" {row['bytes_ratio']:>11.1f}x {duration_s:>8.1f}"
+        )
+    return {
+        "benchmark": "learning",
+        "text": text.name,
+        "peers": task.peers,
+        "steps": task.steps,
+        "seed": task.seed,
+        "identical_bits": identical,
+        "methods": rows,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; gives the exit code."""
+    parser = benchmark_parser("learning", "Loss against bytes, against data parallel training.")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--text", type=Path, metavar="FILE", help="train on this file")
+    parser.add_argument("--seed", type=int, default=0, help="of initial parameters and data")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    task = Task(seed=options.seed, steps=QUICK_STEPS if options.quick else STEPS)
+    methods = {name: METHODS[name] for name in options.methods}
+
+    def run(say: Say) -> dict[str, Any]:
+        return {
+            "quick": options.quick,
+            **measure(task, read_text(options.text), methods, say),
+        }
+
+    return report(run, json_only=options.json)
+
+
+def _optimizer(model: CharGpt, task: Task) -> Optimizer:
+    inner = task.inner
+    return inner_optimizer(
+        inner.optimizer,
+        model.parameters(),
+        lr=inner.lr,
+        weight_decay=inner.weight_decay,
+        beta1=inner.beta1,
+        beta2=inner.beta2,
+    )
+
+
+def _train(
+    models: Sequence[CharGpt],
+    optimizers: Sequence[Optimizer],
+    batches: torch.Tensor,
+    task: Task,
+    *,
+    step: int,
+) -> None:
+    """One inner step of each model on its own batch: [models, sequences, T + 1]."""
+    losses(models, batches).sum().backward()  # type: ignore[no-untyped-call]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        clip_gradients(model.parameters(), task.inner.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(task, step)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _row(done: Outcome, baseline: Outcome) -> dict[str, Any]:
+    return {
+        "val_loss": round(done.val_loss, 4),
+        "loss_gap": round(done.val_loss / baseline.val_loss - 1, 5),
+        "bytes_ratio": round(baseline.sent_bytes / done.sent_bytes, 1),
+        "sent_bytes": round(done.sent_bytes),
+        "state": short(done.states[0]) if done.states else None,
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,193 @@
+"""Rounds of several peers in one process, with the parts that real peers use and no network.
+
+Each peer has its own model and its own outer store. Payloads are encoded, sent to the reducers of
+their slices, aggregated, encoded once and decoded by everybody, as in a swarm in which nobody is
+late; only time and transport are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runnel.errors import BugError
+from runnel.hashing import digest
+from runnel.node.manifest_spec import OuterSection
+from runnel.node.rounds import slice_bounds
+from runnel.optim import FragmentPlan, ModelBinding, WindowSchedule
+from runnel.optim.codecs import codec_named
+from runnel.optim.outer import optimizer_named
+from runnel.optim.store import Array, Bounds, Encoded, Outcome, OuterStore, StoreParts
+from runnel.types import Digest, short
+from runnel.verification import aggregator_named
+
+if TYPE_CHECKING:
+    from torch import nn
+    from typing_extensions import Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """The only encoding of one slice; `loss` is what it lost, owed by its reducer."""
+
+    reducer: int
+    payload: bytes
+    loss: Array
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A round between hand-over and merge: `payloads` of each peer by slice, `results` by slice."""
+
+    number: int
+    due_step: int
+    bounds: Bounds
+    payloads: tuple[tuple[bytes, ...], ...]
+    results: tuple[_Result, ...]
+
+
+class SimulatedRounds:
+    """The outer half of a run: hand-overs, results and merges of all peers, by inner step.
+
+    Attributes:
+        sent_bytes: payloads and results that each peer has sent to others, [peers].
+    """
+
+    def __init__(
+        self, models: Sequence[nn.Module], plan: FragmentPlan, outer: OuterSection, num_rounds: int
+    ) -> None:
+        """`models` start equal. The last round of each fragment, of `num_rounds`, averages plainly."""
+        self._outer, self._num_rounds = outer, num_rounds
+        self._schedule = WindowSchedule(plan.num_fragments, outer.every_steps)
+        self._bindings = [ModelBinding(model, plan) for model in models]
+        self._stores = [_store_of(binding, outer) for binding in self._bindings]
+        self._started = 0
+        self._open: list[_Open] = []
+        self.sent_bytes = [0] * len(models)
+
+    def after_step(self, step: int, *, tokens: int) -> None:
+        """Does what is due after inner step `step`, from 1, of all peers.
+
+        Args:
+            step: steps taken.
+            tokens: that one peer learned from in one window; its weight.
+
+        Raises:
+            BugError: the peers' states differ after a round.
+        """
+        number = self._started
+        if number < self._num_rounds and step == self._schedule.commit_step(number):
+            self._started += 1
+            self._open.append(self._exchange(number, step + self._outer.overlap_steps, tokens))
+        while self._open and self._open[0].due_step <= step:
+            self._merge(self._open.pop(0))
+
+    def finish(self) -> list[Digest]:
+        """Merges what is on its way; the digest of each peer's outer state, [peers].
+
+        Raises:
+            BugError: the peers' states differ.
+        """
+        while self._open:
+            self._merge(self._open.pop(0))
+        return [_state_digest(store) for store in self._stores]
+
+    def write_outer(self, model_index: int) -> None:
+        """Puts the outer parameters into one of the models."""
+        binding, store = self._bindings[model_index], self._stores[model_index]
+        for fragment in range(len(store.sizes)):
+            binding.write(fragment, store.parameters(fragment))
+
+    def _exchange(self, number: int, due_step: int, tokens: int) -> _Open:
+        fragment = self._schedule.fragment(number)
+        peers = len(self._stores)
+        bounds = slice_bounds(self._stores[0].sizes[fragment], peers)
+        sent = [self._hand_over(number, peer, bounds) for peer in range(peers)]
+        norms = np.array([np.hypot.reduce(one.norms) for one in sent], dtype=np.float32)
+        weights = np.full(peers, min(tokens, self._outer.max_weight_tokens), dtype=np.float32)
+        pool = _drawn_order(number, peers)
+        results = []
+        for index, (low, high) in enumerate(bounds):
+            reducer, payloads = pool[index % peers], [one.payloads[index] for one in sent]
+            reduced = self._stores[reducer].reduce(
+                payloads, weights, norms, numel=high - low, own=reducer
+            )
+            results.append(_Result(reducer, reduced.payload, reduced.loss))
+            self._count(reducer, payloads, reduced.payload)
+        return _Open(number, due_step, bounds, tuple(one.payloads for one in sent), tuple(results))
+
+    def _hand_over(self, number: int, peer: int, bounds: Bounds) -> Encoded:
+        fragment = self._schedule.fragment(number)
+        binding, store = self._bindings[peer], self._stores[peer]
+        snapshot = binding.new_buffer(fragment)
+        binding.read(fragment, snapshot)
+        encoded = store.encode(
+            number, fragment, snapshot, version=store.version(fragment), bounds=bounds
+        )
+        if encoded is None:
+            raise BugError(f"peer {peer} handed over twice for round {number}")
+        return encoded
+
+    def _count(self, reducer: int, payloads: Sequence[bytes], result: bytes) -> None:
+        for peer, payload in enumerate(payloads):
+            if peer == reducer:
+                self.sent_bytes[peer] += (len(payloads) - 1) * len(result)
+            else:
+                self.sent_bytes[peer] += len(payload)
+
+    def _merge(self, done: _Open) -> None:
+        fragment = self._schedule.fragment(done.number)
+        is_closing = done.number >= self._num_rounds - self._schedule.fragments
+        final = is_closing and self._outer.final_averaging
+        results = [result.payload for result in done.results]
+        roots = []
+        for peer, (store, binding) in enumerate(zip(self._stores, self._bindings, strict=True)):
+            roots.append(store.prepare(done.number, fragment, done.bounds, results, final=final))
+            outcome = Outcome(
+                key=done.number,
+                fragment=fragment,
+                bounds=done.bounds,
+                payloads=done.payloads[peer],
+                included=(True,) * len(results),
+                losses=tuple(r.loss if r.reducer == peer else None for r in done.results),
+                final=final,
+            )
+            binding.add(fragment, store.adopt(done.number, outcome).delta)
+        if len(set(roots)) != 1:
+            seen = ", ".join(short(root) for root in roots)
+            raise BugError(f"round {done.number} left states {seen}, expected one on all peers")
+
+
+def _store_of(binding: ModelBinding, outer: OuterSection) -> OuterStore:
+    """A store that starts at the model's parameters."""
+    parameters = [binding.new_buffer(index) for index in range(binding.plan.num_fragments)]
+    for index, buffer in enumerate(parameters):
+        binding.read(index, buffer)
+    parts = StoreParts(
+        codec=codec_named(outer.codec),
+        result_codec=codec_named(outer.result_codec),
+        aggregator=aggregator_named(outer.aggregator),
+        optimizer=optimizer_named(outer.optimizer, lr=outer.lr, momentum=outer.momentum),
+        root_of=_digest_of_all,
+    )
+    return OuterStore(parameters, parts)
+
+
+def _digest_of_all(buffers: Sequence[Buffer]) -> Digest:
+    return digest(*(memoryview(buffer).cast("B") for buffer in buffers))
+
+
+def _drawn_order(number: int, peers: int) -> list[int]:
+    """Peers in the order in which they reduce the slices of a round, drawn as a round draws them."""
+    drawn = number.to_bytes(8, "big")
+    return sorted(range(peers), key=lambda peer: digest(drawn, peer.to_bytes(8, "big")))
+
+
+def _state_digest(store: OuterStore) -> Digest:
+    fragments = range(len(store.sizes))
+    return _digest_of_all(
+        [part(f).data for f in fragments for part in (store.parameters, store.momentum)]
+    )

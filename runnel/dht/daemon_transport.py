@@ -1,0 +1,240 @@
+"""Streams to and from peers through the libp2p daemon; identities are proved by its handshakes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, OrderedDict
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from runnel.dht.daemon_control import DaemonRefusalError
+from runnel.dht.daemon_messages import decode_stream_head
+from runnel.dht.framing import FramedStream, run_handler
+from runnel.dht.multiaddr import parse_peer_address
+from runnel.dht.traffic import ByteCounter
+from runnel.dht.unix_stream import UnixStream
+from runnel.errors import NetworkError
+from runnel.types import PeerId, short
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from runnel.dht.daemon import Daemon
+    from runnel.protocols import StreamHandler
+
+_log = logging.getLogger(__name__)
+
+PREFIX = "/runnel/1/"
+"""What the names of our protocols start with on the network."""
+
+MAX_STREAMS_PER_PEER = 64
+"""Incoming streams that one peer may have open; further ones are closed at once."""
+
+MAX_STREAMS = 1024
+"""Incoming streams in all."""
+
+HEAD_S = 5.0
+"""How long the daemon may take to say whose stream it hands over."""
+
+MAX_KNOWN_PEERS = 1024
+"""Peers whose addresses are kept for when the daemon cannot find them."""
+
+MAX_ADDRESSES_PER_PEER = 8
+
+_REGISTER_S = 10.0
+_UNREGISTER_S = 1.0
+_BACKOFF_STEP_S = 0.25
+_MAX_HEAD_BYTES = 4096
+_NOT_SERVED = "protocols not supported"
+_NOT_TRIED = "dial backoff"
+
+
+class HivemindTransport:
+    """Streams through hivemind's daemon; implements `runnel.protocols.Transport`.
+
+    Survives restarts of the daemon: streams that were open end, handlers stay.
+    """
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._traffic = ByteCounter()
+        self._handlers: dict[str, StreamHandler] = {}
+        self._server: asyncio.AbstractServer | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open: set[UnixStream] = set()
+        self._num_incoming: Counter[PeerId] = Counter()
+        self._addresses: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
+        self._num_refused = 0
+
+    @classmethod
+    async def start(cls, daemon: Daemon) -> HivemindTransport:
+        """A transport over `daemon`, which it does not own: close it first."""
+        transport = cls(daemon)
+        loop = asyncio.get_running_loop()
+        transport._server = await loop.create_unix_server(
+            lambda: UnixStream(transport._accept), daemon.folder.stream_socket
+        )
+        daemon.on_restart(transport._register_all)
+        return transport
+
+    @property
+    def local_id(self) -> PeerId:
+        """This peer."""
+        return self._daemon.identity.peer_id
+
+    @property
+    def traffic(self) -> ByteCounter:
+        """Bytes by purpose and direction, framing included."""
+        return self._traffic
+
+    @property
+    def num_refused(self) -> int:
+        """Incoming streams that were closed because their peer, or all together, had too many."""
+        return self._num_refused
+
+    def learn(self, peer: PeerId, addresses: Iterable[str]) -> None:
+        """Notes where `peer` may be reached, for when the daemon does not find it by itself.
+
+        Args:
+            peer: whose addresses.
+            addresses: multiaddresses with the peer's id at the end. They may come from strangers:
+                malformed ones, those of others and all beyond `MAX_ADDRESSES_PER_PEER` are ignored.
+        """
+        usable = []
+        for text in islice(addresses, MAX_ADDRESSES_PER_PEER):
+            try:
+                named = parse_peer_address(text)
+            except ValueError as error:
+                _log.debug("an address said to be of peer %s: %s", short(peer), error)
+                continue
+            if named.peer == peer:
+                usable.append(named.address)
+        if usable and peer != self.local_id:
+            self._addresses[peer] = tuple(usable)
+            self._addresses.move_to_end(peer)
+            if len(self._addresses) > MAX_KNOWN_PEERS:
+                self._addresses.popitem(last=False)
+
+    async def open(self, peer: PeerId, protocol: str, *, deadline: float) -> FramedStream:
+        """A new stream to `peer`; see `runnel.protocols.Transport.open`.
+
+        Waits while the daemon restarts, and while it keeps off a peer that it could not reach a
+        moment ago.
+        """
+        if self._server is None:
+            raise NetworkError("this transport is closed")
+        async with asyncio.timeout_at(deadline):
+            await self._daemon.ready()
+            stream = await self._dial(peer, protocol, deadline)
+        self._keep(stream)
+        return FramedStream(stream, self._traffic, protocol)
+
+    async def serve(self, protocol: str, handler: StreamHandler) -> None:
+        """Runs `handler` for each incoming stream of `protocol`; the stream closes when it returns."""
+        if self._server is None:
+            raise NetworkError("this transport is closed")
+        self._handlers[protocol] = handler
+        await self._register(protocol)
+
+    async def aclose(self) -> None:
+        """Stops serving, closes all streams, cancels all handlers. Idempotent."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        tasks = self._tasks - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        for stream in tuple(self._open):
+            stream.abort()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._unregister_all()
+
+    async def _dial(self, peer: PeerId, protocol: str, deadline: float) -> UnixStream:
+        control, name = self._daemon.control, PREFIX + protocol
+        tried_addresses = False
+        while True:
+            try:
+                return await control.open_stream(peer, name, deadline=deadline)
+            except DaemonRefusalError as error:
+                reason = str(error)
+            if _NOT_SERVED in reason:
+                raise NetworkError(
+                    f"peer {short(peer)} does not serve {protocol!r}; is it of another version?"
+                )
+            if _NOT_TRIED in reason:
+                await asyncio.sleep(_BACKOFF_STEP_S)
+                continue
+            if tried_addresses or peer not in self._addresses:
+                raise NetworkError(f"peer {short(peer)} cannot be reached: {reason}")
+            tried_addresses = True
+            await self._connect(peer, deadline)
+
+    async def _connect(self, peer: PeerId, deadline: float) -> None:
+        try:
+            await self._daemon.control.connect(peer, self._addresses[peer], deadline=deadline)
+        except DaemonRefusalError as error:
+            _log.debug("peer %s at its known addresses: %s", short(peer), error)
+
+    async def _unregister_all(self) -> None:
+        deadline = asyncio.get_running_loop().time() + _UNREGISTER_S
+        path = self._daemon.folder.stream_socket
+        while self._handlers:
+            protocol, _ = self._handlers.popitem()
+            try:
+                await self._daemon.control.keep_streams(PREFIX + protocol, path, deadline=deadline)
+            except (NetworkError, TimeoutError) as error:
+                _log.debug("the daemon keeps the handler of %r: %s", protocol, error)
+
+    async def _register_all(self) -> None:
+        for protocol in tuple(self._handlers):
+            await self._register(protocol)
+
+    async def _register(self, protocol: str) -> None:
+        deadline = asyncio.get_running_loop().time() + _REGISTER_S
+        async with asyncio.timeout_at(deadline):
+            await self._daemon.ready()
+        await self._daemon.control.hand_over_streams(
+            PREFIX + protocol, self._daemon.folder.stream_socket, deadline=deadline
+        )
+
+    def _keep(self, stream: UnixStream) -> None:
+        self._open.add(stream)
+        stream.on_gone(lambda: self._open.discard(stream))
+
+    def _accept(self, stream: UnixStream) -> None:
+        if self._server is None or len(self._tasks) >= MAX_STREAMS:
+            self._refuse(stream, "all together")
+            return
+        self._keep(stream)
+        task = asyncio.get_running_loop().create_task(self._serve(stream))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _refuse(self, stream: UnixStream, who: str) -> None:
+        self._num_refused += 1
+        _log.debug("too many incoming streams of %s; closed one", who)
+        stream.abort()
+
+    async def _serve(self, stream: UnixStream) -> None:
+        try:
+            async with asyncio.timeout(HEAD_S):
+                head = decode_stream_head(await stream.read_sized(max_bytes=_MAX_HEAD_BYTES))
+        except (OSError, ValueError) as error:
+            _log.debug("an incoming stream without a head: %s", error)
+            stream.abort()
+            return
+        protocol = head.protocol.removeprefix(PREFIX)
+        handler = self._handlers.get(protocol)
+        if handler is None or self._num_incoming[head.peer] >= MAX_STREAMS_PER_PEER:
+            self._refuse(stream, short(head.peer))
+            return
+        stream.belongs_to(head.peer)
+        self._num_incoming[head.peer] += 1
+        try:
+            await run_handler(handler, FramedStream(stream, self._traffic, protocol))
+        finally:
+            stream.abort()
+            self._num_incoming[head.peer] -= 1
+            if not self._num_incoming[head.peer]:
+                del self._num_incoming[head.peer]

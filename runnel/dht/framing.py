@@ -1,0 +1,344 @@
+"""Messages over byte streams: one message is one frame, capped, hashed and acknowledged.
+
+Closing: some transports end both directions when one ends, and lose what is still under way when
+the end that wrote last closes first. So whoever read last closes at once, and the other end
+lingers until it sees that. `FramedStream.aclose` does the right one of the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from blake3 import blake3
+
+from runnel.dht.frames import (
+    HEADER_BYTES,
+    MAX_MESSAGE_BYTES,
+    PIECE_BYTES,
+    TAG_BYTES,
+    Header,
+    Kind,
+    Refusal,
+    batches,
+    tag_of,
+)
+from runnel.errors import PeerError
+from runnel.types import short
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from runnel.dht.traffic import ByteCounter
+    from runnel.protocols import StreamHandler
+    from runnel.types import PeerId
+
+_log = logging.getLogger(__name__)
+
+LINGER_S = 5.0
+"""How long an end that wrote last waits for the other to close."""
+
+
+class ByteStream(Protocol):
+    """An ordered stream of bytes to one authenticated peer: what a transport gives to `FramedStream`."""
+
+    @property
+    def remote(self) -> PeerId:
+        """Who is at the other end; proved by the transport."""
+        ...
+
+    async def read(self, max_bytes: int) -> bytes:
+        """Between 1 and `max_bytes` bytes as soon as there are some; b"" once either end has closed.
+
+        Raises:
+            OSError: the stream broke.
+        """
+        ...
+
+    async def write(self, *parts: Buffer) -> None:
+        """Sends the parts in order and waits while the stream is congested (back-pressure).
+
+        The parts belong to the caller again when this returns: what is still to be sent was copied.
+
+        Raises:
+            OSError: the stream is closed or broke.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Closes both directions; a pending `read` returns b"". Idempotent, never raises."""
+        ...
+
+    def abort(self) -> None:
+        """Closes both directions at once, without waiting. Idempotent, never raises."""
+        ...
+
+
+class FramedStream:
+    """Messages to and from one peer over a `ByteStream`; implements `runnel.protocols.Stream`.
+
+    Concurrent sends take turns. A conversation may send and receive at the same time when each end
+    does the two in tasks of their own; it should end with messages in one direction only. After any
+    failure, a timeout or a cancellation in the middle of a message the stream is of no use: every
+    further call raises ``PeerError("closed")``.
+
+    Costs one pass of hashing per message at each end, and one copy at the receiver beyond what the
+    byte stream copies itself; parts are never joined.
+    """
+
+    def __init__(
+        self,
+        byte_stream: ByteStream,
+        traffic: ByteCounter,
+        purpose: str,
+        *,
+        linger_s: float = LINGER_S,
+    ) -> None:
+        self._bytes = byte_stream
+        self._traffic = traffic
+        self._purpose = purpose
+        self._linger_s = linger_s
+        self._sending = asyncio.Lock()  # one message, from its header to its reply
+        self._writing = asyncio.Lock()  # one frame: replies never land inside a payload
+        self._wire = asyncio.Condition()  # whoever reads a frame
+        self._held: Header | None = None  # read by the half that it is not for
+        self._failure: str | None = None
+        self._closing = False
+        self._wrote_last = False
+        self._refused = False
+
+    @property
+    def remote(self) -> PeerId:
+        """Who is at the other end; proved by the transport."""
+        return self._bytes.remote
+
+    async def send(self, *parts: Buffer, deadline: float) -> None:
+        """Sends one message (the concatenation of `parts`); returns once the other end has checked it.
+
+        Args:
+            parts: contiguous buffers; they must not change until this returns.
+            deadline: loop time, seconds.
+
+        Raises:
+            PeerError: "refused" by the other end, "closed", or "malformed" (its answer makes no sense).
+            TimeoutError: no acknowledgement by `deadline`.
+            ValueError: more than `MAX_MESSAGE_BYTES` in all.
+        """
+        views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
+        length = sum(view.nbytes for view in views)
+        if length > MAX_MESSAGE_BYTES:
+            raise ValueError(f"a message of {length} bytes; a frame holds {MAX_MESSAGE_BYTES}")
+        async with asyncio.timeout_at(deadline), self._sending:
+            with self._failing():
+                self._wrote_last = False
+                header = Header(Kind.DATA, length, await tag_of(views))
+                frame = batches(header.encode(), views)
+                if length <= PIECE_BYTES:
+                    await self._write_frame(frame)
+                    reply = await self._take_reply()
+                else:
+                    reply = await self._write_until_reply(frame)
+                self._check_reply(header, reply)
+
+    async def receive(self, *, max_bytes: int, deadline: float) -> bytearray:
+        """The next message, its hash checked; acknowledges it.
+
+        Memory grows with what arrives, not with what a header announces.
+
+        Args:
+            max_bytes: a longer message is refused from its header alone.
+            deadline: loop time, seconds.
+
+        Raises:
+            PeerError: "too-large", "hash-mismatch", "malformed" or "closed".
+            TimeoutError: nothing complete by `deadline`.
+        """
+        async with asyncio.timeout_at(deadline):
+            with self._failing():
+                async with self._frame(reply=False) as header:
+                    if header.length > max_bytes:
+                        await self._refuse(header, Refusal.TOO_LARGE)
+                        raise PeerError(
+                            "too-large", f"a message of {header.length} bytes, at most {max_bytes}"
+                        )
+                    payload, tag = await self._read_payload(header.length)
+                if tag != header.tag:
+                    await self._refuse(header, Refusal.HASH_MISMATCH)
+                    raise PeerError("hash-mismatch", f"in a message of {header.length} bytes")
+                await self._answer(Header(Kind.ACK, 0, header.tag))
+                return payload
+
+    async def aclose(self) -> None:
+        """Ends the conversation; lingers up to `linger_s` if our bytes were the last ones.
+
+        Idempotent; calls in progress raise ``PeerError("closed")``.
+        """
+        if self._closing:
+            return
+        self._closing = True
+        intact = self._failure is None or self._refused
+        self._failure = self._failure or "closed here"
+        try:
+            if self._wrote_last and intact and not self._wire.locked():
+                await self._linger()
+        except asyncio.CancelledError:
+            self._bytes.abort()
+            raise
+        await self._bytes.aclose()
+
+    @property
+    def refused(self) -> bool:
+        """Whether a message was refused here, so that closing must wait until that has arrived."""
+        return self._refused
+
+    def abort(self) -> None:
+        """Drops the connection at once: for failures, where lingering would hide them."""
+        self._closing = True
+        self._failure = self._failure or "closed here"
+        self._bytes.abort()
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """A border behind which every way out but the good one makes the stream useless."""
+        if self._failure is not None:
+            raise PeerError("closed", self._failure)
+        try:
+            yield
+        except BaseException as error:
+            self._failure = self._failure or (str(error) or type(error).__name__)
+            if not self._refused:  # the refusal must still arrive; `aclose` lingers for it
+                self._bytes.abort()
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+                raise PeerError("closed", str(error)) from error
+            raise
+
+    async def _write_until_reply(self, frame: Iterator[Sequence[Buffer]]) -> Header:
+        """Writes a long frame while listening: a refusal of its header ends the writing early."""
+        outcome: Header | PeerError
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(self._write_frame(frame))
+            try:
+                outcome = await self._take_reply()
+            except PeerError as error:
+                outcome = error
+            if isinstance(outcome, PeerError) or outcome.kind is Kind.REFUSE:
+                writing.cancel()
+        if isinstance(outcome, PeerError):
+            raise outcome
+        return outcome
+
+    async def _write_frame(self, frame: Iterator[Sequence[Buffer]]) -> None:
+        """Writes DATA; a stream that breaks meanwhile shows when the reply is read, with the reason."""
+        try:
+            async with self._writing:
+                for batch in frame:
+                    await self._write(*batch)
+        except OSError as error:
+            _log.debug("writing to %s failed: %s", short(self.remote), error)
+
+    async def _write(self, *parts: Buffer) -> None:
+        await self._bytes.write(*parts)
+        self._traffic.add_sent(self._purpose, sum(memoryview(part).nbytes for part in parts))
+
+    async def _answer(self, header: Header) -> None:
+        async with self._writing:
+            await self._write(header.encode())
+        self._wrote_last = True
+
+    async def _refuse(self, header: Header, reason: Refusal) -> None:
+        await self._answer(Header(Kind.REFUSE, reason, header.tag))
+        self._refused = True
+
+    async def _take_reply(self) -> Header:
+        try:
+            async with self._frame(reply=True) as header:
+                return header
+        except OSError as error:
+            raise PeerError("closed", str(error)) from error
+
+    def _check_reply(self, sent: Header, reply: Header) -> None:
+        if reply.tag != sent.tag:
+            raise PeerError("malformed", "an answer to a message that was not sent")
+        if reply.kind is Kind.REFUSE:
+            reason = Refusal(reply.length).name.lower().replace("_", " ")
+            raise PeerError("refused", f"a message of {sent.length} bytes: {reason}")
+
+    @contextlib.asynccontextmanager
+    async def _frame(self, *, reply: bool) -> AsyncIterator[Header]:
+        """The next header for one half of the conversation, and the wire while its payload is read.
+
+        Whichever half waits first reads for both; a header for the other half is held until that
+        half takes it, because its payload, if it has one, comes next on the wire.
+        """
+        async with self._wire:
+            try:
+                while True:
+                    await self._wire.wait_for(
+                        lambda: self._held is None or self._held.is_reply is reply
+                    )
+                    header = self._held or await self._read_header()
+                    if header.is_reply and not self._sending.locked():
+                        raise PeerError("malformed", "an answer although nothing was sent")
+                    if header.is_reply is reply:
+                        self._held = None
+                        break
+                    self._held = header
+                yield header
+            finally:
+                self._wire.notify_all()
+
+    async def _read_header(self) -> Header:
+        data = b""
+        while len(data) < HEADER_BYTES:
+            data += await self._read(HEADER_BYTES - len(data))
+        self._wrote_last = False
+        return Header.decode(data)
+
+    async def _read_payload(self, length: int) -> tuple[bytearray, bytes]:
+        payload, hasher = bytearray(), blake3()
+        while len(payload) < length:
+            piece = await self._read(min(PIECE_BYTES, length - len(payload)))
+            hasher.update(piece)
+            payload += piece
+        return payload, hasher.digest(TAG_BYTES)
+
+    async def _read(self, max_bytes: int) -> bytes:
+        data = await self._bytes.read(max_bytes)
+        if not data:
+            raise PeerError("closed", self._failure or "by the other end")
+        self._traffic.add_received(self._purpose, len(data))
+        return data
+
+    async def _linger(self) -> None:
+        """Waits for the other end to close. After a refusal, what it still sends is thrown away."""
+        try:
+            async with asyncio.timeout(self._linger_s):
+                while data := await self._bytes.read(PIECE_BYTES):
+                    self._traffic.add_received(self._purpose, len(data))
+                    if not self._refused:
+                        return  # a new message: so our acknowledgement has arrived
+        except OSError as error:  # TimeoutError is one
+            _log.debug("lingering for %s: %s", short(self.remote), str(error) or "no close in time")
+
+
+async def run_handler(handler: StreamHandler, stream: FramedStream) -> None:
+    """Serves one incoming stream and ends it: the border at which a handler's failures stop.
+
+    The other end sees the stream close, and nothing of what went wrong.
+    """
+    try:
+        await handler(stream)
+    except (PeerError, TimeoutError) as error:
+        _log.debug("stream of %s: %s", short(stream.remote), str(error) or "too late")
+        if not stream.refused:
+            stream.abort()
+    except Exception:  # noqa: BLE001 - a task border: one handler's mistake ends no other
+        _log.exception("a handler failed while serving %s", short(stream.remote))
+        stream.abort()
+    except BaseException:
+        stream.abort()
+        raise
+    await stream.aclose()

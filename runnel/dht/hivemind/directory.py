@@ -1,0 +1,297 @@
+"""The directory over hivemind's DHT.
+
+The only module that imports hivemind, and with it torch: import it late.
+
+Used of it: the DHT's remote procedures with their routing table and storage (`DHTProtocol`), over
+connections to a daemon that we start ourselves. Searching is ours: hivemind's own loses what it
+has found when its caller stops waiting, and trusts values of strangers to decode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import statistics
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from runnel.clock import Clock, SystemClock
+from runnel.dht.hivemind.side_effects import undone
+from runnel.dht.records import MAX_TTL_S, Record, SignedRecordValidator, value_of
+from runnel.dht.search import search
+from runnel.types import PeerId, short
+
+_log = logging.getLogger(__name__)
+
+with undone(_log):
+    from hivemind.dht.protocol import DHTProtocol
+    from hivemind.dht.routing import DHTID
+    from hivemind.dht.storage import DictionaryDHTValue
+    from hivemind.dht.validation import DHTRecord, RecordValidatorBase
+    from hivemind.p2p import P2P, PeerID
+    from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
+    from hivemind.proto import dht_pb2
+    from hivemind.utils.auth import AuthRole, AuthRPCWrapper
+    from hivemind.utils.multiaddr import Multiaddr
+
+if TYPE_CHECKING:
+    from runnel.dht.daemon import Daemon
+
+REPLICAS = 5
+"""Nodes that are asked to hold a record."""
+
+SEARCH_WIDTH = 20
+"""Answering nodes after which a search ends; also the size of a bucket of the routing table."""
+
+PARALLEL = 8
+"""Questions of one search in flight."""
+
+CALL_S = 3.0
+"""How long a node may take to answer."""
+
+MAX_KEYS = 10_000
+"""Keys held for others; beyond them those that expire first are dropped."""
+
+CLOCK_WARNING_S = 3.0
+_DEPTH_MODULO = 5
+_MAX_CALLS = 64
+_ATTACH_S = 10.0
+
+Found = dict[PeerId, tuple[bytes, float]]
+"""By author: what is stored, and when it expires."""
+
+
+class _Validator(RecordValidatorBase):  # type: ignore[misc] # untyped library
+    """What hivemind asks about records, answered by ours."""
+
+    def __init__(self, records: SignedRecordValidator) -> None:
+        self._records = records
+
+    def validate(self, record: DHTRecord) -> bool:
+        """Whether to believe, and keep, a record of somebody else."""
+        return self._records.check(
+            Record(record.key, record.subkey, record.value, record.expiration_time)
+        )
+
+
+class DirectoryProtocol(DHTProtocol):  # type: ignore[misc] # untyped library
+    """hivemind's protocol; a bad record among good ones costs the bad one only."""
+
+    _rpc_handlers = None  # cached per class: these belong to the other one's name
+
+    def _validate_dictionary(self, key_bytes: bytes, dictionary: DictionaryDHTValue) -> bool:
+        with dictionary.freeze():
+            bad = [
+                subkey
+                for subkey, (stored, expires_s) in dictionary.items()
+                if not self._validate_record(
+                    key_bytes, self.serializer.dumps(subkey), stored, expires_s
+                )
+            ]
+        for subkey in bad:
+            del dictionary[subkey]
+        # Both are the sender's words, and would be merged into what we hold.
+        dictionary.maxsize = float("inf")
+        dictionary.latest_expiration_time = max(
+            (item.expiration_time for item in dictionary.data.values()), default=float("-inf")
+        )
+        return bool(dictionary.data)
+
+
+class HivemindDirectory:
+    """Signed records in a DHT that all peers carry together; implements `runnel.protocols.PeerDirectory`.
+
+    Survives restarts of the daemon with what it stores for others.
+    """
+
+    def __init__(self, daemon: Daemon, clock: Clock) -> None:
+        self._daemon = daemon
+        self._clock = clock
+        self._records = SignedRecordValidator(daemon.identity, clock)
+        self._p2p: Any = None
+        self._protocol: Any = None
+        self._skews_s: dict[PeerId, float] = {}
+
+    @classmethod
+    async def start(cls, daemon: Daemon, clock: Clock | None = None) -> HivemindDirectory:
+        """A directory over `daemon`, alone until it has joined others. Close it before the daemon.
+
+        Raises:
+            TimeoutError: the daemon does not answer.
+        """
+        directory = cls(daemon, clock or SystemClock())
+        async with asyncio.timeout(_ATTACH_S):
+            directory._p2p = await _attach(daemon)
+            directory._protocol = await DirectoryProtocol.create(
+                directory._p2p,
+                DHTID.generate(),
+                SEARCH_WIDTH,
+                _DEPTH_MODULO,
+                REPLICAS,
+                CALL_S,
+                _MAX_CALLS,
+                record_validator=_Validator(directory._records),
+            )
+        directory._protocol.storage.maxsize = MAX_KEYS
+        directory._protocol.cache.maxsize = 0  # nobody's records but those we are asked to hold
+        daemon.on_restart(directory._reattach)
+        return directory
+
+    @property
+    def num_neighbours(self) -> int:
+        """Nodes in the routing table."""
+        return len(self._protocol.routing_table.uid_to_peer_id)
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Records that were refused, by reason; see `SignedRecordValidator`."""
+        return self._records.refused
+
+    @property
+    def clock_skew_s(self) -> float:
+        """By how much our clock is behind those of the peers met first: the median."""
+        return statistics.median(self._skews_s.values()) if self._skews_s else 0.0
+
+    async def publish(self, key: str, value: bytes, *, ttl_s: float, deadline: float) -> bool:
+        """Stores `value` under (`key`, this peer), signed; whether anybody holds it now.
+
+        Raises:
+            ValueError: the value is longer than `records.MAX_VALUE_BYTES`, or `ttl_s` above an hour.
+        """
+        if not 0 < ttl_s <= MAX_TTL_S:
+            raise ValueError(f"a record that lives {ttl_s} s; expected up to {MAX_TTL_S:.0f} s")
+        key_id = DHTID.generate(key)
+        expires_s = self._clock.unix_s() + self.clock_skew_s + ttl_s
+        record = self._records.sign(key_id.to_bytes(), value, expires_s)
+        author = bytes(self._daemon.identity.peer_id)
+        held = [self._protocol.storage.store(key_id, record.stored, expires_s, subkey=author)]
+
+        async def hand_to(peer: PeerID) -> None:
+            answer = await self._protocol.call_store(
+                peer, [key_id], [record.stored], [expires_s], [author]
+            )
+            held.extend(answer or ())
+
+        try:
+            async with asyncio.timeout_at(deadline), asyncio.TaskGroup() as group:
+                for peer in islice((await self._search(key_id, {})).values(), REPLICAS):
+                    group.create_task(hand_to(peer))
+        except TimeoutError:
+            _log.debug("publishing under %r was cut short at its deadline", key)
+        return any(held)
+
+    async def lookup(self, key: str, *, deadline: float) -> Mapping[PeerId, bytes]:
+        """All live, correctly signed values under `key`, by peer; what was found by `deadline`."""
+        key_id, found = DHTID.generate(key), Found()
+        _merge(found, self._protocol.storage.get(key_id))
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._search(key_id, found)
+        except TimeoutError:
+            _log.debug("looking up %r was cut short at its deadline", key)
+        return {author: value_of(stored) for author, (stored, _) in sorted(found.items())}
+
+    async def join(self, peers: Iterable[PeerId], *, deadline: float) -> set[PeerId]:
+        """Makes `peers`, and those near us that they know, neighbours; the ones who answered.
+
+        Whoever does not answer by `deadline` is left out.
+        """
+        answered: set[PeerId] = set()
+
+        async def greet(peer: PeerId) -> None:
+            if await self._ping(peer):
+                answered.add(peer)
+
+        try:
+            async with asyncio.timeout_at(deadline):
+                async with asyncio.TaskGroup() as group:
+                    for peer in peers:
+                        group.create_task(greet(peer))
+                await self._search(self._protocol.node_id, {})
+        except TimeoutError:
+            _log.debug("joining the directory was cut short at its deadline")
+        return answered
+
+    async def aclose(self) -> None:
+        """Leaves the directory. Idempotent."""
+        p2p, self._p2p = self._p2p, None
+        if p2p is not None:
+            await _detach(p2p)
+
+    async def _search(self, key_id: DHTID, found: Found) -> dict[int, PeerID]:
+        """The nearest nodes to `key_id`; what they hold under it is added to `found`."""
+        protocol = self._protocol
+
+        async def ask(peer: PeerID) -> dict[int, PeerID] | None:
+            answer = await protocol.call_find(peer, [key_id])
+            if answer is None:
+                return None
+            held, named = answer[key_id]
+            _merge(found, held)
+            named.pop(protocol.node_id, None)
+            return dict(islice(named.items(), SEARCH_WIDTH))
+
+        start = protocol.routing_table.get_nearest_neighbors(
+            key_id, SEARCH_WIDTH, exclude=protocol.node_id
+        )
+        return await search(key_id, dict(start), ask, width=SEARCH_WIDTH, parallel=PARALLEL)
+
+    async def _ping(self, peer: PeerId) -> bool:
+        """Makes us and `peer` neighbours, and notes the difference of our clocks."""
+        protocol, sent_s = self._protocol, self._clock.unix_s()
+        try:
+            request = dht_pb2.PingRequest(peer=protocol.node_info)
+            response = await protocol.get_stub(PeerID(peer)).rpc_ping(request, timeout=CALL_S)
+            node_id = DHTID.from_bytes(response.peer.node_id)
+            await protocol.update_routing_table(node_id, PeerID(peer), responded=True)
+        except Exception as error:  # noqa: BLE001 - the border to a library that raises anything
+            _log.debug("peer %s did not answer a ping: %r", short(peer), error)
+            return False
+        skew_s = response.dht_time - (sent_s + self._clock.unix_s()) / 2
+        self._skews_s[peer] = max(-MAX_TTL_S, min(MAX_TTL_S, skew_s))
+        if abs(self.clock_skew_s) > CLOCK_WARNING_S:
+            _log.warning(
+                "this machine's clock is %.0f s %s those of its peers; set it by the network's time",
+                abs(self.clock_skew_s),
+                "behind" if self.clock_skew_s > 0 else "ahead of",
+            )
+        return True
+
+    async def _reattach(self) -> None:
+        """After a restart of the daemon: the same node over a new connection."""
+        old = self._p2p
+        if old is None:
+            return
+        async with asyncio.timeout(_ATTACH_S):
+            self._p2p = self._protocol.p2p = await _attach(self._daemon)
+            served = AuthRPCWrapper(self._protocol, AuthRole.SERVICER, None)
+            await self._protocol.add_p2p_handlers(self._p2p, served)
+        await _detach(old)
+
+
+async def _attach(daemon: Daemon) -> P2P:
+    return await P2P.replicate(Multiaddr(f"/unix{daemon.folder.daemon_socket}"))
+
+
+async def _detach(p2p: P2P) -> None:
+    """Ends a connection with all that waits for it: hivemind leaves its calls and tasks waiting."""
+    control = p2p._client.control
+    for call in control._pending_calls.values():
+        if not call.done():
+            call.set_exception(P2PDaemonError("the connection to the daemon was closed"))
+    tasks = [*control._handler_tasks.values(), control._read_task, control._write_task]
+    await p2p.shutdown()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _merge(found: Found, held: Any) -> None:
+    """Adds records that were checked when they came, the latest of each author."""
+    if held is None or not isinstance(held.value, DictionaryDHTValue):
+        return
+    for subkey, (stored, expires_s) in held.value.items():
+        author = PeerId(subkey)
+        if author not in found or found[author][1] < expires_s:
+            found[author] = (stored, expires_s)

@@ -1,0 +1,92 @@
+"""A private folder for the daemon's sockets: short, ours alone, and gone when its process is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from runnel.errors import StorageError
+
+_log = logging.getLogger(__name__)
+
+PREFIX = "runnel-daemon-"
+MAX_SOCKET_PATH_BYTES = 103
+"""The shortest limit among the systems that we run on (macOS); Linux allows four more."""
+
+_LONGEST_NAME = len(PREFIX) + 8 + len("/daemon.sock")
+_LOCK = "lock"
+
+
+class SocketFolder:
+    """A folder with mode 0700 under the system's temporary one, locked while this process lives.
+
+    Creating one removes those of processes that were killed: their locks are free.
+    """
+
+    def __init__(self) -> None:
+        parent = _parent()
+        _remove_stale(parent)
+        try:
+            self._path, self._lock = _create(parent)
+        except OSError as error:
+            raise StorageError(
+                f"cannot create a folder for sockets in {parent} ({error.strerror}); "
+                "set TMPDIR to a short path of a writable folder"
+            ) from error
+
+    @property
+    def daemon_socket(self) -> str:
+        """Where the daemon listens for requests."""
+        return str(self._path / "daemon.sock")
+
+    @property
+    def stream_socket(self) -> str:
+        """Where we listen for incoming streams."""
+        return str(self._path / "stream.sock")
+
+    def remove_socket(self) -> None:
+        """Deletes the daemon's socket, which a killed daemon leaves behind."""
+        Path(self.daemon_socket).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Deletes the folder with all that is in it. Idempotent."""
+        if self._lock >= 0:
+            shutil.rmtree(self._path, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _parent() -> Path:
+    parent = Path(tempfile.gettempdir())
+    if len(os.fsencode(parent)) + 1 + _LONGEST_NAME > MAX_SOCKET_PATH_BYTES:
+        return Path("/tmp")  # noqa: S108 - only the parent: the folder itself is new, and ours
+    return parent
+
+
+def _create(parent: Path) -> tuple[Path, int]:
+    """Makes and locks a folder before it gets the name under which others may find it stale."""
+    hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent))
+    lock = os.open(hidden / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    path = parent / hidden.name[1:]
+    hidden.rename(path)
+    return path, lock
+
+
+def _remove_stale(parent: Path) -> None:
+    for path in parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # another user's, or removed by another process just now
+            if path.is_symlink() or path.stat().st_uid != os.getuid():
+                continue
+            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+                _log.debug("removed %s, left behind by a process that was killed", path)
+            finally:
+                os.close(lock)

@@ -1,0 +1,25 @@
+"""Arrays in, arrays out: arithmetic of codecs, the exact outer step, sums in a fixed order.
+
+Knows no sockets, no clock, no threads. Importing it loads numpy only; numba follows at first use.
+"""
+
+from runnel.kernels.arrays import require_vector
+from runnel.kernels.dispatch import implementation, warm_up
+from runnel.kernels.outer_step import averaging_step, nesterov_step
+from runnel.kernels.signatures import BlockKernels, ElementwiseKernels, Float32, Implementation
+from runnel.kernels.statistics import first_non_finite, norm, sum_of_squares
+
+__all__ = [
+    "BlockKernels",
+    "ElementwiseKernels",
+    "Float32",
+    "Implementation",
+    "averaging_step",
+    "first_non_finite",
+    "implementation",
+    "nesterov_step",
+    "norm",
+    "require_vector",
+    "sum_of_squares",
+    "warm_up",
+]

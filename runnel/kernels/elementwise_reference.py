@@ -1,0 +1,104 @@
+"""What the elementwise arithmetic computes, in plain numpy: the definition, and the fallback without numba."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runnel.kernels.signatures import ElementwiseKernels, Float32, Halves
+
+_LARGEST_HALF = np.float32(65504)
+_NEGLIGIBLE = np.float32(2.0**-100)
+_LANES = 64
+_ROWS = 4096
+
+
+def half_encode(values: Float32, residual: Float32, halves: Halves) -> None:
+    """See `ElementwiseKernels.half_encode`."""
+    with np.errstate(under="ignore"):
+        nearest = np.clip(values, -_LARGEST_HALF, _LARGEST_HALF).astype(np.float16)
+    halves[:] = nearest.view(np.uint16)
+    residual[:] = values - nearest.astype(np.float32)
+
+
+def half_decode(halves: Halves, out: Float32) -> None:
+    """See `ElementwiseKernels.half_decode`."""
+    out[:] = halves.view(np.float16)
+
+
+def half_accumulate(halves: Halves, factor: np.float32, out: Float32) -> None:
+    """See `ElementwiseKernels.half_accumulate`."""
+    float_accumulate(halves.view(np.float16).astype(np.float32), factor, out)
+
+
+def half_finite(halves: Halves) -> bool:
+    """See `ElementwiseKernels.half_finite`."""
+    return bool(np.isfinite(halves.view(np.float16)).all())
+
+
+def float_accumulate(values: Float32, factor: np.float32, out: Float32) -> None:
+    """See `ElementwiseKernels.float_accumulate`."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        out += factor * values
+
+
+def first_non_finite(values: Float32) -> int:
+    """See `ElementwiseKernels.first_non_finite`."""
+    found = np.flatnonzero(~np.isfinite(values))
+    return int(found[0]) if found.size else -1
+
+
+def sum_of_squares(values: Float32) -> float:
+    """See `ElementwiseKernels.sum_of_squares`."""
+    lanes: npt.NDArray[np.float64] = np.zeros((1, _LANES))
+    whole = values.size - values.size % _LANES
+    rows = values[:whole].reshape(-1, _LANES)
+    for start in range(0, len(rows), _ROWS):
+        squares = np.square(rows[start : start + _ROWS], dtype=np.float64)
+        lanes = np.add.accumulate(np.concatenate([lanes, squares]))[-1:]  # one row after the other
+    rest = np.square(values[whole:], dtype=np.float64)
+    lanes[0, : rest.size] += rest
+    total = 0.0
+    for lane in lanes[0].tolist():
+        total += lane
+    return total
+
+
+def nesterov(
+    parameters: Float32,
+    momentum: Float32,
+    pseudo_gradient: Float32,
+    lr: np.float32,
+    mu: np.float32,
+) -> None:
+    """See `ElementwiseKernels.nesterov`."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        momentum[:] = _without_negligible(mu * momentum + pseudo_gradient)
+        ahead = pseudo_gradient + mu * momentum
+        parameters[:] = _without_negligible(parameters - lr * ahead)
+
+
+def average(parameters: Float32, pseudo_gradient: Float32) -> None:
+    """See `ElementwiseKernels.average`."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        parameters[:] = _without_negligible(parameters - pseudo_gradient)
+
+
+def _without_negligible(values: npt.NDArray[Any]) -> Float32:
+    """A float32 copy with +0 for what is below 2^-100."""
+    return np.where(np.abs(values) < _NEGLIGIBLE, np.float32(0), values)
+
+
+ELEMENTS = ElementwiseKernels(
+    half_encode=half_encode,
+    half_decode=half_decode,
+    half_accumulate=half_accumulate,
+    half_finite=half_finite,
+    float_accumulate=float_accumulate,
+    first_non_finite=first_non_finite,
+    sum_of_squares=sum_of_squares,
+    nesterov=nesterov,
+    average=average,
+)

@@ -1,0 +1,85 @@
+"""What an implementation of the arithmetic consists of; two stand behind it, see `dispatch`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+Codes = npt.NDArray[Any]
+"""int8 [values] for int8; uint8 [values / 2] for the 4-bit codecs."""
+
+Scales = npt.NDArray[Any]
+"""uint16 [blocks] (the upper half of a float32) for int8 and int4; uint8 [blocks] for E3M0."""
+
+Halves = npt.NDArray[np.uint16]
+"""uint16 [values]: the bits of IEEE half-precision numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockKernels:
+    """The operations of a block codec, on whole blocks. Arrays are 1-D, C-contiguous, of fitting sizes.
+
+    Nothing is checked here: the codec checks first, since compiled code does not watch bounds.
+    """
+
+    encode: Callable[[Float32, Float32, Codes, Scales, int], int]
+    """``(values, residual, codes, scales, block)``: the first block with a NaN or Inf, or -1.
+
+    `residual` is `values` itself, another array of its size, or `block` values of scratch.
+    Blocks before a refused one are complete; from it on, nothing is written.
+    """
+
+    decode: Callable[[Codes, Scales, Float32, int], None]
+    """``(codes, scales, out, block)``: overwrites `out`."""
+
+    accumulate: Callable[[Codes, Scales, np.float32, Float32, int], None]
+    """``(codes, scales, factor, out, block)``: adds; each product and each sum is rounded by itself."""
+
+    canonical: Callable[[Codes], bool]
+    """``(codes)``: whether no code is one that the encoder never writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ElementwiseKernels:
+    """The operations on single values and the sums in a fixed order. Same rules as `BlockKernels`."""
+
+    half_encode: Callable[[Float32, Float32, Halves], None]
+    """``(values, residual, halves)``: to nearest even, clamped to +-65504; `residual` may be `values`."""
+
+    half_decode: Callable[[Halves, Float32], None]
+    """``(halves, out)``: overwrites `out`."""
+
+    half_accumulate: Callable[[Halves, np.float32, Float32], None]
+    """``(halves, factor, out)``: adds; each product and each sum is rounded by itself."""
+
+    half_finite: Callable[[Halves], bool]
+    """``(halves)``: whether none is NaN or infinite."""
+
+    float_accumulate: Callable[[Float32, np.float32, Float32], None]
+    """``(values, factor, out)``: adds; each product and each sum is rounded by itself."""
+
+    first_non_finite: Callable[[Float32], int]
+    """``(values)``: the index of the first NaN or Inf, or -1."""
+
+    sum_of_squares: Callable[[Float32], float]
+    """``(values)``: in float64, over 64 lanes in a fixed order; see `statistics.sum_of_squares`."""
+
+    nesterov: Callable[[Float32, Float32, Float32, np.float32, np.float32], None]
+    """``(parameters, momentum, pseudo_gradient, lr, mu)``: see `outer_step.nesterov_step`."""
+
+    average: Callable[[Float32, Float32], None]
+    """``(parameters, pseudo_gradient)``: see `outer_step.averaging_step`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """All arithmetic by one technique; every technique gives the same bits."""
+
+    name: str
+    blocks: Mapping[str, BlockKernels]
+    elements: ElementwiseKernels

@@ -1,0 +1,120 @@
+"""What the round protocol wants done: data, carried out in order by a driver or a simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from runnel.node.chain import Fork
+from runnel.node.events import Event
+from runnel.node.messages import Message
+from runnel.node.records import Commitment, Share, SliceResult
+from runnel.types import Digest, PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Keys to write (None deletes), durable in one step before any later action is carried out."""
+
+    updates: Mapping[str, bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A control message to one peer, or to all whom it may concern."""
+
+    message: Message
+    to: PeerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundKey:
+    """A round as it derives from one record: its number and that record's hash."""
+
+    number: int
+    base: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class WantHandover:
+    """Asks the trainer for its share of a round; `urgent` means with whatever it has by now."""
+
+    key: RoundKey
+    fragment: int
+    num_slices: int
+    urgent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """Sends this peer's payload of one slice to a reducer."""
+
+    key: RoundKey
+    slice_index: int
+    commitment: Digest
+    to: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """Aggregates the payloads of `senders`, a part of the decided set, in its order.
+
+    `included` are their places in the set.
+    """
+
+    key: RoundKey
+    slice_index: int
+    senders: tuple[Commitment, ...]
+    included: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Gets a result's bytes from the first of `holders` that has them."""
+
+    root: Digest
+    size_bytes: int
+    holders: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Computes the state of a round's fragment after these results, without adopting it."""
+
+    key: RoundKey
+    slices: tuple[SliceResult, ...]
+    shares: tuple[Share, ...]
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """The chain moved to `path`: give up and adopt records, and write state, `updates` and head in one step."""
+
+    fork: Fork
+    path: tuple[Digest, ...]
+    updates: Mapping[str, bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A fact for the journal."""
+
+    event: Event
+
+
+Action = Store | Send | WantHandover | Scatter | Reduce | Fetch | Prepare | Adopt | Note
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What the codec thread says of a handed-over and encoded contribution."""
+
+    key: RoundKey
+    payload_root: Digest
+    slice_norms: tuple[float, ...]
+    tokens: int
+    steps: int
+    loss: float
+    payload_bytes: int
+    updates: Mapping[str, bytes | None]

@@ -1,0 +1,259 @@
+"""From an entrance and a model to the parts of a peer: plan, store, state from disk or from members."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runnel.clock import SystemClock
+from runnel.dht.blob_shelf import BlobShelf
+from runnel.dht.blobs import tree_root
+from runnel.errors import ConfigError, NetworkError, PeerError, RunMismatchError
+from runnel.hashing import digest
+from runnel.node import joining, storage_keys
+from runnel.node.actions import RoundKey
+from runnel.node.announcer import find_peers
+from runnel.node.deadlines import Limits
+from runnel.node.durable import DurableLog
+from runnel.node.entrance import Entrance
+from runnel.node.joining import Fetched, Source, genesis_blob
+from runnel.node.manifest import Genesis, SignedManifest
+from runnel.node.outcomes import genesis_record
+from runnel.node.place import Local
+from runnel.node.protocol import RoundProtocol
+from runnel.node.protocol_state import ProtocolSettings, ProtocolState
+from runnel.node.records import Record
+from runnel.node.ticket import Ticket
+from runnel.node.vault import Vault
+from runnel.optim.binding import ModelBinding, plan_model
+from runnel.optim.codecs import codec_named
+from runnel.optim.fragments import FragmentPlan
+from runnel.optim.outer import optimizer_named
+from runnel.optim.store import OuterStore, StoreParts
+from runnel.types import PeerId
+from runnel.verification.aggregators import aggregator_named
+
+if TYPE_CHECKING:
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+_FETCH_S = 1200.0
+_LOOKUP_S = 5.0
+
+
+@dataclass(slots=True)
+class Assembly:
+    """The parts of a peer before it begins."""
+
+    manifest: SignedManifest
+    folder: Path
+    plan: FragmentPlan
+    store: OuterStore
+    vault: Vault
+    log: DurableLog
+    shelf: BlobShelf
+    protocol: RoundProtocol
+    genesis_blob: bytes
+    max_slice_bytes: int
+    fetched: Fetched | None
+    began_s: float
+
+
+def assemble(entrance: Entrance, model: nn.Module) -> Assembly:
+    """Builds all parts; a new run's manifest is made here, another's state is fetched.
+
+    Raises:
+        ConfigError: the model cannot be exchanged.
+        RunMismatchError: the model is not the run's.
+        NetworkError: the run's state cannot be had.
+        InputFileError, StorageError: the state on disk is damaged or cannot be written.
+    """
+    began_s = SystemClock().monotonic_s()
+    spec = entrance.manifest.spec if entrance.manifest else entrance.place.spec  # type: ignore[union-attr]
+    plan = plan_model(model, spec.outer.fragments)
+    binding = ModelBinding(model, plan)
+    values = [binding.new_buffer(fragment) for fragment in range(plan.num_fragments)]
+    for fragment, buffer in enumerate(values):
+        binding.read(fragment, buffer)
+    parts = StoreParts(
+        codec=codec_named(spec.outer.codec),
+        result_codec=codec_named(spec.outer.result_codec),
+        aggregator=aggregator_named(spec.outer.aggregator),
+        optimizer=optimizer_named(
+            spec.outer.optimizer, lr=spec.outer.lr, momentum=spec.outer.momentum
+        ),
+        root_of=tree_root,
+    )
+    store = OuterStore(values, parts)
+    founding = entrance.manifest is None
+    first = [store.root(f) for f in range(plan.num_fragments)]
+    if founding:
+        entrance.manifest = _found(entrance, plan, genesis_blob(first))
+    manifest = entrance.manifest
+    assert manifest is not None  # founded or found before
+    if manifest.spec.model.fingerprint != plan.fingerprint().hex():
+        raise RunMismatchError(
+            f"the model's parameters have fingerprint {plan.fingerprint().hex()[:8]}, the run's"
+            f" {manifest.spec.model.fingerprint[:8]}: build the model with the names and shapes of the run"
+        )
+    return _restore(entrance, manifest, plan, store, began_s)
+
+
+def _found(entrance: Entrance, plan: FragmentPlan, first: bytes) -> SignedManifest:
+    """The manifest of a new run whose first member is this peer."""
+    place, owner = entrance.place, entrance.owner
+    if not isinstance(place, Local) or owner is None:
+        raise ConfigError("only a run of your own can be founded here")
+    published = place.spec.published()
+    model = published.model.model_copy(update={"fingerprint": plan.fingerprint().hex()})
+    genesis = Genesis(
+        state_root=digest(first),
+        members=(entrance.identity.peer_id,),
+        created_unix_s=int(SystemClock().unix_s()),
+        data_root=place.data_root,
+    )
+    return SignedManifest.issue(owner, published.model_copy(update={"model": model}), genesis)
+
+
+def _restore(
+    entrance: Entrance,
+    manifest: SignedManifest,
+    plan: FragmentPlan,
+    store: OuterStore,
+    began_s: float,
+) -> Assembly:
+    spec, folder = manifest.spec, entrance.folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest.write(folder / "manifest.bin")
+    log = DurableLog(folder / "state")
+    try:
+        genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
+        vault = Vault(
+            store,
+            log,
+            entrance.identity.peer_id,
+            keep_rounds=4 * spec.outer.fragments,
+            final_averaging=spec.outer.final_averaging,
+        )
+        fetched = _bring_state(entrance, manifest, vault, log, genesis)
+        stored = log.load()
+        saved = storage_keys.restore(stored, genesis, open_rounds=spec.rounds.open)
+        protocol = RoundProtocol(
+            entrance.identity,
+            _settings(entrance, manifest, plan),
+            saved,
+            now=entrance.runtime.call(_loop_time, timeout_s=_LOOKUP_S),
+        )
+        codecs = (codec_named(spec.outer.codec), codec_named(spec.outer.result_codec))
+        return Assembly(
+            manifest=manifest,
+            folder=folder,
+            plan=plan,
+            store=store,
+            vault=vault,
+            log=log,
+            shelf=BlobShelf(),
+            protocol=protocol,
+            genesis_blob=stored["genesis"],
+            max_slice_bytes=max(codec.max_bytes(max(plan.sizes)) for codec in codecs),
+            fetched=fetched,
+            began_s=began_s,
+        )
+    except BaseException:
+        log.close()
+        raise
+
+
+def _bring_state(
+    entrance: Entrance, manifest: SignedManifest, vault: Vault, log: DurableLog, genesis: Record
+) -> Fetched | None:
+    """Fills store and log: from this folder, from the model of a run's first member, or from members."""
+    stored, fragments = log.load(), vault.fragments
+    if storage_keys.HEAD in stored:
+        saved = storage_keys.restore(stored, genesis, open_rounds=manifest.spec.rounds.open)
+        number = saved.chain.number
+        log.write(vault.resume(stored, lambda key: _is_open(key, saved, number)))
+        return None
+    if genesis.view == (entrance.identity.peer_id,) and entrance.owner is not None:
+        first = {"genesis": genesis_blob(vault.state_roots()), storage_keys.HEAD: genesis.hash}
+        log.write({**vault.write_all([-1] * fragments), **first})
+        return None
+    return entrance.runtime.call(
+        _fetch_all, entrance, manifest, vault, log, genesis, timeout_s=_FETCH_S
+    )
+
+
+def _is_open(key: RoundKey, saved: storage_keys.Restored, number: int) -> bool:
+    return number < key.number <= number + saved.chain.open_rounds and key.base in saved.chain
+
+
+async def _fetch_all(
+    entrance: Entrance, manifest: SignedManifest, vault: Vault, log: DurableLog, genesis: Record
+) -> Fetched:
+    run, transport = manifest.run_id, entrance.network.transport
+    source = Source(transport, await _donors(entrance, run), run)
+    saved = storage_keys.restore({}, genesis, open_rounds=manifest.spec.rounds.open)
+    settings = _settings(entrance, manifest, None)
+    state = ProtocolState.begin(
+        entrance.identity, settings, saved, asyncio.get_running_loop().time()
+    )
+    path = await joining.fetch_chain(source, state)
+    every = manifest.spec.rounds.snapshot_every
+    fetched = await joining.fetch_state(source, vault.store, saved.chain, path, every=every)
+    updates = vault.write_all(fetched.numbers)
+    updates |= {
+        "genesis": await joining.fetch_genesis(source, genesis),
+        storage_keys.HEAD: saved.chain.path[-1],
+    }
+    for name in saved.chain.path[1:]:
+        updates |= storage_keys.record_updates(
+            saved.chain.record(name), saved.chain.certificate(name)
+        )
+    log.write(updates)
+    return fetched
+
+
+async def _donors(entrance: Entrance, run: bytes) -> tuple[PeerId, ...]:
+    """Who may have the run's state: the invite's members first, then whom the directory names."""
+    deadline = asyncio.get_running_loop().time() + _LOOKUP_S
+    found: list[PeerId] = list(entrance.peers)
+    try:
+        found += await find_peers(entrance.network, run, deadline=deadline)
+    except (NetworkError, PeerError, TimeoutError) as error:
+        logger.debug("directory: %s", error)
+    me = entrance.identity.peer_id
+    return tuple(peer for peer in dict.fromkeys(found) if peer != me)
+
+
+def _settings(
+    entrance: Entrance, manifest: SignedManifest, plan: FragmentPlan | None
+) -> ProtocolSettings:
+    spec, owner, run = manifest.spec, manifest.owner, manifest.run_id
+
+    def admits(_: PeerId, ticket: bytes) -> bool:
+        try:
+            return Ticket.decode(ticket).is_genuine(owner, run)
+        except PeerError:
+            return False
+
+    return ProtocolSettings(
+        run=run,
+        fragment_sizes=plan.sizes if plan else (1,) * spec.outer.fragments,
+        max_weight_tokens=spec.outer.max_weight_tokens,
+        limits=Limits(
+            floor_s=spec.rounds.deadline_floor_s,
+            ceiling_s=spec.rounds.deadline_ceiling_s,
+            stall_s=spec.rounds.stall_s,
+        ),
+        admits=admits,
+        ticket=entrance.ticket(),
+    )
+
+
+async def _loop_time() -> float:
+    await asyncio.sleep(0)
+    return asyncio.get_running_loop().time()

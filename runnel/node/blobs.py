@@ -1,0 +1,100 @@
+"""Large byte strings by name, one file each, replaced as a whole and checked when read."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from runnel.errors import BugError, InputFileError
+from runnel.node.disk import replace_file, storage_error, sync_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+    from pathlib import Path
+
+    from typing_extensions import Buffer
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_HASH_BYTES = 32
+
+
+class BlobFolder:
+    """A folder of blobs. A file is the content and the blake3 hash of its name and content.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(exist_ok=True)
+        for leftover in directory.glob("*.tmp"):
+            leftover.unlink()
+        sync_directory(directory.parent)
+
+    def write(self, name: str, parts: Iterable[Buffer]) -> None:
+        """Stores the concatenation of `parts`; durable on return.
+
+        Raises:
+            StorageError: the disk refused; an older blob of this name is as it was.
+        """
+        path = self.path(name)
+        try:
+            replace_file(path, _with_hash(name, parts))
+        except OSError as error:
+            raise storage_error("write", path, error) from error
+
+    def read(self, name: str) -> bytes:
+        """The content under `name`.
+
+        Raises:
+            InputFileError: there is none, or its hash is wrong.
+            StorageError: the disk refused to read.
+        """
+        path = self.path(name)
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size - _HASH_BYTES
+                content = file.read(max(size, 0))
+                suffix = file.read()
+        except FileNotFoundError as error:
+            raise InputFileError(f"{path} is missing: restore it from a backup") from error
+        except OSError as error:
+            raise storage_error("read", path, error) from error
+        if size < 0 or _hasher(name).update(content).digest() != suffix:
+            raise InputFileError(
+                f"{path} is damaged (its hash is wrong): check the disk, restore the file"
+            )
+        return content
+
+    def names(self) -> set[str]:
+        """The names of all blobs."""
+        return {path.name for path in self._directory.iterdir() if path.suffix != ".tmp"}
+
+    def delete(self, *, keep: Collection[str]) -> None:
+        """Deletes all blobs but those in `keep`."""
+        for name in self.names().difference(keep):
+            (self._directory / name).unlink(missing_ok=True)
+
+    def path(self, name: str) -> Path:
+        """The file of the blob `name`; BugError for anything that is no name."""
+        if not _NAME.fullmatch(name) or name.endswith(".tmp"):
+            raise BugError(
+                f"{name!r} is no name for a blob: letters, digits, '_', '-' and '.' only"
+            )
+        return self._directory / name
+
+
+def _hasher(name: str) -> blake3:
+    return blake3(name.encode() + b"\0")
+
+
+def _with_hash(name: str, parts: Iterable[Buffer]) -> Iterator[Buffer]:
+    hasher = _hasher(name)
+    for part in parts:
+        hasher.update(part)
+        yield part
+    yield hasher.digest()

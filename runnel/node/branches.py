@@ -1,0 +1,126 @@
+"""Branches: how those who still reach each other go on when a round's quorum is gone. Pure.
+
+After the stall time the lowest reachable member calls a branch that lists all it reaches; when all
+of them sign, the branch takes the next number, carries the highest locked record among its signers,
+and fixes the view of the rounds that follow. A signer votes no more on the interrupted outcome.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from runnel.hashing import digest
+from runnel.node.records import Record, RecordKind
+from runnel.types import Digest, PeerId
+from runnel.verification.agreement import Lock
+
+REACH_S = 3.5
+"""A peer counts as reachable for so long after its last hello."""
+RANK_S = 4.0
+"""How much longer each next lowest member waits before it calls a branch itself."""
+PATIENCE_S = 5.0
+"""How long a signature binds before a peer may sign for another caller."""
+_EARLY_SHARE = 0.6
+
+
+@dataclass(slots=True)
+class Forming:
+    """A branch this peer called and the signatures it has."""
+
+    nonce: bytes
+    parent: Digest
+    group: tuple[PeerId, ...]
+    signed: dict[PeerId, tuple[Lock | None, Record | None]] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everybody of the group signed."""
+        return set(self.signed) == set(self.group)
+
+    def highest_lock(self) -> tuple[Lock, Record] | None:
+        """The lock of the highest attempt among the signers, with its record."""
+        locks = [(lock, record) for lock, record in self.signed.values() if lock and record]
+        return max(locks, key=lambda pair: pair[0].attempt) if locks else None
+
+
+class Brancher:
+    """What this peer heard of others' heads, what it signed, and the branch it is forming."""
+
+    def __init__(self, me: PeerId, *, stall_s: float) -> None:
+        self.forming: Forming | None = None
+        self._me, self._stall_s = me, stall_s
+        self._heads: dict[PeerId, tuple[float, Digest]] = {}
+        self._signed_at, self._signed_for = float("-inf"), me
+
+    def hello(self, peer: PeerId, head: Digest, now: float) -> None:
+        """Notes a peer's head."""
+        self._heads[peer] = (now, head)
+
+    def head_of(self, peer: PeerId) -> Digest | None:
+        """The head that `peer` named last."""
+        return self._heads.get(peer, (0.0, None))[1]
+
+    def reach(self, head: Record, now: float, *, orphaned: bool) -> tuple[PeerId, ...]:
+        """Who stands at our head and was heard just now; members only, unless orphaned."""
+        near = {
+            peer
+            for peer, (at, name) in self._heads.items()
+            if now - at < REACH_S and name == head.hash and (peer in head.view or orphaned)
+        }
+        return tuple(sorted(near | {self._me}))
+
+    def orphaned(self, head: Record, since: float, now: float) -> bool:
+        """Whether nobody of the newest view was heard for three stall times, we not being one of it."""
+        wait_s = 3 * self._stall_s
+        silent = not any(
+            peer in head.view and now - at < wait_s for peer, (at, _) in self._heads.items()
+        )
+        return head.number >= 0 and self._me not in head.view and now - since > wait_s and silent
+
+    def call(self, head: Record, stalled_since: float, now: float, *, orphaned: bool) -> Forming | None:
+        """A branch to call now, or None. `stalled_since` is when the chain moved last."""
+        if self._me not in head.view and not orphaned:
+            return None
+        group = self.reach(head, now, orphaned=orphaned)
+        patience_s = RANK_S * group.index(self._me)
+        if now - stalled_since - self._stall_s < patience_s or now - self._signed_at < PATIENCE_S + patience_s:
+            return None
+        nonce = digest(self._me, head.hash, repr(now).encode())[:16]
+        self.forming = Forming(nonce, head.hash, group)
+        return self.forming
+
+    def may_sign(
+        self, caller: PeerId, group: tuple[PeerId, ...], head: Record, stalled_since: float, now: float
+    ) -> bool:
+        """Whether to sign `caller`'s branch from our head. A lower caller overrides a higher one."""
+        orphaned = self.orphaned(head, stalled_since, now)
+        bound = now - self._signed_at < PATIENCE_S and caller != self._me and caller >= self._signed_for
+        return (
+            self._me in group
+            and now - stalled_since >= self._stall_s * _EARLY_SHARE
+            and not bound
+            and set(group) <= set(self.reach(head, now, orphaned=orphaned))
+        )
+
+    def sign(self, caller: PeerId, now: float) -> None:
+        """Notes that we signed for `caller`."""
+        self._signed_at, self._signed_for = now, caller
+
+
+def branch_record(parent: Record, forming: Forming, voters: tuple[PeerId, ...]) -> Record:
+    """The record of a complete branch on `parent`; `voters` are those of the interrupted round."""
+    return Record(
+        number=parent.number + 1,
+        parent=parent.hash,
+        kind=RecordKind.BRANCH,
+        shares=(),
+        slices=(),
+        state_root=Digest(b""),
+        view=forming.group,
+        unproven=(),
+        tokens=parent.tokens,
+        progress=parent.progress,
+        finished=parent.finished,
+        listed=len(set(forming.group) & set(voters)),
+        nonce=forming.nonce,
+    )

@@ -1,0 +1,179 @@
+"""What a swarm would exchange of a model, and what it cannot: a report before anybody joins."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from runnel.errors import ConfigError, RunnelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from runnel.optim.check import ModelSurvey
+    from runnel.optim.fragments import FragmentPlan
+
+PAYLOAD_BITS: Mapping[str, float] = {
+    "fp32": 32.0,
+    "fp16": 16.0,
+    "int8": 8.0 + 16.0 / 256,
+    "e3m0": 4.0 + 16.0 / 128,
+}
+"""Bits per value of each codec, block scales included (16 bits in 256 or 128 values)."""
+
+_NAMES_SHOWN = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelReport:
+    """What `check` found. ``str()`` gives a table, a notebook shows it as one.
+
+    Attributes:
+        exchanged: trainable parameters with their number of values, by name; tied ones once.
+        fragment_sizes: values in each fragment; empty if there is a problem.
+        split: huge parameters, in several fragments to keep these about equal.
+        tied: groups of names that share one parameter; the first stands for all.
+        frozen: parameters that do not train and stay as they are.
+        float_buffers: buffers such as BatchNorm's statistics: not exchanged, each peer keeps its own.
+        other_buffers: integer and boolean buffers: not exchanged.
+        round_bytes: by codec, the payload of the largest fragment: about what a peer sends, and
+            receives, in a round.
+        fingerprint: hexadecimal digest that must be equal on all peers; empty with a problem.
+        problems: one line for each thing that keeps the model from training in a swarm.
+    """
+
+    exchanged: Mapping[str, int]
+    fragment_sizes: tuple[int, ...]
+    split: tuple[str, ...]
+    tied: tuple[tuple[str, ...], ...]
+    frozen: tuple[str, ...]
+    float_buffers: tuple[str, ...]
+    other_buffers: tuple[str, ...]
+    round_bytes: Mapping[str, int]
+    fingerprint: str
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the model can train in a swarm."""
+        return not self.problems
+
+    @property
+    def numel(self) -> int:
+        """Values that are exchanged."""
+        return sum(self.exchanged.values())
+
+    def __str__(self) -> str:
+        """A table for people, one line per finding."""
+        rows = self._rows()
+        width = max(len(label) for label, _ in rows)
+        return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
+
+    def _repr_html_(self) -> str:
+        """The table for notebooks."""
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(label)}</th>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for label, text in self._rows()
+        )
+        return f"<table>{rows}</table>"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        found = [
+            ("exchanged", f"{self.numel:,} values in {len(self.exchanged)} parameters"),
+            ("fragments", _fragments_text(self.fragment_sizes)),
+            ("per round", ", ".join(f"{k} {_size(v)}" for k, v in self.round_bytes.items())),
+            ("split", _listed(self.split, "in several fragments, to keep these equal")),
+            ("tied", _listed((" = ".join(names) for names in self.tied), "exchanged once")),
+            ("frozen", _listed(self.frozen, "not exchanged")),
+            (
+                "float buffers",
+                _listed(self.float_buffers, "not exchanged, each peer keeps its own"),
+            ),
+            ("other buffers", _listed(self.other_buffers, "not exchanged")),
+            *(("problem", problem) for problem in self.problems),
+            ("fingerprint", self.fingerprint[:16]),
+            ("verdict", "can train in a swarm" if self.ok else "cannot train in a swarm yet"),
+        ]
+        return [(label, text) for label, text in found if text]
+
+
+def check(model: nn.Module, *, fragments: int = 4) -> ModelReport:
+    """Reports what would be exchanged of `model` and what cannot be; raises nothing for a bad model.
+
+    Args:
+        model: any torch module; it is only looked at.
+        fragments: number of fragments that the run would use.
+    """
+    from runnel.optim.check import survey
+    from runnel.optim.fragments import plan_fragments
+
+    found = survey(model)
+    problems, plan = found.problems, None
+    try:
+        plan = plan_fragments(found.exchanged, fragments)
+    except RunnelError as error:
+        # With parameters refused, "nothing to train" would only repeat that.
+        problems = (*problems, *(() if problems else (str(error),)))
+    return _report(found, None if problems else plan, problems)
+
+
+def require(model: nn.Module, *, fragments: int = 4) -> ModelReport:
+    """The report of a model that can train in a swarm.
+
+    Raises:
+        ConfigError: it cannot; one line with the first problem.
+    """
+    report = check(model, fragments=fragments)
+    if report.problems:
+        more = len(report.problems) - 1
+        hint = f" (and {more} more: see runnel.check(model))" if more else ""
+        raise ConfigError(f"the model cannot train in a swarm: {report.problems[0]}{hint}")
+    return report
+
+
+def _report(
+    found: ModelSurvey, plan: FragmentPlan | None, problems: tuple[str, ...]
+) -> ModelReport:
+    sizes = plan.sizes if plan else ()
+    names = [shape.name for shape in found.exchanged]
+    return ModelReport(
+        exchanged={shape.name: shape.numel for shape in found.exchanged},
+        fragment_sizes=sizes,
+        split=tuple(name for name in names if plan and len(plan.homes(name)) > 1),
+        tied=found.tied,
+        frozen=found.frozen,
+        float_buffers=found.float_buffers,
+        other_buffers=found.other_buffers,
+        round_bytes={codec: int(-(-max(sizes) * bits // 8)) for codec, bits in PAYLOAD_BITS.items()}
+        if sizes
+        else {},
+        fingerprint=plan.fingerprint().hex() if plan else "",
+        problems=problems,
+    )
+
+
+def _fragments_text(sizes: tuple[int, ...]) -> str:
+    if not sizes:
+        return ""
+    return f"{len(sizes)} of {min(sizes):,} to {max(sizes):,} values"
+
+
+def _listed(names: Iterable[str], remark: str) -> str:
+    """The first few of `names` and what happens to them; nothing for none."""
+    names = list(names)
+    if not names:
+        return ""
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"{', '.join(names[:_NAMES_SHOWN])}{more} ({remark})"
+
+
+def _size(size_bytes: int) -> str:
+    size: float = size_bytes
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

@@ -1,0 +1,262 @@
+"""Universal checkpoints: the outer state by parameter name, whatever the fragments, codec or peers.
+
+A folder of checkpoints::
+
+    latest                                   the name of the newest one
+    round-00000042-0123456789abcdef/
+        manifest.json                        run, round, tokens, record, shapes, sizes, hashes
+        parameters.safetensors               NAME: float32
+        momentum.safetensors                 outer.momentum/NAME: float32
+
+Equal states of one round make equal bytes on every machine, so the seal in the manifest (the hash
+of the rest of it) names a checkpoint, and the second half of a folder's name is its beginning.
+Writing and reading block: they are work for a thread other than the loop's.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runnel.errors import InputFileError
+from runnel.node.atomic import write_atomically
+from runnel.node.checkpoint_manifest import (
+    MANIFEST_NAME,
+    CheckpointManifest,
+    CheckpointMeta,
+    Shapes,
+    read_manifest,
+)
+from runnel.node.checkpoint_tensors import FileEntry, read_tensors, write_tensors
+from runnel.node.disk import storage_error, sync_directory, sync_file
+
+if TYPE_CHECKING:
+    import os
+
+    from runnel.protocols import Float32
+
+__all__ = [
+    "CheckpointContent",
+    "CheckpointMeta",
+    "latest_checkpoint",
+    "read_checkpoint",
+    "read_manifest",
+    "write_checkpoint",
+]
+
+_log = logging.getLogger(__name__)
+
+LATEST_NAME = "latest"
+MOMENTUM_PREFIX = "outer.momentum/"
+
+_FOLDER = re.compile(r"(initial|round-\d{8,20})-[0-9a-f]{16}")
+_UNFINISHED = re.compile(r"\.(new|old)-[0-9a-f]{12}")
+_MAX_POINTER_BYTES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointContent:
+    """An outer state.
+
+    Attributes:
+        parameters: float32 by name, any shapes.
+        momentum: the outer optimizer's, float32 by parameter name; may lack some or all.
+        meta: where it stands.
+    """
+
+    parameters: Mapping[str, Float32]
+    momentum: Mapping[str, Float32]
+    meta: CheckpointMeta
+
+
+def write_checkpoint(
+    directory: str | os.PathLike[str], content: CheckpointContent, *, keep: int = 2
+) -> Path:
+    """Writes a checkpoint into a folder of checkpoints; the path of its own folder.
+
+    It appears complete, under its final name and synced, or not at all; `latest` names it afterwards.
+    One writer per folder at a time. Costs one pass over the values and no copy of them.
+
+    Args:
+        directory: of the checkpoints; made if there is none.
+        content: what to write.
+        keep: how many earlier ones stay; older ones are deleted, those written last stay.
+
+    Raises:
+        StorageError: the disk refused; what was there before is intact.
+        ValueError: a tensor that is not float32, momentum without its parameter, a negative `keep`.
+    """
+    directory = Path(directory)
+    if keep < 0:
+        raise ValueError(f"keep {keep}, expected >= 0")
+    _check_momentum(_shapes(content.parameters), _shapes(content.momentum))
+    part = directory / f".new-{secrets.token_hex(6)}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _remove_unfinished(directory)
+        folder = directory / _folder_name(_write_files(part, content))
+        _put(part, folder)
+    except OSError as error:
+        raise storage_error("write a checkpoint to", directory, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    write_atomically(directory / LATEST_NAME, f"{folder.name}\n".encode())
+    _prune(directory, newest=folder, keep=keep)
+    return folder
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointContent:
+    """Reads a checkpoint after every hash was checked.
+
+    Args:
+        path: of a checkpoint's folder, or of a folder of checkpoints: then its latest.
+
+    Raises:
+        InputFileError: missing, truncated, damaged, of another version, or not a checkpoint.
+    """
+    folder = Path(path)
+    if not (folder / MANIFEST_NAME).exists() and (folder / LATEST_NAME).exists():
+        folder = latest_checkpoint(folder)
+    manifest = read_manifest(folder)
+    parameters: dict[str, Float32] = {}
+    momentum: dict[str, Float32] = {}
+    for name, entry in manifest.files.items():
+        for key, tensor in read_tensors(folder / name, entry).items():
+            is_momentum = key.startswith(MOMENTUM_PREFIX)
+            target = momentum if is_momentum else parameters
+            key = key.removeprefix(MOMENTUM_PREFIX)
+            if key in target:
+                raise InputFileError(
+                    f"{folder} holds {key!r} twice: this is no checkpoint of runnel"
+                )
+            target[key] = tensor
+    _check_shapes(folder, "parameter", _shapes(parameters), manifest.parameters)
+    _check_shapes(folder, "momentum", _shapes(momentum), manifest.momentum)
+    try:
+        _check_momentum(manifest.parameters, manifest.momentum)
+    except ValueError as error:
+        raise InputFileError(f"{folder}: {error}: this is no checkpoint of runnel") from None
+    return CheckpointContent(parameters, momentum, manifest.meta)
+
+
+def latest_checkpoint(directory: str | os.PathLike[str]) -> Path:
+    """The folder of the newest complete checkpoint in `directory`; its hashes are not checked.
+
+    Raises:
+        InputFileError: there is none.
+    """
+    pointer = Path(directory) / LATEST_NAME
+    try:
+        with pointer.open("rb") as file:
+            name = file.read(_MAX_POINTER_BYTES).decode("ascii", "replace").strip()
+    except OSError as error:
+        raise InputFileError(
+            f"{directory} holds no checkpoint ({LATEST_NAME}:"
+            f" {(error.strerror or str(error)).lower()}): give the folder of a run that wrote one"
+        ) from None
+    folder = Path(directory) / name
+    if not _FOLDER.fullmatch(name) or not folder.is_dir():
+        raise InputFileError(
+            f"{pointer} names {name!r}, expected a checkpoint beside it: give the path of a"
+            " checkpoint itself"
+        )
+    return folder
+
+
+def _write_files(part: Path, content: CheckpointContent) -> CheckpointManifest:
+    part.mkdir()
+    files: dict[str, FileEntry] = {
+        "parameters.safetensors": write_tensors(part / "parameters.safetensors", content.parameters)
+    }
+    if content.momentum:
+        files["momentum.safetensors"] = write_tensors(
+            part / "momentum.safetensors",
+            {MOMENTUM_PREFIX + name: tensor for name, tensor in content.momentum.items()},
+        )
+    manifest = CheckpointManifest(
+        content.meta, files, _shapes(content.parameters), _shapes(content.momentum)
+    )
+    with (part / MANIFEST_NAME).open("xb") as file:
+        file.write(manifest.encode())
+        file.flush()
+        sync_file(file.fileno())
+    sync_directory(part)
+    return manifest
+
+
+def _put(part: Path, folder: Path) -> None:
+    """Gives a finished folder its name; one of that name has the same content, or is damaged."""
+    if folder.exists():
+        try:
+            read_checkpoint(folder)
+        except InputFileError as error:
+            _log.warning("replacing a damaged checkpoint: %s", error)
+            _remove(folder)
+        else:
+            return
+    part.rename(folder)
+    sync_directory(folder.parent)
+
+
+def _prune(directory: Path, *, newest: Path, keep: int) -> None:
+    try:
+        others = [
+            path
+            for path in directory.iterdir()
+            if _FOLDER.fullmatch(path.name) and path.is_dir() and path != newest
+        ]
+        others.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+        for path in others[keep:]:
+            _remove(path)
+    except OSError as error:  # the new one is written, and that is what was asked for
+        _log.warning("old checkpoints in %s could not be deleted: %s", directory, error)
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a checkpoint; it first loses its name, so that no half of it is ever seen under it."""
+    grave = folder.with_name(f".old-{secrets.token_hex(6)}")
+    folder.rename(grave)
+    shutil.rmtree(grave)
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """Deletes what a crash left behind."""
+    for path in directory.iterdir():
+        if _UNFINISHED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+
+
+def _folder_name(manifest: CheckpointManifest) -> str:
+    number = manifest.meta.round
+    stem = "initial" if number < 0 else f"round-{number:08d}"
+    return f"{stem}-{manifest.seal.hex()[:16]}"
+
+
+def _shapes(tensors: Mapping[str, Float32]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _check_momentum(parameters: Shapes, momentum: Shapes) -> None:
+    for name in parameters:
+        if name.startswith(MOMENTUM_PREFIX):
+            raise ValueError(f"parameter {name!r} begins like a momentum: rename it")
+    for name, shape in momentum.items():
+        if parameters.get(name) != shape:
+            raise ValueError(
+                f"momentum {name!r} has shape {shape}, its parameter {parameters.get(name)}"
+            )
+
+
+def _check_shapes(folder: Path, kind: str, seen: Shapes, expected: Shapes) -> None:
+    for name in sorted({*seen, *expected}):
+        if seen.get(name) != expected.get(name):
+            raise InputFileError(
+                f"{folder}: {kind} {name!r} has shape {seen.get(name)}, its manifest says"
+                f" {expected.get(name)}: this is no checkpoint of runnel"
+            )

@@ -1,0 +1,171 @@
+"""What is particular to this machine: folders, address, threads. Nothing that peers must agree on."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from runnel.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from runnel.node.invite import Invite
+    from runnel.node.manifest_spec import RunSpec
+
+HOME_VARIABLE = "RUNNEL_HOME"
+LOG_VARIABLE = "RUNNEL_LOG"
+ANY_HOST = "0.0.0.0"  # noqa: S104 - a peer that others cannot reach is of little use
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+MAX_CODEC_THREADS = 16
+_ANNOUNCED = re.compile(r"/(?:ip4|ip6|dns|dns4|dns6)/[^/\s]+/tcp/[1-9][0-9]{0,4}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MachineConfig:
+    """How runnel runs on this machine.
+
+    Attributes:
+        home: folder of the key and of the runs' state; see `run_folder`.
+        identity_path: the key file; made when it is missing.
+        listen_host: IP address to listen on; 0.0.0.0 is every IPv4 interface.
+        listen_port: TCP port; 0 lets the system choose.
+        announce: multiaddresses that others shall use, if they cannot use what we listen on.
+        codec_threads: threads that encode, decode and apply outer steps.
+        log_level: one of `LOG_LEVELS`.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    home: Path
+    identity_path: Path
+    listen_host: str = ANY_HOST
+    listen_port: int = 0
+    announce: tuple[str, ...] = ()
+    codec_threads: int = 1
+    log_level: str = "INFO"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        _check_range("port", self.listen_port, 0, 65_535)
+        _check_range("threads", self.codec_threads, 1, MAX_CODEC_THREADS)
+        if self.log_level not in LOG_LEVELS:
+            raise ConfigError(
+                f"log level is {self.log_level!r}, expected one of {', '.join(LOG_LEVELS)}:"
+                f" set {LOG_VARIABLE} to one of them"
+            )
+        for address in self.announce:
+            if not _ANNOUNCED.fullmatch(address):
+                raise ConfigError(
+                    f"announced address is {address!r}, expected a form like"
+                    " /ip4/203.0.113.5/tcp/4001 or /dns/example.org/tcp/4001: correct it"
+                )
+        try:
+            ipaddress.ip_address(self.listen_host)
+        except ValueError:
+            raise ConfigError(
+                f"host is {self.listen_host!r}, expected an IP address of this machine: use"
+                " 0.0.0.0 for all of them or 127.0.0.1 for this machine only"
+            ) from None
+
+    @classmethod
+    def at(
+        cls,
+        home: Path | None = None,
+        *,
+        port: int = 0,
+        host: str = ANY_HOST,
+        announce: Sequence[str] = (),
+        threads: int = 1,
+    ) -> Self:
+        """The configuration with its key under `home`, by default the user's `default_home`.
+
+        The log level is that of the environment's `RUNNEL_LOG`, or INFO.
+
+        Raises:
+            ConfigError: a value out of range.
+        """
+        chosen = default_home(os.environ) if home is None else home
+        folder = chosen.expanduser().absolute()
+        return cls(
+            home=folder,
+            identity_path=folder / "identity.key",
+            listen_host=host,
+            listen_port=port,
+            announce=tuple(announce),
+            codec_threads=threads,
+            log_level=os.environ.get(LOG_VARIABLE, "INFO").upper(),
+        )
+
+    def run_folder(self, name: str, run_id: bytes) -> Path:
+        """Where the state of a run lives: ``home/runs/NAME-XXXXXXXX``."""
+        return self.home / "runs" / f"{name}-{run_id[:4].hex()}"
+
+    def prepare(self) -> None:
+        """Makes the home folder, mode 0700, and tries to write into it; leaves nothing else there.
+
+        Raises:
+            StorageError: it cannot be made or written to.
+        """
+        trial = self.home / f".trial.{secrets.token_hex(6)}"
+        try:
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            trial.touch(exist_ok=False)
+            trial.unlink()
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise StorageError(
+                f"{self.home} cannot be written to ({reason}), expected a folder of yours: choose"
+                f" another one with --home or {HOME_VARIABLE}"
+            ) from None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchPlan:
+    """What one command starts: a new run from `spec`, or a part in the run of `invite`.
+
+    Raises:
+        ConfigError: neither or both are given.
+    """
+
+    machine: MachineConfig
+    spec: RunSpec | None = None
+    invite: Invite | None = None
+
+    def __post_init__(self) -> None:
+        """Checks that it is clear what to start."""
+        if (self.spec is None) == (self.invite is None):
+            raise ConfigError("expected either a run file to launch or an invite to join")
+
+
+def default_home(environ: Mapping[str, str], *, platform: str = sys.platform) -> Path:
+    """`RUNNEL_HOME`, or ``runnel`` in the platform's folder for a user's data.
+
+    Relative paths in ``XDG_DATA_HOME`` are ignored, as its specification asks.
+
+    Raises:
+        ConfigError: none of the variables that name the user's folder is set.
+    """
+    if chosen := environ.get(HOME_VARIABLE):
+        return Path(chosen)
+    xdg = environ.get("XDG_DATA_HOME", "")
+    if Path(xdg).is_absolute():
+        return Path(xdg) / "runnel"
+    user = environ.get("HOME", "")
+    if not Path(user).is_absolute():
+        raise ConfigError(
+            f"HOME is {user!r}, expected the path of your folder: set {HOME_VARIABLE} or use --home"
+        )
+    shared = "Library/Application Support" if platform == "darwin" else ".local/share"
+    return Path(user) / shared / "runnel"
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{name} is {value!r}, expected a whole number from {low} to {high}")

@@ -1,0 +1,45 @@
+"""Whom to talk to: members, and peers of the run that were heard or found lately. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from runnel.node.protocol_state import ProtocolState
+from runnel.types import PeerId
+
+NEAR_S = 10.0
+"""How long a peer that was heard still counts as near."""
+_MAX_CONTACTS = 256
+
+
+class Contacts:
+    """Peers of the run outside the view, by the time they were last heard."""
+
+    def __init__(self, state: ProtocolState) -> None:
+        self._state = state
+        self._heard: dict[PeerId, float] = {}
+        self._seeds: set[PeerId] = set()
+
+    def heard(self, peer: PeerId, now: float) -> None:
+        """Notes that a peer of the run spoke to us."""
+        self._heard[peer] = now
+        while len(self._heard) > _MAX_CONTACTS:
+            del self._heard[min(self._heard, key=lambda known: self._heard[known])]
+
+    def seed(self, peers: Iterable[PeerId]) -> None:
+        """Notes peers that a directory or an invite named: spoken to while we hear too few others."""
+        self._seeds = set(peers) - {self._state.me}
+
+    def near(self, now: float) -> tuple[PeerId, ...]:
+        """Peers heard just now, sorted."""
+        return tuple(
+            sorted(p for p, at in self._heard.items() if now - at < NEAR_S and p != self._state.me)
+        )
+
+    def audience(self, now: float) -> tuple[PeerId, ...]:
+        """All whom a message to everybody concerns: members of open rounds, and who is near."""
+        state = self._state
+        peers = {*state.chain.head.view, *self.near(now), *self._seeds}
+        for place in state.rounds.values():
+            peers.update(place.view)
+        return tuple(sorted(peers - {state.me}))

@@ -1,0 +1,61 @@
+"""Deadlines from arrivals, not from constants: median + k * MAD of what was seen lately."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from statistics import median
+
+_SPREAD_FACTOR = 6.0
+_WINDOW = 64
+_ENOUGH = 4
+
+
+class ArrivalWindow:
+    """Recent delays of one kind of arrival, in seconds.
+
+    Late arrivals must be recorded too, however late: a window that only sees those who made it
+    shrinks until nobody does.
+    """
+
+    def __init__(self, *, floor_s: float, ceiling_s: float) -> None:
+        self._floor_s, self._ceiling_s = floor_s, ceiling_s
+        self._delays: deque[float] = deque(maxlen=_WINDOW)
+        self._deadline_s = max(floor_s, ceiling_s / 2)
+
+    def arrived(self, delay_s: float) -> None:
+        """Takes in one arrival; a delay beyond the ceiling counts as the ceiling."""
+        self._delays.append(min(max(delay_s, 0.0), self._ceiling_s))
+        if len(self._delays) >= _ENOUGH:
+            middle = median(self._delays)
+            spread = median(abs(delay - middle) for delay in self._delays)
+            wanted_s = 2 * middle + _SPREAD_FACTOR * spread
+            self._deadline_s = min(max(wanted_s, self._floor_s), self._ceiling_s)
+
+    def deadline_s(self) -> float:
+        """How long to wait, within floor and ceiling; the ceiling's half until there is evidence."""
+        return self._deadline_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Bounds of all deadlines, from the manifest; seconds."""
+
+    floor_s: float = 0.5
+    ceiling_s: float = 30.0
+    stall_s: float = 30.0
+
+
+class Deadlines:
+    """The three waits of a round: for commitments after the half, for data, for a step of an agreement."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.commits = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s)
+        self.data = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s)
+        self.votes = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s / 2)
+
+    @property
+    def abort_s(self) -> float:
+        """How long after its set was decided a round may be given up."""
+        return 3 * self.data.deadline_s()

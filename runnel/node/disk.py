@@ -1,0 +1,120 @@
+"""Files that survive a crash: synced writes, atomic replacement, and a lock on a folder.
+
+Blocking; never called from the I/O thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+from runnel.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from typing_extensions import Buffer
+
+_FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves data in the drive
+
+
+def sync_file(descriptor: int) -> None:
+    """Returns once the file's bytes and size are on the disk."""
+    if _FULL_SYNC is not None:
+        fcntl.fcntl(descriptor, _FULL_SYNC)
+    else:
+        os.fsync(descriptor)
+
+
+def sync_directory(directory: Path) -> None:
+    """Returns once the names in `directory` are on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, data: Buffer) -> None:
+    """Writes every byte: one `os.write` may take fewer, and never more than 2 GiB."""
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.write(descriptor, view)
+        if written == 0:
+            raise OSError(errno.ENOSPC, "nothing more could be written")
+        view = view[written:]
+
+
+def replace_file(path: Path, parts: Iterable[Buffer]) -> None:
+    """Puts a file with the concatenation of `parts` at `path`: afterwards all of it is there, or the old one.
+
+    Written beside it under another name, synced, renamed, the folder synced.
+
+    Raises:
+        OSError: the old file is as it was (unless the folder's own sync failed: then either).
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        try:
+            for part in parts:
+                write_all(descriptor, part)
+            sync_file(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def storage_error(action: str, path: Path, error: OSError) -> StorageError:
+    """The error for a person: what failed where, why, and what helps."""
+    remedies = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space of your quota",
+        errno.EROFS: "mount the disk for writing or choose another folder",
+        errno.EACCES: "give this user the right to write there or choose another folder",
+    }
+    remedy = remedies.get(error.errno or 0, "check the disk")
+    return StorageError(f"cannot {action} {path}: {error.strerror or error}; {remedy}")
+
+
+class DirectoryLock:
+    """Holds a folder for one process until closed or until the process ends, however it ends.
+
+    Raises:
+        ConfigError: another process (named by its id) holds the folder.
+        StorageError: the lock file cannot be made.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "lock"
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise storage_error("lock", self._path, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
+            os.close(descriptor)
+            if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+                raise storage_error("lock", self._path, error) from error
+            raise ConfigError(
+                f"{directory} is in use by process {holder}; "
+                f"stop that peer or give this one another home folder"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        self._descriptor: int | None = descriptor
+
+    def close(self) -> None:
+        """Lets the folder go. Idempotent."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

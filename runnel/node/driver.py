@@ -1,0 +1,337 @@
+"""Carries out what the round protocol wants: the one place of a peer's rounds that awaits.
+
+Actions are carried out in order; what must be durable is on disk before anything after it is sent.
+Work with arrays runs in the codec thread, one job at a time; transfers run beside each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from runnel.errors import NetworkError, PeerError, RunnelError
+from runnel.node import actions as act
+from runnel.node.bulk import Bulk, PayloadSlice
+from runnel.node.contacts import Contacts
+from runnel.node.durable import DurableLog
+from runnel.node.events import (
+    ContributionRefused,
+    ContributionWithheld,
+    Event,
+    MessageRefused,
+    RoundCommitted,
+)
+from runnel.node.links import Links
+from runnel.node.mailbox import HandedOver, Mailbox
+from runnel.node.messages import Message
+from runnel.node.narrator import Narrator
+from runnel.node.parcels import Parcels
+from runnel.node.protocol import RoundProtocol
+from runnel.node.vault import Vault
+from runnel.protocols import Transport
+from runnel.types import Digest, PeerId, short
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.1
+_RETRY_S = 0.5
+_LINGER_S = 3.0
+
+Job = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class DriverParts:
+    """What a driver works with. `codec` and `disk` run a job on a thread of theirs, one at a time.
+
+    `progress` gives the share of the run done as of a round, in millionths; `moved` is called after
+    each step of the chain with the path followed; `note` takes events.
+    """
+
+    protocol: RoundProtocol
+    vault: Vault
+    log: DurableLog
+    mailbox: Mailbox
+    transport: Transport
+    codec: Job
+    disk: Job
+    progress: Callable[[int], int]
+    note: Callable[[Event], None]
+    moved: Callable[[Sequence[Digest]], None]
+    run: bytes
+    max_slice_bytes: int
+
+
+class Driver:
+    """Runs one peer's protocol on the I/O thread."""
+
+    def __init__(self, parts: DriverParts) -> None:
+        self.contacts = Contacts(parts.protocol.state)
+        self._parts = parts
+        self._queue: deque[act.Action] = deque()
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._links = Links(parts.transport, parts.run, receive=self._receive, refuse=self._refuse)
+        self._bulk = Bulk(
+            parts.transport,
+            take=self._take,
+            limit=lambda _: parts.max_slice_bytes,
+            lookup=self._result,
+        )
+        self._parcels = Parcels(parts.protocol.state)
+        self._fetching: dict[Digest, float] = {}
+        self._narrator = Narrator(parts.protocol.state, parts.note, parts.transport.traffic)
+
+    # -- life
+
+    async def start(self) -> None:
+        """Serves, and begins to take part."""
+        await self._links.serve()
+        await self._bulk.serve()
+        self._spawn(self._work(), "driver:work")
+        self._spawn(self._tick(), "driver:tick")
+
+    async def leave(self, deadline: float) -> bool:
+        """Announces that this peer leaves and waits until the others have let it go; whether they did."""
+        state, loop = self._parts.protocol.state, asyncio.get_running_loop()
+        state.members.leaving = not state.is_over
+        if state.is_over:
+            deadline = min(deadline, loop.time() + _LINGER_S)
+        while loop.time() < deadline:
+            if self._is_let_go(loop.time()):
+                await self._links.drain(min(deadline, loop.time() + 1))
+                return True
+            await asyncio.sleep(TICK_S)
+        return False
+
+    def _is_let_go(self, now: float) -> bool:
+        """Whether nobody needs this peer: it is out of all open views, or all near have the last record."""
+        state, near = self._parts.protocol.state, self.contacts.near(now)
+        if state.is_over:
+            head = state.chain.head.hash
+            return all(state.branches.head_of(peer) == head for peer in near)
+        number, span = state.chain.number, state.chain.open_rounds
+        views = [state.chain.head.view, *(state.chain.view_of(number + 1 + i) for i in range(span))]
+        return not near or all(state.me not in view for view in views)
+
+    async def aclose(self) -> None:
+        """Stops at once; what was promised is on disk."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._links.aclose()
+
+    async def contribute(self, handed: HandedOver) -> None:
+        """Takes the trainer's share of a round: encode, keep, commit."""
+        parts, key = self._parts, handed.want.key
+        if handed.withheld:
+            self._note(ContributionWithheld(unix_s=0.0, round=key.number, reason=handed.withheld))
+            return
+        try:
+            handover = await self._in_codec(parts.vault.contribute, handed)
+        except ValueError as error:
+            self._note(ContributionWithheld(unix_s=0.0, round=key.number, reason=str(error)))
+            return
+        if handover is None:
+            parts.mailbox.want(replace(handed.want, urgent=True))
+            return
+        self._note(
+            RoundCommitted(
+                unix_s=0.0,
+                round=key.number,
+                fragment=handed.want.fragment,
+                tokens=handed.tokens,
+                steps=handed.steps,
+                payload_bytes=handover.payload_bytes,
+            )
+        )
+        self._post(parts.protocol.handed_over(handover, parts.progress(key.number), self._now()))
+
+    # -- inputs
+
+    def _receive(self, sender: PeerId, message: Message) -> None:
+        self.contacts.heard(sender, self._now())
+        self._post(self._parts.protocol.receive(sender, message, self._now()))
+
+    def _refuse(self, sender: PeerId, error: PeerError) -> None:
+        logger.debug("message of %s refused: %s", short(sender), error)
+        self._note(MessageRefused(unix_s=0.0, peer=short(sender), reason=error.reason, count=1))
+
+    async def _take(self, sender: PeerId, piece: PayloadSlice) -> None:
+        """A payload slice for us to reduce: checked against its commitment, then kept until the round ends."""
+        parts = self._parts
+        commitment, numel = self._parcels.check(sender, piece)
+        norm = commitment.slice_norms[piece.index]
+        verdict = await self._in_codec(parts.vault.judge, piece.payload, numel, norm)
+        if not verdict.accepted:
+            refused = ContributionRefused(
+                unix_s=0.0,
+                round=piece.key.number,
+                peer=short(commitment.peer),
+                check=verdict.check,
+                reason=verdict.reason,
+            )
+            self._note(refused)
+            raise PeerError(verdict.check, verdict.reason)
+        self._parcels.keep(piece)
+        self._post(
+            parts.protocol.slice_arrived(piece.key, piece.index, piece.commitment, self._now())
+        )
+
+    async def _result(self, root: Digest) -> bytes | None:
+        return self._parts.vault.result(root)
+
+    async def _tick(self) -> None:
+        while True:
+            self._post(self._parts.protocol.tick(self._now()))
+            self._parcels.trim()
+            await asyncio.sleep(TICK_S)
+
+    # -- actions
+
+    def _post(self, actions: Sequence[act.Action]) -> None:
+        if actions:
+            self._queue.extend(actions)
+            self._wake.set()
+
+    async def _work(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                await self._stretch()
+
+    async def _stretch(self) -> None:
+        """Carries out everything up to the next step of the chain; one write makes it durable first."""
+        stretch: list[act.Action] = []
+        while self._queue and not isinstance(self._queue[0], act.Adopt):
+            stretch.append(self._queue.popleft())
+        updates = {k: v for a in stretch if isinstance(a, act.Store) for k, v in a.updates.items()}
+        if updates:
+            await self._write(updates)
+        for action in stretch:
+            self._begin(action)
+        if self._queue:
+            step = self._queue.popleft()
+            if isinstance(step, act.Adopt):
+                await self._adopt(step)
+
+    def _begin(self, action: act.Action) -> None:
+        match action:
+            case act.Send(message=message, to=to):
+                self._links.send(
+                    message, [to] if to is not None else self.contacts.audience(self._now())
+                )
+            case act.WantHandover():
+                self._parts.mailbox.want(action)
+            case act.Scatter():
+                self._spawn(self._scatter(action), "driver:scatter")
+            case act.Reduce():
+                self._spawn(self._reduce(action), "driver:reduce")
+            case act.Fetch():
+                self._fetch(action)
+            case act.Prepare():
+                self._spawn(self._prepare(action), "driver:prepare")
+            case act.Note(event=event):
+                self._note(event)
+
+    async def _adopt(self, step: act.Adopt) -> None:
+        parts = self._parts
+        merges, updates = await self._in_codec(
+            parts.vault.follow, parts.protocol.state.chain, step.fork, step.path
+        )
+        await self._write({**step.updates, **updates})
+        for merge in merges:
+            parts.mailbox.deliver(merge)
+        rounds = parts.protocol.state.rounds
+        parts.mailbox.withdraw(lambda key: key in rounds)
+        self._narrator.moved(step.fork, merges, self._now())
+        parts.moved(step.path)
+
+    async def _scatter(self, action: act.Scatter) -> None:
+        parts = self._parts
+        payload, path = parts.vault.payload(action.key, action.slice_index)
+        piece = PayloadSlice(action.key, action.slice_index, action.commitment, path, payload)
+        deadline = self._now() + parts.protocol.state.settings.limits.ceiling_s
+        try:
+            await self._bulk.scatter(action.to, piece, deadline=deadline)
+        except (PeerError, NetworkError, TimeoutError) as error:
+            logger.debug("slice %d to %s: %s", action.slice_index, short(action.to), error)
+            await asyncio.sleep(_RETRY_S)
+            parts.protocol.scatter_failed(action.key, action.slice_index, action.to)
+
+    async def _reduce(self, action: act.Reduce) -> None:
+        parts, me = self._parts, self._parts.protocol.state.me
+        payloads = [
+            parts.vault.payload(action.key, action.slice_index)[0]
+            if sender.peer == me
+            else self._parcels.payload(action.key, action.slice_index, sender.id)
+            for sender in action.senders
+        ]
+        result, size = await self._in_codec(parts.vault.reduce, action, payloads)
+        self._post(
+            parts.protocol.reduced(action.key, action.slice_index, result, size, self._now())
+        )
+
+    def _fetch(self, action: act.Fetch) -> None:
+        if self._fetching.get(action.root, float("-inf")) < self._now():
+            self._fetching[action.root] = float("inf")
+            self._spawn(self._fetch_one(action), "driver:fetch")
+
+    async def _fetch_one(self, action: act.Fetch) -> None:
+        parts = self._parts
+        near = self.contacts.near(self._now())
+        holders = [
+            p for p in dict.fromkeys((*action.holders, *near)) if p != parts.protocol.state.me
+        ]
+        patience_s = max(2.0, parts.protocol.state.deadlines.data.deadline_s())
+        size = min(action.size_bytes or parts.max_slice_bytes, parts.max_slice_bytes)
+        try:
+            data = await self._bulk.fetch(
+                action.root, holders, max_bytes=size, patience_s=patience_s
+            )
+        except NetworkError as error:
+            logger.debug("%s", error)
+            self._fetching[action.root] = self._now() + _RETRY_S
+            parts.protocol.fetch_failed(action.root)
+            return
+        await self._in_codec(parts.vault.keep_result, action.root, data)
+        self._fetching.pop(action.root, None)
+        self._post(parts.protocol.result_held(action.root, self._now()))
+
+    async def _prepare(self, action: act.Prepare) -> None:
+        root = await self._in_codec(self._parts.vault.prepare, action)
+        self._post(self._parts.protocol.prepared(action.key, action.slices, root, self._now()))
+
+    # -- ways out
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _note(self, event: Event) -> None:
+        self._narrator.note(event)
+
+    async def _in_codec(self, job: Callable[..., Any], *args: Any) -> Any:
+        return await self._parts.codec(job, *args)
+
+    async def _write(self, updates: dict[str, bytes | None]) -> None:
+        await self._parts.disk(self._parts.log.write, updates)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A failed task ends the peer: its trainer gets the reason at its next step."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            if not isinstance(error, RunnelError):
+                logger.error("%s failed", task.get_name(), exc_info=error)
+            self._parts.mailbox.fail(error)

@@ -1,0 +1,198 @@
+"""The decisions this peer takes part in: one agreement per open set and one for the next outcome. Pure."""
+
+from __future__ import annotations
+
+from runnel.node import storage_keys
+from runnel.node.actions import Action, RoundKey, Send, Store
+from runnel.node.messages import Cast, ProposeOutcome, ProposeSet, proposal_statement
+from runnel.node.outcomes import abort_record, round_record
+from runnel.node.protocol_state import ProtocolState
+from runnel.node.records import Record, RecordKind, set_value
+from runnel.node.rounds import Round
+from runnel.types import Digest, PeerId
+from runnel.verification.agreement import (
+    Action as AgreementAction,
+    Agreement,
+    Decided,
+    Electorate,
+    Instance,
+    Proposal,
+    StoreVote,
+    Vote,
+    majority,
+)
+
+ABORT_ATTEMPTS = 3
+"""From this attempt on an outcome may be an abort although results are held."""
+_SILENCE_S = 3.0
+
+
+class Elections:
+    """Runs agreements over the shared state; answers what they ask (`AgreementHost`)."""
+
+    def __init__(self, state: ProtocolState) -> None:
+        self._state = state
+        self._open: dict[Instance, Agreement] = {}
+
+    def agreement(self, instance: Instance, now: float) -> Agreement | None:
+        """The agreement on `instance`; None if it is closed here or this peer has no vote in it."""
+        known = self._open.get(instance)
+        if known is not None:
+            return known
+        state = self._state
+        place = state.round_of(instance)
+        if place is None or (instance.kind == "set" and place.decided is not None):
+            return None
+        voters = state.chain.voters_of(instance.round)
+        if state.me not in voters:
+            return None
+        electorate = Electorate.of(instance, voters, majority)
+        step_s = state.deadlines.votes.deadline_s()
+        run = state.settings.run
+        opened = Agreement(instance, electorate, state.signer, run, now=now, step_s=step_s)
+        opened.restore(state.saved.votes.get(instance, []), state.saved.locks.get(instance.key))
+        self._open[instance] = opened
+        return opened
+
+    def close(self, instance: Instance) -> None:
+        """Forgets an agreement that others have finished."""
+        self._open.pop(instance, None)
+
+    def retain(self) -> None:
+        """Forgets the agreements of rounds that are no longer open."""
+        self._open = {
+            instance: agreement
+            for instance, agreement in self._open.items()
+            if self._state.round_of(instance) is not None
+        }
+
+    def advance_set(self, place: Round, now: float) -> tuple[list[Action], Decided | None]:
+        """Takes the decision on a round's set as far as it goes."""
+        agreement = self.agreement(Instance("set", place.key.number, place.key.base), now)
+        if agreement is None:
+            return [], None
+        if place.half_at is None or now - place.half_at < self._state.deadlines.commits.deadline_s():
+            agreement.hold(now)
+        return self._carry(agreement, agreement.advance(self, now))
+
+    def advance_outcome(self, now: float) -> tuple[list[Action], Decided | None]:
+        """Takes the decision on the next record as far as it goes."""
+        chain = self._state.chain
+        number = chain.number + 1
+        place = self._state.rounds.get(RoundKey(number, chain.base_of(number)))
+        agreement = self.agreement(Instance("outcome", number, chain.head.hash), now)
+        if place is None or agreement is None:
+            return [], None
+        if agreement.idle and self._outcome(place, 0, now) is None:
+            agreement.hold(now)
+        return self._carry(agreement, agreement.advance(self, now))
+
+    def repeats(self) -> list[Action]:
+        """Own proposals and votes again, in case they were lost."""
+        actions: list[Action] = []
+        for agreement in self._open.values():
+            actions += self._carry(agreement, agreement.repeats())[0]
+        return actions
+
+    def propose(self, instance: Instance, attempt: int, now: float) -> Digest | None:
+        """See `AgreementHost.propose`."""
+        place = self._state.round_of(instance)
+        if place is None:
+            return None
+        if instance.kind == "set":
+            return self._set(place, now)
+        record = self._outcome(place, attempt, now)
+        if record is None:
+            return None
+        place.candidates[record.hash] = record
+        return record.hash
+
+    def acceptable(self, proposal: Proposal, now: float) -> bool:
+        """See `AgreementHost.acceptable`."""
+        place = self._state.round_of(proposal.instance)
+        if place is None:
+            return False
+        record = place.candidates.get(proposal.value)
+        if record is not None and record.kind is RecordKind.ABORT:
+            allowed = proposal.lock_attempt >= 0 or self._may_abort(place, proposal.attempt, now)
+            return allowed and record == abort_record(self._state.chain.head)
+        return self.holds(proposal.instance, proposal.value)
+
+    def holds(self, instance: Instance, value: Digest) -> bool:
+        """See `AgreementHost.holds`."""
+        place = self._state.round_of(instance)
+        if place is None:
+            return False
+        if instance.kind == "set":
+            return value in place.sets
+        record = place.candidates.get(value)
+        if record is None or record.kind is RecordKind.ABORT:
+            return record is not None
+        if place.decided is None:
+            return False
+        expected = round_record(self._state.chain.head, place, record.slices, record.state_root)
+        return place.prepared.get(record.slices) == record.state_root and record == expected
+
+    def halted(self, instance: Instance) -> bool:
+        """See `AgreementHost.halted`."""
+        return instance.kind == "outcome" and instance.base in self._state.saved.stops
+
+    def _carry(
+        self, agreement: Agreement, results: list[AgreementAction]
+    ) -> tuple[list[Action], Decided | None]:
+        actions: list[Action] = []
+        decided: Decided | None = None
+        for result in results:
+            if isinstance(result, StoreVote):
+                if result.lock is not None:
+                    self._state.saved.locks[result.vote.instance.key] = result.lock
+                actions.append(Store(storage_keys.vote_updates(result)))
+            elif isinstance(result, Proposal):
+                actions += self._publish(result)
+            elif isinstance(result, Vote):
+                actions.append(Send(Cast(result)))
+            else:
+                decided = result
+                self.close(agreement.instance)
+        return actions, decided
+
+    def _publish(self, proposal: Proposal) -> list[Action]:
+        place = self._state.round_of(proposal.instance)
+        if place is None:
+            return []
+        signature = self._state.signer.sign(proposal_statement(self._state.settings.run, proposal))
+        if proposal.instance.kind == "set":
+            return [Send(ProposeSet(proposal, place.sets[proposal.value], signature))]
+        return [Send(ProposeOutcome(proposal, place.candidates[proposal.value], signature))]
+
+    def _set(self, place: Round, now: float) -> Digest | None:
+        voters = self._state.chain.voters_of(place.key.number)
+        if 2 * len(place.commits) < len(voters):
+            return None
+        patience_s = self._state.deadlines.commits.deadline_s()
+        waited = place.half_at is not None and now - place.half_at >= patience_s
+        if not waited and any(p not in place.commits and self._expected(p, now) for p in place.view):
+            return None
+        chosen = tuple(sorted(place.commits.values(), key=lambda c: c.id))
+        value = set_value([c.id for c in chosen])
+        place.sets[value] = chosen
+        return value
+
+    def _expected(self, peer: PeerId, now: float) -> bool:
+        """Whether to wait for `peer`: one that fell silent costs a deadline once, not in each round."""
+        silence_s = max(_SILENCE_S, self._state.deadlines.commits.deadline_s())
+        return peer == self._state.me or self._state.members.heard_within(peer, silence_s, now)
+
+    def _outcome(self, place: Round, attempt: int, now: float) -> Record | None:
+        chosen = place.best_held(self._state.held) if place.decided else None
+        root = place.prepared.get(chosen) if chosen else None
+        if chosen and root:
+            return round_record(self._state.chain.head, place, chosen, root)
+        return abort_record(self._state.chain.head) if self._may_abort(place, attempt, now) else None
+
+    def _may_abort(self, place: Round, attempt: int, now: float) -> bool:
+        abort_s = self._state.deadlines.abort_s
+        since = place.decided_at + abort_s if place.decided else place.opened + 4 * abort_s
+        held = place.decided is not None and place.best_held(self._state.held) is not None
+        training = place.decided is None and place.half_at is None
+        return now > since and not training and (attempt >= ABORT_ATTEMPTS or not held)

@@ -1,0 +1,159 @@
+"""Getting to a run: identity, network, and the run's manifest from whoever is a member.
+
+Blocking calls from the caller's thread; the network lives on the runtime's I/O thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from runnel.clock import SystemClock
+from runnel.dht.hivemind import HivemindNetwork, NetworkSettings, start_hivemind
+from runnel.dht.identity import Identity
+from runnel.errors import NetworkError, PeerError, RunMismatchError
+from runnel.node.manifest import SignedManifest
+from runnel.node.place import Joined, Local, Place
+from runnel.node.run_service import MANIFEST, ask
+from runnel.node.runtime import Runtime
+from runnel.node.ticket import Ticket, run_name
+from runnel.types import PeerId
+
+logger = logging.getLogger(__name__)
+
+_START_S = 60.0
+_ASK_S = 60.0
+_TICKET_YEARS_S = 10 * 365 * 86_400
+
+
+@dataclass(slots=True)
+class Entrance:
+    """A started runtime and network, and what is known of the run.
+
+    `manifest` is None for a run that is yet to be founded. `owner` is set if this machine holds the
+    owner's key.
+    """
+
+    place: Place
+    runtime: Runtime
+    network: HivemindNetwork
+    identity: Identity
+    owner: Identity | None
+    manifest: SignedManifest | None
+
+    @property
+    def peers(self) -> tuple[PeerId, ...]:
+        """Members to ask first."""
+        if isinstance(self.place, Joined):
+            return tuple(address.peer for address in self.place.invite.bootstraps)
+        return ()
+
+    def folder(self) -> Path:
+        """Where this run's state lives on this machine."""
+        if self.manifest is None:
+            raise RunMismatchError("the run has no manifest yet")
+        return self.place.machine.run_folder(self.manifest.spec.run.name, self.manifest.run_id)
+
+    def ticket(self) -> bytes:
+        """What to show to members in order to become one."""
+        if isinstance(self.place, Joined):
+            return self.place.invite.ticket.encode()
+        if self.owner is None or self.manifest is None:
+            return b""
+        expires = int(SystemClock().unix_s()) + _TICKET_YEARS_S
+        return Ticket.issue(self.owner, self.manifest.run_id, expires_unix_s=expires).encode()
+
+    def close(self) -> None:
+        """Takes the network and the runtime down."""
+        try:
+            self.runtime.call(self.network.aclose, timeout_s=10.0)
+        except (TimeoutError, NetworkError) as error:
+            logger.warning("the network did not close in order: %s", error)
+        finally:
+            self.runtime.close()
+
+
+def enter(place: Place) -> Entrance:
+    """Starts the network; finds the run's manifest on disk or asks its members.
+
+    Raises:
+        ConfigError, InputFileError, StorageError: something on this machine is wrong.
+        NetworkError: nobody of the run can be reached.
+        RunMismatchError: who answers is not of the run that the invite names.
+    """
+    machine = place.machine
+    machine.prepare()
+    identity = Identity.load_or_create(machine.identity_path)
+    owner = (
+        Identity.load_or_create(machine.home / "owner.key") if isinstance(place, Local) else None
+    )
+    known = _known_manifest(place, owner)
+    if isinstance(place, Joined):
+        place.invite.require_valid(SystemClock().unix_s())
+    runtime = Runtime().start()
+    try:
+        settings = _settings(place, has_run=known is not None)
+        network = runtime.call(start_hivemind, settings, identity, timeout_s=_START_S)
+    except BaseException:
+        runtime.close()
+        raise
+    entrance = Entrance(place, runtime, network, identity, owner, known)
+    try:
+        if known is None and isinstance(place, Joined):
+            entrance.manifest = runtime.call(_ask_manifest, entrance, timeout_s=_ASK_S)
+    except BaseException:
+        entrance.close()
+        raise
+    return entrance
+
+
+def _settings(place: Place, *, has_run: bool) -> NetworkSettings:
+    machine = place.machine
+    bootstrap = place.invite.addresses if isinstance(place, Joined) else ()
+    return NetworkSettings(
+        listen_host=machine.listen_host,
+        port=machine.listen_port,
+        identity_path=machine.identity_path,
+        bootstrap=bootstrap,
+        cache_path=machine.home / "peers.json",
+        announce=machine.announce,
+        allow_alone=has_run or isinstance(place, Local),
+    )
+
+
+def _known_manifest(place: Place, owner: Identity | None) -> SignedManifest | None:
+    """The manifest of a run this machine has taken part in before."""
+    runs = sorted((place.machine.home / "runs").glob("*/manifest.bin"))
+    for path in runs:
+        manifest = SignedManifest.read(path)
+        if isinstance(place, Joined):
+            if place.invite.names(manifest.run_id):
+                return manifest
+        elif owner is not None and manifest.owner == owner.peer_id and _same_run(place, manifest):
+            return manifest
+    return None
+
+
+def _same_run(place: Local, manifest: SignedManifest) -> bool:
+    wanted, found = place.spec.published(), manifest.spec
+    fingerprint = {"fingerprint": found.model.fingerprint}
+    return wanted.model_copy(update={"model": wanted.model.model_copy(update=fingerprint)}) == found
+
+
+async def _ask_manifest(entrance: Entrance) -> SignedManifest:
+    invite = entrance.place.invite  # type: ignore[union-attr]  # only called for Joined
+    reasons = []
+    for peer in entrance.peers:
+        try:
+            data = await ask(entrance.network.transport, peer, run_name(invite.run_id), MANIFEST)
+            manifest = SignedManifest.decode(data)
+        except (NetworkError, PeerError, TimeoutError) as error:
+            reasons.append(str(error) or "no answer in time")
+            continue
+        if not invite.names(manifest.run_id) or manifest.owner != invite.owner:
+            raise RunMismatchError(
+                "the member that answered serves another run than the invite names: ask its owner for a new one"
+            )
+        return manifest
+    raise NetworkError(f"no member told the run's manifest: {'; '.join(reasons)}")

@@ -1,0 +1,127 @@
+"""Following the chain: greeting, asking for records, checking them, adopting them one by one. Pure."""
+
+from __future__ import annotations
+
+from runnel.errors import PeerError
+from runnel.node.actions import Action, Fetch, Send
+from runnel.node.chain import Certificate
+from runnel.node.membership import JOIN_LAG
+from runnel.node.messages import MAX_RECORDS, Hello, Join, Leave, Records, WantRecords
+from runnel.node.protocol_state import ProtocolState
+from runnel.node.records import Record, RecordKind
+from runnel.types import Digest, PeerId
+from runnel.verification.agreement import (
+    Decided,
+    Electorate,
+    Instance,
+    check_certificate,
+    majority,
+)
+
+ASK_S = 0.5
+"""How often, at most, records are asked for."""
+
+
+def greet(state: ProtocolState, now: float) -> list[Action]:
+    """What goes out every second and after each step: the head, and a wish to join or leave."""
+    state.pulse.hello = now
+    head = state.chain.head
+    actions: list[Action] = [Send(Hello(head.hash, head.number))]
+    if state.members.leaving:
+        actions.append(Send(Leave()))
+    elif state.me not in head.view and not state.is_over:
+        actions.append(Send(Join(state.settings.ticket, head.hash, head.number)))
+    return actions
+
+
+def on_hello(state: ProtocolState, sender: PeerId, message: Hello, now: float) -> list[Action]:
+    """A peer's head: ask for what we lack."""
+    state.branches.hello(sender, message.head, now)
+    known = message.head in state.chain and message.head in state.chain.path[-64:]
+    if known or message.head in state.target or now - state.pulse.asked < ASK_S:
+        return []
+    if message.number < state.chain.number and state.me in state.chain.head.view:
+        return []  # the sender is behind and will ask us
+    state.pulse.asked = now
+    return [Send(WantRecords(state.chain.locator()), to=sender)]
+
+
+def on_want_records(
+    state: ProtocolState, sender: PeerId, message: WantRecords, _now: float
+) -> list[Action]:
+    """A peer asks for records: those after the newest one we share."""
+    records = state.chain.after(message.locator, MAX_RECORDS)
+    if not records:
+        return []
+    return [Send(Records(records, tuple(state.chain.certificate(r.hash) for r in records)), to=sender)]
+
+
+def on_join(state: ProtocolState, sender: PeerId, message: Join, now: float) -> list[Action]:
+    """A peer asks to become a member."""
+    if not state.settings.admits(sender, message.ticket):
+        raise PeerError("ticket", "asks to join without a ticket of this run's owner")
+    if message.head in state.chain.path and message.number >= state.chain.number - JOIN_LAG:
+        state.members.wish(sender, message.ticket, now)
+    return []
+
+
+def on_leave(state: ProtocolState, sender: PeerId, _message: Leave, now: float) -> list[Action]:
+    """A peer says goodbye."""
+    state.members.goodbye(sender, now)
+    return []
+
+
+def on_records(state: ProtocolState, sender: PeerId, message: Records, now: float) -> list[Action]:
+    """Records of a peer's path: check each, and follow them if their path beats ours."""
+    chain = state.chain
+    if not message.records:
+        return []
+    if message.records[0].parent not in chain:
+        raise PeerError("records", "they do not follow anything we asked about")
+    path = chain.lineage(message.records[0].parent)
+    for record, certificate in zip(message.records, message.certificates, strict=True):
+        if record.hash not in chain or chain.certificate(record.hash) is None:
+            _check_record(state, path, record, certificate)
+            chain.add(record, certificate)
+        path.append(record.hash)
+    if len(path) > len(state.target) and chain.prefers(path):
+        state.target = path
+    if len(message.records) < MAX_RECORDS:
+        return []
+    state.pulse.asked = now
+    locator = (path[-1], *chain.locator())
+    return [Send(WantRecords(locator), to=sender)]
+
+
+def next_step(state: ProtocolState) -> tuple[list[Action], list[Digest]]:
+    """What to fetch for the next record of the path we want, or the path to move to (else empty)."""
+    if not state.target or not state.chain.prefers(state.target):
+        state.target = []
+        return [], []
+    place = state.chain.common(state.target)
+    record = state.chain.record(state.target[place])
+    missing = [piece for piece in record.slices if piece.root not in state.held]
+    if not missing:
+        return [], state.target[: place + 1]
+    holders = tuple(p for p in record.view if p != state.me)
+    fetches: list[Action] = [
+        Fetch(piece.root, 0, (piece.reducer, *holders)) for piece in missing if piece.reducer != state.me
+    ]
+    return fetches, []
+
+
+def _check_record(
+    state: ProtocolState, path: list[Digest], record: Record, certificate: Certificate | None
+) -> None:
+    parent = state.chain.record(path[-1])
+    if record.parent != parent.hash or record.number != parent.number + 1:
+        raise PeerError("records", "a record does not follow the one before it")
+    if record.kind is RecordKind.BRANCH:
+        return
+    if record.kind is RecordKind.GENESIS or certificate is None:
+        raise PeerError("records", "a record without a certificate")
+    instance = Instance("outcome", record.number, parent.hash)
+    electorate = Electorate.of(instance, state.chain.voters_of(record.number, path), majority)
+    decided = Decided(instance, record.hash, certificate.attempt, certificate.votes)
+    if not check_certificate(certificate.votes, decided, electorate, state.verify_vote):
+        raise PeerError("certificate", f"record {record.number} lacks a quorum of its voters")

@@ -1,0 +1,201 @@
+"""Commitments, proposals, votes and results as they come in: checked, then noted. Pure."""
+
+from __future__ import annotations
+
+from runnel.errors import PeerError
+from runnel.node import storage_keys
+from runnel.node.actions import Action, Note, RoundKey, Send, Store
+from runnel.node.chain import Certificate
+from runnel.node.elections import Elections
+from runnel.node.events import SetDecided as SetDecidedEvent
+from runnel.node.messages import (
+    Cast,
+    Commit,
+    ProposeOutcome,
+    ProposeSet,
+    ResultReady,
+    SetDecided,
+    proposal_statement,
+)
+from runnel.node.protocol_state import ProtocolState
+from runnel.node.records import Commitment, set_value
+from runnel.node.rounds import Round
+from runnel.types import PeerId, short
+from runnel.verification.agreement import (
+    Decided,
+    Electorate,
+    Instance,
+    Proposal,
+    Vote,
+    check_certificate,
+    majority,
+)
+
+
+class Inbox:
+    """Takes in what members say about open rounds."""
+
+    def __init__(self, state: ProtocolState, elections: Elections) -> None:
+        self._state = state
+        self._elections = elections
+
+    def on_commit(self, sender: PeerId, message: Commit, now: float) -> list[Action]:
+        """A member's commitment; one that comes after the set is decided is told so."""
+        commitment = message.commitment
+        place = self._state.rounds.get(RoundKey(commitment.round, commitment.base))
+        if place is None:
+            return []
+        self._take(place, commitment, now)
+        return self._tell_set(sender, Instance("set", commitment.round, commitment.base))
+
+    def on_propose_set(self, sender: PeerId, message: ProposeSet, now: float) -> list[Action]:
+        """A proposed set with its commitments."""
+        proposal = message.proposal
+        place = self._state.round_of(proposal.instance)
+        if proposal.instance.kind != "set" or place is None:
+            return []
+        self._check_proposal(proposal, message.signature)
+        names = [c.id for c in message.commitments]
+        peers = {c.peer for c in message.commitments}
+        if set_value(names) != proposal.value or names != sorted(names) or not names:
+            raise PeerError("malformed", "the proposed set is not what its digest says")
+        if len(peers) != len(names):
+            raise PeerError("malformed", "the proposed set names a peer twice")
+        for commitment in message.commitments:
+            self._take(place, commitment, now)
+        place.sets[proposal.value] = message.commitments
+        return self._to_agreement(sender, proposal.instance, proposal, now)
+
+    def on_propose_outcome(self, sender: PeerId, message: ProposeOutcome, now: float) -> list[Action]:
+        """A proposed record."""
+        proposal, record = message.proposal, message.record
+        place = self._state.round_of(proposal.instance)
+        if proposal.instance.kind != "outcome" or place is None:
+            return []
+        self._check_proposal(proposal, message.signature)
+        if record.hash != proposal.value:
+            raise PeerError("malformed", "the proposed record is not what its digest says")
+        place.candidates[record.hash] = record
+        if len(record.slices) == len(place.slices):
+            for piece, result in zip(place.slices, record.slices, strict=True):
+                piece.results.setdefault(result, 0)
+        return self._to_agreement(sender, proposal.instance, proposal, now)
+
+    def on_vote(self, sender: PeerId, message: Cast, now: float) -> list[Action]:
+        """A vote."""
+        vote = message.vote
+        if self._state.round_of(vote.instance) is None:
+            return []
+        if not self._state.verify_vote(vote):
+            raise PeerError("signature", "vote not signed by its voter")
+        return self._to_agreement(sender, vote.instance, vote, now)
+
+    def on_set_decided(self, _sender: PeerId, message: SetDecided, now: float) -> list[Action]:
+        """A set that others decided."""
+        if not message.commitments:
+            raise PeerError("malformed", "an empty set")
+        first = message.commitments[0]
+        place = self._state.rounds.get(RoundKey(first.round, first.base))
+        if place is None or place.decided is not None:
+            return []
+        instance = Instance("set", first.round, first.base)
+        value = set_value([c.id for c in message.commitments])
+        voters = self._state.chain.voters_of(first.round)
+        electorate = Electorate.of(instance, voters, majority)
+        decided = Decided(instance, value, message.certificate.attempt, message.certificate.votes)
+        if not check_certificate(decided.certificate, decided, electorate, self._state.verify_vote):
+            raise PeerError("certificate", "a decided set lacks a quorum of its voters")
+        for commitment in message.commitments:
+            self._take(place, commitment, now)
+        self._elections.close(instance)
+        return self.fix_set(place, message.commitments, message.certificate, now)
+
+    def on_result(self, _sender: PeerId, message: ResultReady, _now: float) -> list[Action]:
+        """A reducer's announcement of a slice."""
+        place = self._state.rounds.get(RoundKey(message.round, message.base))
+        if place is None or place.decided is None:
+            return []
+        if message.slice_index >= len(place.slices):
+            raise PeerError("malformed", "a result of a slice that does not exist")
+        if message.result.included[-1] >= len(place.decided):
+            raise PeerError("malformed", "a result that includes nobody of the set")
+        if message.result.reducer not in place.reducers(message.slice_index):
+            raise PeerError("result", "a result by a peer that was not drawn to reduce it")
+        place.slices[message.slice_index].results[message.result] = message.size_bytes
+        return []
+
+    def note(self, place: Round, commitment: Commitment, now: float) -> None:
+        """Takes up a checked commitment."""
+        if commitment.peer in place.commits:
+            return
+        place.commits[commitment.peer] = commitment
+        voters = self._state.chain.voters_of(place.key.number)
+        if place.half_at is not None:
+            self._state.deadlines.commits.arrived(now - place.half_at)
+        elif 2 * len(place.commits) >= len(voters):
+            place.half_at = now
+
+    def fix_set(
+        self, place: Round, commitments: tuple[Commitment, ...], certificate: Certificate, now: float
+    ) -> list[Action]:
+        """Takes up a decided set."""
+        place.decided, place.decided_at, place.set_certificate = commitments, now, certificate
+        self._state.saved.sets[place.key] = commitments
+        names = tuple(short(c.peer) for c in commitments)
+        fact = SetDecidedEvent(unix_s=0.0, round=place.key.number, contributors=names, seconds=now - place.opened)
+        return [Store(storage_keys.set_updates(place.key, commitments)), Note(fact)]
+
+    def _take(self, place: Round, commitment: Commitment, now: float) -> None:
+        known = place.commits.get(commitment.peer)
+        if known is not None and known.id == commitment.id:
+            return
+        problem = commitment_problem(place, commitment, self._state)
+        if problem:
+            raise PeerError("commitment", problem)
+        statement = commitment.statement(self._state.settings.run)
+        if not self._state.signer.verify(commitment.peer, statement, commitment.signature):
+            raise PeerError("signature", "commitment not signed by its peer")
+        self.note(place, commitment, now)
+
+    def _to_agreement(
+        self, sender: PeerId, instance: Instance, item: Proposal | Vote, now: float
+    ) -> list[Action]:
+        agreement = self._elections.agreement(instance, now)
+        if agreement is None:
+            return self._tell_set(sender, instance)
+        if isinstance(item, Vote):
+            agreement.on_vote(item, now)
+        else:
+            agreement.on_proposal(item, now)
+        return []
+
+    def _tell_set(self, sender: PeerId, instance: Instance) -> list[Action]:
+        """A peer still votes on a set that is decided here: tell it."""
+        place = self._state.round_of(instance)
+        if place is None or place.decided is None or place.set_certificate is None:
+            return []
+        return [Send(SetDecided(place.decided, place.set_certificate), to=sender)]
+
+    def _check_proposal(self, proposal: Proposal, signature: bytes) -> None:
+        statement = proposal_statement(self._state.settings.run, proposal)
+        if not self._state.signer.verify(proposal.proposer, statement, signature):
+            raise PeerError("signature", "proposal not signed by its proposer")
+        if not all(self._state.verify_vote(vote) for vote in proposal.proof):
+            raise PeerError("signature", "a proposal's proof holds a vote nobody signed")
+
+
+def commitment_problem(place: Round, commitment: Commitment, state: ProtocolState) -> str:
+    """Why a commitment to an open round is unusable, or nothing. The same answer on every member."""
+    if (commitment.round, commitment.base) != (place.key.number, place.key.base):
+        return "it names another round"
+    if commitment.peer not in place.view:
+        return "its peer is not a member of the round"
+    if len(commitment.slice_norms) != len(place.slices):
+        return f"{len(commitment.slice_norms)} norms for {len(place.slices)} slices"
+    if any(norm < 0 for norm in commitment.slice_norms):
+        return "a negative norm"
+    if not 0 < commitment.tokens <= state.settings.max_weight_tokens:
+        return f"{commitment.tokens} tokens, allowed are 1 to {state.settings.max_weight_tokens}"
+    if not all(state.settings.admits(join.peer, join.ticket) for join in commitment.joins):
+        return "it names a candidate without a ticket"
+    return ""

@@ -1,0 +1,141 @@
+"""Control messages between peers: one bounded queue and one stream for each peer we talk to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from runnel.dht.wire import pack, unpack
+from runnel.errors import NetworkError, PeerError
+from runnel.node.messages import MAX_MESSAGE_BYTES, Message, decode, encode
+from runnel.node.records import blob, items
+from runnel.protocols import Stream, Transport
+from runnel.types import PeerId, short
+
+logger = logging.getLogger(__name__)
+
+CONTROL_PROTOCOL = "control"
+_QUEUE_MESSAGES = 256
+_MAX_BATCH_BYTES = 2 * MAX_MESSAGE_BYTES + 4096
+_SEND_S = 5.0
+_IDLE_S = 60.0
+_RETRY_S = 0.5
+
+Receiver = Callable[[PeerId, Message], None]
+Refusal = Callable[[PeerId, PeerError], None]
+
+
+class Links:
+    """Sends messages in order to each peer, and hands over what they send.
+
+    A queue that is full drops its oldest message: the protocol repeats what matters.
+    """
+
+    def __init__(
+        self, transport: Transport, run: bytes, *, receive: Receiver, refuse: Refusal
+    ) -> None:
+        self._transport, self._run = transport, run
+        self._receive, self._refuse = receive, refuse
+        self._queues: dict[PeerId, deque[bytes]] = {}
+        self._wake: dict[PeerId, asyncio.Event] = {}
+        self._tasks: dict[PeerId, asyncio.Task[None]] = {}
+        self._closed = False
+
+    async def serve(self) -> None:
+        """Starts taking messages."""
+        await self._transport.serve(CONTROL_PROTOCOL, self._on_stream)
+
+    def send(self, message: Message, to: Iterable[PeerId]) -> None:
+        """Queues a message for each peer; encodes it once."""
+        data = encode(self._run, message)
+        for peer in to:
+            if peer != self._transport.local_id and not self._closed:
+                self._queue(peer).append(data)
+                self._wake[peer].set()
+
+    def keep(self, peers: Iterable[PeerId]) -> None:
+        """Ends the links to all others."""
+        wanted = set(peers)
+        for peer in [peer for peer in self._tasks if peer not in wanted]:
+            self._drop(peer)
+
+    async def drain(self, deadline: float) -> None:
+        """Waits until all queues are empty or the deadline is over."""
+        loop = asyncio.get_running_loop()
+        while any(self._queues.values()) and loop.time() < deadline:  # noqa: ASYNC110 - several queues
+            await asyncio.sleep(0.02)
+
+    async def aclose(self) -> None:
+        """Ends all links."""
+        self._closed = True
+        tasks = list(self._tasks.values())
+        for peer in list(self._tasks):
+            self._drop(peer)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _queue(self, peer: PeerId) -> deque[bytes]:
+        if peer not in self._queues:
+            self._queues[peer] = deque(maxlen=_QUEUE_MESSAGES)
+            self._wake[peer] = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            self._tasks[peer] = loop.create_task(self._carry(peer), name=f"link:{short(peer)}")
+        return self._queues[peer]
+
+    def _drop(self, peer: PeerId) -> None:
+        self._tasks.pop(peer).cancel()
+        self._queues.pop(peer, None)
+        self._wake.pop(peer, None)
+
+    async def _carry(self, peer: PeerId) -> None:
+        loop = asyncio.get_running_loop()
+        stream: Stream | None = None
+        queue, wake = self._queues[peer], self._wake[peer]
+        try:
+            while True:
+                wake.clear()
+                if not queue:
+                    await wake.wait()
+                try:
+                    deadline = loop.time() + _SEND_S
+                    if stream is None:
+                        stream = await self._transport.open(
+                            peer, CONTROL_PROTOCOL, deadline=deadline
+                        )
+                    while queue:
+                        await stream.send(_batch(queue), deadline=loop.time() + _SEND_S)
+                except (PeerError, NetworkError, TimeoutError) as error:
+                    logger.debug("link to %s: %s", short(peer), error)
+                    queue.clear()  # what is old by now says less than what comes next
+                    if stream is not None:
+                        await stream.aclose()
+                        stream = None
+                    await asyncio.sleep(_RETRY_S)
+        finally:
+            if stream is not None:
+                await stream.aclose()
+
+    async def _on_stream(self, stream: Stream) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._closed:
+            data = await stream.receive(max_bytes=_MAX_BATCH_BYTES, deadline=loop.time() + _IDLE_S)
+            try:
+                for message in _messages(data):
+                    self._receive(stream.remote, decode(self._run, message))
+            except PeerError as error:
+                self._refuse(stream.remote, error)
+
+
+def _batch(queue: deque[bytes]) -> bytes:
+    """Takes messages from the queue into one frame, so that a long link carries many in one trip."""
+    batch, size = [queue.popleft()], 0
+    while queue and size + len(queue[0]) < MAX_MESSAGE_BYTES:
+        size += len(queue[0])
+        batch.append(queue.popleft())
+    return pack(batch)
+
+
+def _messages(data: bytearray) -> list[bytes]:
+    batch = unpack(bytes(data), max_bytes=_MAX_BATCH_BYTES)
+    return [blob(message, MAX_MESSAGE_BYTES) for message in items(batch, _QUEUE_MESSAGES)]

@@ -1,0 +1,143 @@
+"""Between the trainer's thread and the I/O thread: what is wanted, what was handed over, what to merge.
+
+The trainer polls at its step boundaries; nothing here ever writes parameters or runs user code.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from runnel.node.actions import RoundKey, WantHandover
+from runnel.optim.store import Array, Merge
+
+
+@dataclass(frozen=True, slots=True)
+class DecidedMerge:
+    """What a decided record changes for the trainer. `number` is the round's."""
+
+    number: int
+    merge: Merge
+    included: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """The trainer's share of a round: its values, taken over by the codec thread, and what is behind them.
+
+    `withheld` says why the share must not be sent, or nothing.
+    """
+
+    want: WantHandover
+    snapshot: Array
+    version: int
+    tokens: int
+    steps: int
+    loss: float
+    withheld: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainView:
+    """What the trainer may know of the run; replaced as a whole."""
+
+    number: int = -1
+    tokens: int = 0
+    progress: float = 0.0
+    members: tuple[str, ...] = ()
+    beacon: bytes = b""
+    is_over: bool = False
+    is_member: bool = False
+
+
+@dataclass(slots=True)
+class _Contents:
+    wants: dict[RoundKey, WantHandover] = field(default_factory=dict)
+    merges: list[DecidedMerge] = field(default_factory=list)
+    chain: ChainView = field(default_factory=ChainView)
+    failure: BaseException | None = None
+
+
+class Mailbox:
+    """Thread-safe; bounded by the open rounds (wants) and by the fragments (merges are summed up)."""
+
+    def __init__(self, hand_over: Callable[[HandedOver], None]) -> None:
+        """`hand_over` takes a contribution to the I/O thread; called in the trainer's thread."""
+        self._hand_over = hand_over
+        self._changed = threading.Condition(threading.RLock())
+        self._contents = _Contents()
+
+    # -- the I/O thread's side
+
+    def want(self, request: WantHandover) -> None:
+        """Asks for a hand-over, or makes an earlier request urgent."""
+        with self._changed:
+            known = self._contents.wants.get(request.key)
+            if known is None or request.urgent:
+                self._contents.wants[request.key] = request
+                self._changed.notify_all()
+
+    def withdraw(self, is_open: Callable[[RoundKey], bool]) -> None:
+        """Drops requests of rounds that are no longer open."""
+        with self._changed:
+            wants = self._contents.wants
+            self._contents.wants = {key: want for key, want in wants.items() if is_open(key)}
+
+    def deliver(self, merge: DecidedMerge) -> None:
+        """Leaves a merge for the trainer."""
+        with self._changed:
+            self._contents.merges.append(merge)
+            self._changed.notify_all()
+
+    def tell(self, chain: ChainView) -> None:
+        """Leaves the newest view of the run."""
+        with self._changed:
+            self._contents.chain = chain
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Hands the trainer what ended the runtime."""
+        with self._changed:
+            self._contents.failure = error
+            self._changed.notify_all()
+
+    # -- the trainer's side
+
+    @property
+    def chain(self) -> ChainView:
+        """The newest view of the run."""
+        with self._changed:
+            return self._contents.chain
+
+    def wants(self) -> tuple[WantHandover, ...]:
+        """Open requests, lowest round first."""
+        with self._changed:
+            return tuple(sorted(self._contents.wants.values(), key=lambda want: want.key.number))
+
+    def take_merges(self, ready: Callable[[DecidedMerge], bool]) -> tuple[DecidedMerge, ...]:
+        """Removes and returns the leading merges that are `ready`; order is kept."""
+        with self._changed:
+            merges = self._contents.merges
+            count = next((i for i, merge in enumerate(merges) if not ready(merge)), len(merges))
+            self._contents.merges = merges[count:]
+            return tuple(merges[:count])
+
+    def hand_over(self, contribution: HandedOver) -> None:
+        """Answers a request."""
+        with self._changed:
+            self._contents.wants.pop(contribution.want.key, None)
+        self._hand_over(contribution)
+
+    def wait(self, until: Callable[[], bool], timeout_s: float) -> bool:
+        """Blocks until `until` holds, something failed or the time is over; whether it holds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._contents.failure is not None or until(), timeout_s)
+            return until()
+
+    def check(self) -> None:
+        """Raises, in the trainer's thread, what ended the runtime."""
+        with self._changed:
+            failure = self._contents.failure
+        if failure is not None:
+            raise failure

@@ -1,0 +1,77 @@
+"""Which settings of a run cannot hold together, each with a line that says what to change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runnel.node.manifest_spec import RunSpec
+
+BYTE_VALUES = 256
+
+
+def contradictions(spec: RunSpec) -> tuple[str, ...]:
+    """One line for each set of fields that cannot hold together; empty for a sound spec."""
+    return tuple(line for wrong, line in (*_round_rules(spec), *_model_rules(spec)) if wrong)
+
+
+def _round_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
+    outer, rounds = spec.outer, spec.rounds
+    most_open = max(1, outer.fragments - 1)
+    return (
+        (
+            rounds.open > most_open,
+            f"rounds.open is {rounds.open} with outer.fragments {outer.fragments}, expected at"
+            f" most {most_open} because no fragment can be in two rounds at once: lower"
+            " rounds.open or raise outer.fragments",
+        ),
+        (
+            outer.fragments > outer.every_steps,
+            f"outer.fragments is {outer.fragments} with outer.every_steps {outer.every_steps},"
+            " expected at most one fragment per step: lower outer.fragments or raise"
+            " outer.every_steps",
+        ),
+        (
+            outer.overlap_steps >= outer.every_steps,
+            f"outer.overlap_steps is {outer.overlap_steps} with outer.every_steps"
+            f" {outer.every_steps}, expected fewer: lower outer.overlap_steps",
+        ),
+        (
+            rounds.deadline_floor_s > rounds.deadline_ceiling_s,
+            f"rounds.deadline_floor_s is {rounds.deadline_floor_s:g} with"
+            f" rounds.deadline_ceiling_s {rounds.deadline_ceiling_s:g}, expected floor <="
+            " ceiling: lower rounds.deadline_floor_s",
+        ),
+        (
+            rounds.stall_s < rounds.deadline_ceiling_s,
+            f"rounds.stall_s is {rounds.stall_s:g} with rounds.deadline_ceiling_s"
+            f" {rounds.deadline_ceiling_s:g}, expected stall >= ceiling, or peers give up on"
+            " others who are only slow: raise rounds.stall_s",
+        ),
+    )
+
+
+def _model_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
+    model = spec.model
+    if model.kind != "gpt":
+        return ()
+    step = 2 * model.heads
+    return (
+        (
+            model.width % step != 0,
+            f"model.width is {model.width} with model.heads {model.heads}, expected a multiple of"
+            f" {step} so that each head has an even number of values: set model.width to"
+            f" {-(-model.width // step) * step}",
+        ),
+        (
+            model.vocab < BYTE_VALUES,
+            f"model.vocab is {model.vocab} with model.kind gpt, expected at least {BYTE_VALUES}"
+            f" because its tokens are bytes: set model.vocab to {BYTE_VALUES}",
+        ),
+        (
+            model.context >= spec.data.chunk_bytes,
+            f"model.context is {model.context} with data.chunk_bytes {spec.data.chunk_bytes},"
+            " expected a context shorter than a chunk: lower model.context or raise"
+            " data.chunk_bytes",
+        ),
+    )

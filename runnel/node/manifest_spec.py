@@ -1,0 +1,260 @@
+"""What a run is: the one object behind run.toml, ``--set``, the signed manifest and the docs table.
+
+The order of sections and fields is part of the wire format: the signed encoding is a list of values
+in this order. A new field, another order or another type needs a new `manifest.VERSION`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from runnel.node.manifest_rules import contradictions
+
+CONTRADICTION = "contradiction"
+"""Type of the validation error of fields that are fine alone and impossible together."""
+
+NAME_PATTERN = r"^[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?$"
+NAME_WORDS = "1 to 40 lower-case letters, digits and inner hyphens"
+MAX_MEMBERS = 64
+MAX_INT = 2**63 - 1
+
+CodecName = Literal["fp32", "fp16", "int8", "e3m0"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Section(BaseModel):
+    """A table of run.toml. Frozen; unknown keys, other types, NaN and infinities are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class RunSection(Section):
+    """Name and rules of the run."""
+
+    name: str = Field(
+        pattern=NAME_PATTERN,
+        description="short name of the run, seen in folders and on screens",
+        json_schema_extra={"expected": NAME_WORDS},
+    )
+    description: str = Field(
+        default="",
+        pattern=r"^[^\x00-\x1f\x7f]{0,200}$",
+        description="one line for those who are invited",
+        json_schema_extra={"expected": "one line of at most 200 characters"},
+    )
+    trust: Literal["circle"] = Field(
+        default="circle", description="who may join: circle = people with an invite of the owner"
+    )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_INT,
+        description="seed of initial parameters and of the text's shuffle",
+    )
+
+
+class ModelSection(Section):
+    """The model that all peers train."""
+
+    kind: Literal["gpt", "custom"] = Field(
+        default="gpt",
+        description="gpt = the built-in byte-level GPT, custom = a torch module of yours",
+    )
+    layers: int = Field(default=2, ge=1, le=1_000, description="transformer blocks of the gpt")
+    heads: int = Field(default=4, ge=1, le=1_000, description="attention heads of a block")
+    width: int = Field(
+        default=128, ge=2, le=65_536, description="values per position between blocks"
+    )
+    context: int = Field(
+        default=128, ge=1, le=65_536, description="tokens that the model sees at once"
+    )
+    vocab: int = Field(default=256, ge=2, le=2**20, description="different tokens; 256 for bytes")
+    fingerprint: str = Field(
+        default="",
+        pattern=r"^(?:[0-9a-f]{64})?$",
+        description="hash of parameter names and shapes; leave empty, launch fills it in",
+        json_schema_extra={"expected": '"" or 64 hexadecimal digits'},
+    )
+
+
+class DataSection(Section):
+    """The text that all peers train on."""
+
+    text: str = Field(
+        default="stdlib",
+        pattern=r"^[^\x00-\x1f\x7f]{1,1000}$",
+        description="stdlib = the sources of Python's standard library, or the path of a text file",
+        json_schema_extra={"expected": '"stdlib" or the path of a text file'},
+    )
+    batch_size: int = Field(
+        default=16, ge=1, le=65_536, description="sequences per inner step of one peer"
+    )
+    chunk_bytes: int = Field(
+        default=2**20,
+        ge=4_096,
+        le=2**20,
+        description="size of the pieces in which the text travels",
+    )
+    validation_share: float = Field(
+        default=0.05, gt=0, le=0.5, description="part of the text held out to measure the loss"
+    )
+
+
+class InnerSection(Section):
+    """The optimizer of each peer's own steps."""
+
+    optimizer: Literal["adamw"] = Field(default="adamw", description="inner optimizer")
+    lr: float = Field(default=2e-3, gt=0, le=1, description="highest learning rate")
+    weight_decay: float = Field(default=0.1, ge=0, le=10, description="decoupled weight decay")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment, per step")
+    beta2: float = Field(
+        default=0.99, ge=0, lt=1, description="decay of the second moment, per step"
+    )
+    warmup_share: Share = Field(
+        default=0.02, description="part of the run in which the learning rate rises; needs an [end]"
+    )
+    final_lr_share: Share = Field(
+        default=0.1,
+        description="learning rate at the [end], as a part of lr (cosine); 1 = constant",
+    )
+    clip_norm: float = Field(
+        default=1.0, ge=0, le=1e6, description="largest norm of a gradient; 0 = no limit"
+    )
+
+
+class OuterSection(Section):
+    """What peers exchange, how, and how often."""
+
+    optimizer: Literal["nesterov"] = Field(default="nesterov", description="outer optimizer")
+    lr: float = Field(default=0.7, gt=0, le=10, description="outer learning rate")
+    momentum: float = Field(
+        default=0.8, ge=0, lt=1, description="outer momentum, per round of a fragment"
+    )
+    fragments: int = Field(default=4, ge=1, le=1_024, description="parts that travel in turn (P)")
+    every_steps: int = Field(
+        default=40,
+        ge=1,
+        le=100_000,
+        description="inner steps between two rounds of one fragment (H)",
+    )
+    overlap_steps: int = Field(
+        default=2, ge=0, le=100_000, description="inner steps between sending and applying (tau)"
+    )
+    mixing: float = Field(
+        default=0.0, ge=0, lt=1, description="part of the local parameters kept at a merge (alpha)"
+    )
+    codec: CodecName = Field(default="e3m0", description="how contributions are encoded")
+    result_codec: CodecName = Field(default="e3m0", description="how results are encoded")
+    aggregator: Literal["weighted-mean", "clip-mean"] = Field(
+        default="clip-mean",
+        description="clip-mean = clipped to the median norm, then averaged by tokens",
+    )
+    max_weight_tokens: int = Field(
+        default=2**20, ge=1, le=10**12, description="tokens that one contribution counts at most"
+    )
+    wait_s: float = Field(
+        default=0.0, ge=0, le=3_600, description="wait of the trainer for a late round; 0 = never"
+    )
+    final_averaging: bool = Field(
+        default=True, description="end with a plain averaging of each fragment"
+    )
+
+
+class RoundsSection(Section):
+    """How rounds run and how long anybody waits."""
+
+    open: int = Field(
+        default=2, ge=1, le=64, description="rounds under way at once; fewer than fragments"
+    )
+    deadline_floor_s: Seconds = Field(default=0.5, description="shortest wait for others")
+    deadline_ceiling_s: Seconds = Field(default=30.0, description="longest wait for others")
+    stall_s: Seconds = Field(
+        default=30.0,
+        description="without a quorum for this long, those in reach go on without the others",
+    )
+    snapshot_every: int = Field(
+        default=16, ge=1, le=1_000_000, description="rounds between snapshots for newcomers"
+    )
+    max_members: int = Field(
+        default=MAX_MEMBERS, ge=1, le=MAX_MEMBERS, description="peers that take part at most"
+    )
+
+
+class EndSection(Section):
+    """When the run is over: at the first of these; all 0 = when the last peer stops."""
+
+    rounds: int = Field(default=0, ge=0, le=MAX_INT, description="rounds; 0 = no limit")
+    tokens: int = Field(
+        default=0, ge=0, le=MAX_INT, description="tokens of all peers; 0 = no limit"
+    )
+    minutes: float = Field(
+        default=0.0, ge=0, le=1e7, description="minutes since the launch; 0 = no limit"
+    )
+
+
+class RunSpec(Section):
+    """Everything that all peers of a run must agree on."""
+
+    run: RunSection
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    inner: InnerSection = InnerSection()
+    outer: OuterSection = OuterSection()
+    rounds: RoundsSection = RoundsSection()
+    end: EndSection = EndSection()
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        found = contradictions(self)
+        if found:
+            raise PydanticCustomError(CONTRADICTION, "{lines}", {"lines": "\n".join(found)})
+        return self
+
+    def values(self) -> list[list[Any]]:
+        """All values, section by section, in declared order: what a signature covers."""
+        return [list(section.model_dump().values()) for _, section in _sections_of(self)]
+
+    @classmethod
+    def from_values(cls, values: list[list[Any]]) -> RunSpec:
+        """The inverse of `values`.
+
+        Raises:
+            ValueError: other sections or fields than this version has, or a value out of range
+                (pydantic's ValidationError is a ValueError).
+        """
+        kinds = section_kinds()
+        tables = {
+            name: dict(zip(kind.model_fields, fields, strict=True))
+            for (name, kind), fields in zip(kinds.items(), values, strict=True)
+        }
+        return cls.model_validate(tables)
+
+    def published(self) -> RunSpec:
+        """The spec as others may see it: of a path on this machine only the file's name is left."""
+        name = PurePath(self.data.text).name or self.data.text
+        return self.model_copy(update={"data": self.data.model_copy(update={"text": name})})
+
+    def has_end(self) -> bool:
+        """Whether the run ends by itself."""
+        return bool(self.end.rounds or self.end.tokens or self.end.minutes)
+
+
+def section_kinds() -> Mapping[str, type[Section]]:
+    """The class of each section by its name, in declared order."""
+    return {
+        name: field.annotation
+        for name, field in RunSpec.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+
+
+def _sections_of(spec: RunSpec) -> list[tuple[str, Section]]:
+    return [(name, getattr(spec, name)) for name in section_kinds()]

@@ -1,0 +1,107 @@
+"""Who is heard, who wants in, who wants out, and what the next view is. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from runnel.node.records import MAX_MEMBERS, Commitment, JoinRequest, Record
+from runnel.types import PeerId
+
+ABSENT_ROUNDS = 5
+"""Rounds of silence before a member is listed as unheard."""
+ABSENT_S = 8.0
+"""Seconds of silence before a member is listed as unheard."""
+WISH_S = 6.0
+"""How long a wish to join or leave holds unless it is repeated."""
+JOIN_LAG = 16
+"""How many records behind a candidate may be."""
+
+
+class Membership:
+    """What this peer saw of the others, for its next commitment. Times are the caller's `now`."""
+
+    def __init__(self, me: PeerId, *, now: float, number: int) -> None:
+        self.leaving = False
+        self._me = me
+        self._born, self._born_number = now, number
+        self._heard: dict[PeerId, tuple[float, int]] = {}
+        self._wishes: dict[PeerId, tuple[float, bytes]] = {}
+        self._goodbyes: dict[PeerId, float] = {}
+
+    def hear(self, peer: PeerId, now: float, number: int) -> None:
+        """Notes that anything came from `peer` while our chain stood at `number`."""
+        self._heard[peer] = (now, number)
+
+    def heard_within(self, peer: PeerId, seconds: float, now: float) -> bool:
+        """Whether `peer` was heard lately."""
+        return now - self._heard.get(peer, (float("-inf"), 0))[0] < seconds
+
+    def wish(self, peer: PeerId, ticket: bytes, now: float) -> None:
+        """Notes that `peer` asks to join and is fit to."""
+        self._wishes[peer] = (now, ticket)
+
+    def goodbye(self, peer: PeerId, now: float) -> None:
+        """Notes that `peer` is leaving."""
+        self._goodbyes[peer] = now
+
+    def said_goodbye(self, peer: PeerId) -> bool:
+        """Whether `peer` ever said that it leaves."""
+        return peer in self._goodbyes
+
+    def joins(self, view: Sequence[PeerId], now: float) -> tuple[JoinRequest, ...]:
+        """Candidates to name in a commitment."""
+        fresh = [
+            JoinRequest(peer, ticket)
+            for peer, (asked, ticket) in sorted(self._wishes.items())
+            if now - asked < WISH_S and peer not in view
+        ]
+        return tuple(fresh[: MAX_MEMBERS // 4])
+
+    def leaves(self, view: Sequence[PeerId], now: float) -> tuple[PeerId, ...]:
+        """Leavers to name in a commitment, this peer among them if it is leaving."""
+        said = {peer for peer, at in self._goodbyes.items() if now - at < WISH_S}
+        said |= {self._me} if self.leaving else set()
+        return tuple(peer for peer in sorted(said) if peer in view)
+
+    def unheard(self, view: Sequence[PeerId], now: float, number: int) -> tuple[PeerId, ...]:
+        """Members that have been silent for both too many rounds and too many seconds."""
+        start = (self._born, self._born_number)
+        silent = []
+        for peer in view:
+            at, then = self._heard.get(peer, start)
+            if peer != self._me and number - then > ABSENT_ROUNDS and now - at > ABSENT_S:
+                silent.append(peer)
+        return tuple(silent)
+
+
+def next_members(
+    parent: Record, commitments: Iterable[Commitment], *, limit: int = MAX_MEMBERS
+) -> tuple[tuple[PeerId, ...], tuple[PeerId, ...]]:
+    """The view after a decided set, and which of it have not yet proved themselves.
+
+    Removed: who left, and who most of the set lists as unheard and did not commit. Added: who any
+    of the set names as joining. Newcomers contribute at once and vote after their first decided
+    contribution, so that dead joiners never raise the quorum. They are let in while nobody else is
+    on probation, at most a third of the view at a time.
+    """
+    seen = tuple(commitments)
+    present = {commitment.peer for commitment in seen}
+    old = set(parent.view)
+    gone = {peer for commitment in seen for peer in commitment.leaves}
+    silent = {
+        peer
+        for peer in old - present
+        if 2 * sum(peer in commitment.unheard for commitment in seen) > len(seen)
+    }
+    kept = old - gone - silent
+    unproven = (set(parent.unproven) - present) & kept
+    candidates = sorted({join.peer for c in seen for join in c.joins} - old - gone)
+    room = max(0, min(max(1, len(old) // 3), limit - len(kept)))
+    admitted = [] if unproven else candidates[:room]
+    view = tuple(sorted(kept | set(admitted)))
+    waiting = tuple(sorted(unproven | set(admitted)))
+    if not view:
+        return parent.view, parent.unproven
+    if set(view) <= set(waiting):  # nobody left who may vote: those who remain vote
+        return view, ()
+    return view, waiting

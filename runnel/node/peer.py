@@ -1,0 +1,296 @@
+"""The composition root: the one place to read what is connected to what in a peer.
+
+`PeerNode.attach` takes a started network and a model and wires store, vault, protocol, driver, journal and
+mailbox. `PeerNode` owns all their lifetimes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runnel.clock import SystemClock
+from runnel.dht.blob_server import BlobServer
+from runnel.errors import ConfigError, RunnelError
+from runnel.hashing import digest
+from runnel.kernels import warm_up
+from runnel.node import joining, run_service
+from runnel.node.announcer import Announcer
+from runnel.node.assembly import Assembly, assemble
+from runnel.node.driver import Driver, DriverParts
+from runnel.node.entrance import Entrance
+from runnel.node.events import Event, PeerReady, PeerStarted, PeerStopped, RunEnded, StateFetched
+from runnel.node.invite import Invite
+from runnel.node.journal import Journal
+from runnel.node.mailbox import ChainView, HandedOver, Mailbox
+from runnel.node.narrator import stamped
+from runnel.node.pinning import Pinning
+from runnel.node.progress import Progress
+from runnel.node.records import FULL_PROGRESS
+from runnel.node.sampling import window_seed
+from runnel.node.status import StatusFile
+from runnel.optim.schedule import WindowSchedule
+from runnel.types import Digest, PeerId, short
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from runnel.protocols import Float32
+
+logger = logging.getLogger(__name__)
+
+_CALL_S = 30.0
+_JOIN_S = 1200.0
+_STATUS_S = 2.0
+_INVITE_DAYS_S = 30 * 86_400
+
+
+class PeerNode:
+    """One peer of one run: what its trainer talks to, and the owner of everything behind it."""
+
+    def __init__(self, entrance: Entrance, parts: Assembly) -> None:
+        clock = SystemClock()
+        self.plan, self.spec = parts.plan, parts.manifest.spec
+        self.schedule = WindowSchedule(self.plan.num_fragments, self.spec.outer.every_steps)
+        self.mailbox = Mailbox(self._hand_over)
+        self._entrance, self._parts = entrance, parts
+        self._journal = Journal(parts.folder / "journal.jsonl")
+        self._status = StatusFile(
+            parts.folder / "status.json",
+            self._fixed_facts(),
+            entrance.network.transport.traffic,
+            clock,
+        )
+        self._driver = self._build_driver()
+        self._closed = False
+        self._listeners: list[Any] = []
+
+    @classmethod
+    def attach(cls, entrance: Entrance, model: nn.Module) -> PeerNode:
+        """Wires a peer of the run that `entrance` leads to; everything closes again if that fails."""
+        try:
+            parts = assemble(entrance, model)
+            return cls(entrance, parts)
+        except BaseException:
+            entrance.close()
+            raise
+
+    # -- what the session reads
+
+    @property
+    def clock(self) -> SystemClock:
+        """Where seconds come from."""
+        return SystemClock()
+
+    @property
+    def run_id(self) -> Digest:
+        """The run."""
+        return self._parts.manifest.run_id
+
+    @property
+    def peer(self) -> PeerId:
+        """This peer."""
+        return self._entrance.identity.peer_id
+
+    @property
+    def folder(self) -> Path:
+        """Where this peer keeps its state."""
+        return self._parts.folder
+
+    def outer_parameters(self) -> Sequence[Float32]:
+        """The newest outer parameters by fragment (not copies)."""
+        return [self._parts.store.parameters(f) for f in range(self.plan.num_fragments)]
+
+    def window_seed(self) -> bytes:
+        """The public seed of this peer's data in the current window of one round for each fragment."""
+        chain = self._parts.protocol.state.chain
+        window = (chain.number + 1) // self.plan.num_fragments
+        beacon = chain.path[min(window * self.plan.num_fragments, len(chain.path) - 1)]
+        return window_seed(beacon, self.peer, window)
+
+    def status(self) -> dict[str, Any]:
+        """What `runnel status --json` shows."""
+        return self._status.describe(self.mailbox.chain)
+
+    def make_invite(self, addresses: Sequence[str] | None = None) -> str:
+        """An invite of the owner's; ConfigError if this peer does not hold the owner's key."""
+        owner = self._entrance.owner
+        if owner is None:
+            raise ConfigError("only the run's owner can invite: ask whoever launched it")
+        expires = int(SystemClock().unix_s()) + _INVITE_DAYS_S
+        reachable = list(addresses or self._entrance.network.addresses())[:3]
+        return str(Invite.issue(owner, self.run_id, reachable, expires_unix_s=expires))
+
+    def listen(self, listener: Any) -> None:
+        """Passes every event on, from whichever thread it comes."""
+        self._listeners.append(listener)
+
+    def note(self, event: Event) -> None:
+        """Journals a fact and tells whoever listens."""
+        event = stamped(event, SystemClock())
+        self._journal.append(event)
+        self._status.take(event)
+        line = event.diary()
+        if line is not None:
+            logger.info("%s", line)
+        for listener in self._listeners:
+            listener(event)
+
+    # -- life
+
+    def begin(self) -> None:
+        """Starts to serve and to take part."""
+        addresses = tuple(self._entrance.network.addresses())
+        self.note(
+            PeerStarted(
+                unix_s=0.0, peer=short(self.peer), run=self.run_id.hex(), addresses=addresses
+            )
+        )
+        fetched = self._parts.fetched
+        if fetched is not None:
+            self.note(
+                StateFetched(
+                    unix_s=0.0,
+                    round=fetched.number,
+                    size_bytes=fetched.size_bytes,
+                    seconds=fetched.seconds,
+                    donors=fetched.donors,
+                )
+            )
+        runtime = self._entrance.runtime
+        runtime.call(runtime.codec, warm_up, timeout_s=_JOIN_S)
+        runtime.call(self._start, timeout_s=_CALL_S)
+        runtime.own(self._keep_status)
+        runtime.own(self._announcer().run)
+        members = self._parts.protocol.state.chain.head.view
+        ready = PeerReady(
+            unix_s=0.0,
+            round=self._parts.protocol.state.chain.number,
+            members=len(members),
+            seconds=SystemClock().monotonic_s() - self._parts.began_s,
+        )
+        self.note(ready)
+
+    def leave(self, timeout_s: float) -> None:
+        """Leaves in order, then closes."""
+        if self._closed:
+            return
+        try:
+            self._entrance.runtime.call(self._leave, timeout_s, timeout_s=timeout_s + 5)
+        except (RunnelError, TimeoutError) as error:
+            logger.warning("left without the others' consent: %s", error)
+        self.close("left")
+
+    def close(self, reason: str = "stopped") -> None:
+        """Stops at once; idempotent. What was promised is on disk."""
+        if self._closed:
+            return
+        self._closed = True
+        over = self.mailbox.chain.is_over
+        try:
+            self._entrance.runtime.call(self._driver.aclose, timeout_s=_CALL_S)
+        except (RunnelError, TimeoutError) as error:
+            logger.warning("the peer did not stop in order: %s", error)
+        self.note(PeerStopped(unix_s=0.0, reason="the run ended" if over else reason))
+        self._entrance.close()
+        self._status.write(self.mailbox.chain, "ended" if over else reason)
+        self._journal.close()
+        self._parts.log.close()
+
+    # -- wiring
+
+    def _build_driver(self) -> Driver:
+        entrance, parts, runtime = self._entrance, self._parts, self._entrance.runtime
+        progress = Progress(self.spec, parts.manifest.genesis.created_unix_s, SystemClock())
+        chain = parts.protocol.state.chain
+        return Driver(
+            DriverParts(
+                protocol=parts.protocol,
+                vault=parts.vault,
+                log=parts.log,
+                mailbox=self.mailbox,
+                transport=entrance.network.transport,
+                codec=runtime.codec,
+                disk=runtime.disk,
+                progress=lambda number: progress.at(number, chain),
+                note=self.note,
+                moved=self._moved,
+                run=self.run_id,
+                max_slice_bytes=parts.max_slice_bytes,
+            )
+        )
+
+    async def _start(self) -> None:
+        transport, parts = self._entrance.network.transport, self._parts
+        run, chain = self.run_id, parts.protocol.state.chain
+        answers = {
+            run_service.MANIFEST: lambda _: parts.manifest.encode(),
+            run_service.GENESIS: lambda _: parts.genesis_blob,
+            run_service.RECORDS: lambda names: joining.records_answer(chain, run, names),
+        }
+        await run_service.RunService(transport, run, answers).serve()
+        await BlobServer(transport, parts.shelf).start()
+        pinning = Pinning(
+            parts.log, parts.vault, parts.shelf, every=self.spec.rounds.snapshot_every
+        )
+        self._pinning = pinning
+        await self._entrance.runtime.disk(pinning.renew, chain, tuple(chain.path))
+        self._driver.contacts.seed(self._entrance.peers)
+        self._tell()
+        await self._driver.start()
+
+    def _announcer(self) -> Announcer:
+        return Announcer(self._entrance.network, self.run_id, self._driver.contacts.seed)
+
+    async def _leave(self, timeout_s: float) -> None:
+        await self._driver.leave(asyncio.get_running_loop().time() + timeout_s)
+
+    async def _keep_status(self) -> None:
+        while True:
+            await self._entrance.runtime.disk(self._status.write, self.mailbox.chain)
+            await asyncio.sleep(_STATUS_S)
+
+    def _hand_over(self, handed: HandedOver) -> None:
+        self._entrance.runtime.own(self._driver.contribute, handed)
+
+    def _moved(self, path: Sequence[Digest]) -> None:
+        self._tell()
+        number = len(path) - 2
+        chain = self._parts.protocol.state.chain
+        if number % self.spec.rounds.snapshot_every == 0:
+            self._entrance.runtime.own(
+                self._entrance.runtime.disk, self._pinning.renew, chain, path
+            )
+        if self.mailbox.chain.is_over:
+            root = digest(*(r for r in self._parts.vault.state_roots()))
+            self.note(
+                RunEnded(
+                    unix_s=0.0, round=number, reason="its end is reached", state_root=root.hex()
+                )
+            )
+
+    def _tell(self) -> None:
+        state = self._parts.protocol.state
+        head = state.chain.head
+        self.mailbox.tell(
+            ChainView(
+                number=head.number,
+                tokens=head.tokens,
+                progress=head.progress / FULL_PROGRESS,
+                members=tuple(short(peer) for peer in head.view),
+                beacon=head.hash,
+                is_over=state.is_over,
+                is_member=state.me in head.view,
+            )
+        )
+
+    def _fixed_facts(self) -> dict[str, Any]:
+        return {
+            "run": self.spec.run.name,
+            "run_id": self.run_id.hex(),
+            "peer": short(self.peer),
+            "parameters": self.plan.numel,
+        }

@@ -1,0 +1,358 @@
+"""The round protocol of one peer: messages, times and finished jobs in, actions out. Pure.
+
+A chain of decided records drives everything: at most k rounds are open, each derives from a decided
+record, and rounds are decided strictly in order. The set of contributions and the outcome of a round
+are decided by the same agreement machine. No clock, no sockets, no arrays: whoever drives this
+carries out the returned actions in order and feeds results back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from runnel.node import following, storage_keys
+from runnel.node.actions import (
+    Action,
+    Adopt,
+    Handover,
+    RoundKey,
+    Send,
+    Store,
+    WantHandover,
+)
+from runnel.node.branches import branch_record
+from runnel.node.chain import Certificate
+from runnel.node.elections import Elections
+from runnel.node.inbox import Inbox
+from runnel.node.messages import (
+    BranchCall,
+    BranchSign,
+    Cast,
+    Commit,
+    Hello,
+    Join,
+    Leave,
+    Message,
+    ProposeOutcome,
+    ProposeSet,
+    Records,
+    ResultReady,
+    SetDecided,
+    WantRecords,
+    signed,
+)
+from runnel.node.protocol_state import ProtocolSettings, ProtocolState
+from runnel.node.records import Commitment, RecordKind, SliceResult
+from runnel.node.rounds import Round, SliceState, advance_data, slice_bounds
+from runnel.protocols import Signer
+from runnel.types import Digest, PeerId
+from runnel.verification.agreement import Decided, Instance
+
+HELLO_S = 1.0
+REPEAT_S = 1.0
+WAKE_GAP_S = 5.0
+
+Handler = Callable[[PeerId, Any, float], list[Action]]
+
+
+class RoundProtocol:
+    """One peer's protocol. All public methods return actions to carry out in order."""
+
+    def __init__(
+        self, signer: Signer, settings: ProtocolSettings, saved: storage_keys.Restored, *, now: float
+    ) -> None:
+        self.state = ProtocolState.begin(signer, settings, saved, now)
+        self._elections = Elections(self.state)
+        self._inbox = Inbox(self.state, self._elections)
+        self._handlers = self._routes()
+
+    def _routes(self) -> dict[type, Handler]:
+        state, inbox = self.state, self._inbox
+        return {
+            Hello: lambda p, m, t: following.on_hello(state, p, m, t),
+            WantRecords: lambda p, m, t: following.on_want_records(state, p, m, t),
+            Records: lambda p, m, t: following.on_records(state, p, m, t),
+            Join: lambda p, m, t: following.on_join(state, p, m, t),
+            Leave: lambda p, m, t: following.on_leave(state, p, m, t),
+            Commit: inbox.on_commit,
+            ProposeSet: inbox.on_propose_set,
+            ProposeOutcome: inbox.on_propose_outcome,
+            Cast: inbox.on_vote,
+            SetDecided: inbox.on_set_decided,
+            ResultReady: inbox.on_result,
+            BranchCall: self._on_branch_call,
+            BranchSign: self._on_branch_sign,
+        }
+
+    def receive(self, sender: PeerId, message: Message, now: float) -> list[Action]:
+        """Takes in a control message from an authenticated sender.
+
+        Raises:
+            PeerError: the message is unusable and without effect.
+        """
+        self.state.members.hear(sender, now, self.state.chain.number)
+        actions = self._handlers[type(message)](sender, message, now)
+        return actions + self._advance(now)
+
+    def tick(self, now: float) -> list[Action]:
+        """Lets time pass; call it several times a second."""
+        pulse = self.state.pulse
+        if now - pulse.ticked > WAKE_GAP_S:
+            pulse.moved = now  # asleep is not stalled: hear the others first
+        pulse.ticked = now
+        actions: list[Action] = []
+        if now - pulse.hello > HELLO_S:
+            actions += following.greet(self.state, now)
+        actions += self._advance(now)
+        if now - pulse.repeat > REPEAT_S:
+            pulse.repeat = now
+            actions += self._elections.repeats()
+            for place in self.state.rounds.values():
+                actions += self._repeat(place)
+        for place in self.state.rounds.values():
+            actions += self._hurry(place, now)
+        return actions + self._branch_if_stalled(now)
+
+    def handed_over(self, handover: Handover, progress: int, now: float) -> list[Action]:
+        """The trainer's contribution is encoded and kept: commit to it, if its round still stands.
+
+        `progress` is the share of the run done as this peer sees it, in millionths.
+        """
+        place = self.state.rounds.get(handover.key)
+        me, members = self.state.me, self.state.members
+        if place is None or me in place.commits or me not in place.view or place.decided:
+            return []
+        view = self.state.chain.head.view
+        commitment = Commitment(
+            peer=me,
+            round=handover.key.number,
+            base=handover.key.base,
+            payload_root=handover.payload_root,
+            slice_norms=handover.slice_norms,
+            tokens=handover.tokens,
+            steps=handover.steps,
+            loss=handover.loss,
+            progress=progress,
+            joins=members.joins(view, now),
+            leaves=members.leaves(view, now),
+            unheard=members.unheard(view, now, self.state.chain.number),
+        )
+        statement = commitment.statement(self.state.settings.run)
+        commitment = signed(commitment, self.state.signer.sign(statement))
+        self._inbox.note(place, commitment, now)
+        updates = {**handover.updates, **storage_keys.commitment_updates(commitment)}
+        return [Store(updates), Send(Commit(commitment)), *self._advance(now)]
+
+    def slice_arrived(self, key: RoundKey, index: int, commitment: Digest, now: float) -> list[Action]:
+        """A checked payload slice is here."""
+        place = self.state.rounds.get(key)
+        if place is None:
+            return []
+        place.slices[index].arrived.add(commitment)
+        if place.decided is not None:
+            self.state.deadlines.data.arrived(now - place.decided_at)
+        return self._advance(now)
+
+    def scatter_failed(self, key: RoundKey, index: int, to: PeerId) -> None:
+        """A payload slice did not get through; it is sent again at a later tick."""
+        place = self.state.rounds.get(key)
+        if place is not None:
+            place.slices[index].sent_to.discard(to)
+
+    def reduced(
+        self, key: RoundKey, index: int, result: SliceResult, size_bytes: int, now: float
+    ) -> list[Action]:
+        """Our result of a slice is encoded and durable: announce it."""
+        self.state.held.add(result.root)
+        place = self.state.rounds.get(key)
+        if place is None:
+            return []
+        place.slices[index].results[result] = size_bytes
+        ready = ResultReady(key.number, key.base, index, result, size_bytes)
+        return [Store(storage_keys.result_updates(result.root)), Send(ready), *self._advance(now)]
+
+    def result_held(self, root: Digest, now: float) -> list[Action]:
+        """A result's bytes are here, checked and durable."""
+        self.state.held.add(root)
+        for place in self.state.rounds.values():
+            if place.decided is not None and any(root in piece.fetching for piece in place.slices):
+                self.state.deadlines.data.arrived(now - place.decided_at)
+        return [Store(storage_keys.result_updates(root)), *self._advance(now)]
+
+    def fetch_failed(self, root: Digest) -> None:
+        """Nobody gave a result; it is asked for again at a later tick."""
+        for place in self.state.rounds.values():
+            for piece in place.slices:
+                piece.fetching.discard(root)
+
+    def prepared(
+        self, key: RoundKey, slices: tuple[SliceResult, ...], state_root: Digest, now: float
+    ) -> list[Action]:
+        """The state after these results is computed."""
+        place = self.state.rounds.get(key)
+        if place is not None:
+            place.prepared[slices] = state_root
+        return self._advance(now)
+
+    def _advance(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        moved = True
+        while moved:
+            head = self.state.chain.path[-1]
+            actions += self._open_rounds(now)
+            actions += self._catch_up(now)
+            for place in list(self.state.rounds.values()):
+                actions += self._advance_round(place, now)
+            actions += self._advance_outcome(now)
+            moved = self.state.chain.path[-1] != head
+        return actions
+
+    def _open_rounds(self, now: float) -> list[Action]:
+        chain, actions = self.state.chain, list[Action]()
+        first = chain.number + 1
+        for number in range(first, first + (0 if self.state.is_over else chain.open_rounds)):
+            key = RoundKey(number, chain.base_of(number))
+            if key not in self.state.rounds:
+                actions += self._open(key, now)
+        return actions
+
+    def _open(self, key: RoundKey, now: float) -> list[Action]:
+        state = self.state
+        sizes, view = state.settings.fragment_sizes, state.chain.view_of(key.number)
+        fragment = key.number % len(sizes)
+        slices = [SliceState() for _ in slice_bounds(sizes[fragment], len(view))]
+        place = Round(key, fragment, state.chain.is_final(key.number), now, slices, view)
+        state.rounds[key] = place
+        decided, own = state.saved.sets.get(key), state.saved.commits.get(key)
+        if decided:
+            place.decided, place.decided_at = decided, now
+        if own is not None:
+            self._inbox.note(place, own, now)
+            return [Send(Commit(own))]
+        return [WantHandover(key, fragment, len(slices), urgent=False)] if state.me in view else []
+
+    def _advance_round(self, place: Round, now: float) -> list[Action]:
+        state = self.state
+        if state.me not in place.view:
+            return []
+        if place.decided is None:
+            actions, decided = self._elections.advance_set(place, now)
+            return actions + (self._set_decided(place, decided, now) if decided else [])
+        data_s = state.deadlines.data.deadline_s()
+        actions = advance_data(place, state.me, state.held, now=now, data_s=data_s)
+        for record in place.candidates.values():
+            if record.kind is RecordKind.ROUND and state.holds_all(tuple(p.root for p in record.slices)):
+                actions += place.prepare(record.slices)
+        return actions
+
+    def _set_decided(self, place: Round, decided: Decided, now: float) -> list[Action]:
+        commitments = place.sets[decided.value]
+        certificate = Certificate(decided.attempt, decided.certificate)
+        actions = self._inbox.fix_set(place, commitments, certificate, now)
+        voters = self.state.chain.voters_of(place.key.number)
+        told = SetDecided(commitments, certificate)
+        return actions + [Send(told, to=peer) for peer in place.view if peer not in voters]
+
+    def _advance_outcome(self, now: float) -> list[Action]:
+        chain = self.state.chain
+        actions, decided = self._elections.advance_outcome(now)
+        if decided is None:
+            return actions
+        place = self.state.round_of(decided.instance)
+        if place is None:
+            return actions
+        record = place.candidates[decided.value]
+        chain.add(record, Certificate(decided.attempt, decided.certificate))
+        return actions + self._move([*chain.path, record.hash], now)
+
+    def _catch_up(self, now: float) -> list[Action]:
+        fetches, path = following.next_step(self.state)
+        return self._move(path, now) if path else fetches
+
+    def _move(self, path: list[Digest], now: float) -> list[Action]:
+        """Follows another path; state, head and records change in one durable step."""
+        state, chain = self.state, self.state.chain
+        fork = chain.fork_to(path)
+        chain.follow(path)
+        state.pulse.moved = now
+        state.branches.forming = None
+        updates: storage_keys.Updates = {storage_keys.HEAD: chain.head.hash}
+        for record in fork.adopted:
+            updates |= storage_keys.record_updates(record, chain.certificate(record.hash))
+        last = chain.number + chain.open_rounds
+        state.rounds = {
+            key: place
+            for key, place in state.rounds.items()
+            if chain.number < key.number <= last and key.base == chain.base_of(key.number)
+        }
+        self._elections.retain()
+        return [Adopt(fork, tuple(path), updates), *following.greet(state, now)]
+
+    def _hurry(self, place: Round, now: float) -> list[Action]:
+        """Once half has committed and half the deadline is over, asks the trainer for what it has."""
+        state = self.state
+        patience_s = state.deadlines.commits.deadline_s() / 2
+        late = place.half_at is not None and now - place.half_at > patience_s
+        if not late or state.me in place.commits or place.decided or state.me not in place.view:
+            return []
+        return [WantHandover(place.key, place.fragment, len(place.slices), urgent=True)]
+
+    def _repeat(self, place: Round) -> list[Action]:
+        """Own commitment and results again, in case they were lost."""
+        own, me = place.commits.get(self.state.me), self.state.me
+        actions: list[Action] = [Send(Commit(own))] if own and place.decided is None else []
+        for index, piece in enumerate(place.slices):
+            for result, size in piece.results.items():
+                if result.reducer == me and result.root in self.state.held:
+                    key = place.key
+                    actions.append(Send(ResultReady(key.number, key.base, index, result, size)))
+        return actions
+
+    def _branch_if_stalled(self, now: float) -> list[Action]:
+        state = self.state
+        head, since = state.chain.head, state.pulse.moved
+        if now - since <= state.settings.limits.stall_s or state.is_over:
+            return []
+        orphaned = state.branches.orphaned(head, since, now)
+        forming = state.branches.call(head, since, now, orphaned=orphaned)
+        if forming is None:
+            return []
+        call = BranchCall(forming.nonce, forming.parent, forming.group)
+        return [Send(call), *self._on_branch_call(state.me, call, now)]
+
+    def _on_branch_call(self, sender: PeerId, message: BranchCall, now: float) -> list[Action]:
+        state, head = self.state, self.state.chain.head
+        if message.parent != head.hash:
+            return []
+        if not state.branches.may_sign(sender, message.group, head, state.pulse.moved, now):
+            return []
+        state.branches.sign(sender, now)
+        state.saved.stops.add(head.hash)
+        instance = Instance("outcome", head.number + 1, head.hash)
+        lock = state.saved.locks.get(instance.key)
+        place = state.round_of(instance)
+        locked = place.candidates.get(lock.value) if lock and place else None
+        answer = BranchSign(message.nonce, lock if locked else None, locked)
+        stop: list[Action] = [Store(storage_keys.stop_updates(head.hash))]
+        if sender == state.me:
+            return stop + self._on_branch_sign(sender, answer, now)
+        return [*stop, Send(answer, to=sender)]
+
+    def _on_branch_sign(self, sender: PeerId, message: BranchSign, now: float) -> list[Action]:
+        state, forming = self.state, self.state.branches.forming
+        if forming is None or forming.nonce != message.nonce or sender not in forming.group:
+            return []
+        forming.signed[sender] = (message.lock, message.locked)
+        if not forming.complete:
+            return []
+        path, chain = list(state.chain.path), state.chain
+        carried = forming.highest_lock()
+        if carried is not None:
+            lock, record = carried
+            path.append(chain.add(record, Certificate(lock.attempt, lock.proof)))
+        parent = chain.record(path[-1])
+        voters = chain.voters_of(parent.number + 1, path)
+        path.append(chain.add(branch_record(parent, forming, voters)))
+        state.target = path
+        return self._catch_up(now)

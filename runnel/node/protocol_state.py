@@ -1,0 +1,105 @@
+"""What the parts of the round protocol share: one peer's view of the run. Values and look-ups only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from runnel.node.actions import RoundKey
+from runnel.node.branches import Brancher
+from runnel.node.chain import Chain
+from runnel.node.deadlines import Deadlines, Limits
+from runnel.node.membership import Membership
+from runnel.node.rounds import Round
+from runnel.node.storage_keys import Restored
+from runnel.protocols import Signer
+from runnel.types import Digest, PeerId
+from runnel.verification.agreement import Instance, Vote
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProtocolSettings:
+    """What a run fixes for its protocol, and how this peer takes part.
+
+    `admits` checks a join ticket's signature (not its expiry, which clocks may disagree on);
+    `ticket` is this peer's own.
+    """
+
+    run: bytes
+    fragment_sizes: tuple[int, ...]
+    max_weight_tokens: int
+    limits: Limits
+    admits: Callable[[PeerId, bytes], bool]
+    ticket: bytes = b""
+
+
+@dataclass(slots=True)
+class Pulse:
+    """When this peer last did what it does from time to time."""
+
+    ticked: float
+    moved: float
+    hello: float = float("-inf")
+    repeat: float = float("-inf")
+    asked: float = float("-inf")
+
+
+@dataclass(slots=True)
+class ProtocolState:
+    """One peer's view of the run; changed only by the protocol's parts, between inputs."""
+
+    signer: Signer
+    settings: ProtocolSettings
+    saved: Restored
+    members: Membership
+    branches: Brancher
+    deadlines: Deadlines
+    pulse: Pulse
+    rounds: dict[RoundKey, Round] = field(default_factory=dict)
+    held: set[Digest] = field(default_factory=set)
+    target: list[Digest] = field(default_factory=list)
+
+    @staticmethod
+    def begin(signer: Signer, settings: ProtocolSettings, saved: Restored, now: float) -> ProtocolState:
+        """The state at start-up, from what was read back from disk."""
+        return ProtocolState(
+            signer,
+            settings,
+            saved,
+            Membership(signer.peer_id, now=now, number=saved.chain.number),
+            Brancher(signer.peer_id, stall_s=settings.limits.stall_s),
+            Deadlines(settings.limits),
+            Pulse(ticked=now, moved=now),
+            held=set(saved.results),
+        )
+
+    @property
+    def me(self) -> PeerId:
+        """This peer."""
+        return self.signer.peer_id
+
+    @property
+    def chain(self) -> Chain:
+        """The chain followed."""
+        return self.saved.chain
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every fragment has had its final round."""
+        return len(self.chain.head.finished) == len(self.settings.fragment_sizes)
+
+    def round_of(self, instance: Instance) -> Round | None:
+        """The open round that a decision is about, or None if it is not open here."""
+        if instance.kind == "set":
+            return self.rounds.get(RoundKey(instance.round, instance.base))
+        if instance.round != self.chain.number + 1 or instance.base != self.chain.head.hash:
+            return None
+        return self.rounds.get(RoundKey(instance.round, self.chain.base_of(instance.round)))
+
+    def holds_all(self, roots: tuple[Digest, ...]) -> bool:
+        """Whether all these results are durably here."""
+        return all(root in self.held for root in roots)
+
+    def verify_vote(self, vote: Vote) -> bool:
+        """Whether the vote carries its voter's signature."""
+        return self.signer.verify(vote.voter, vote.statement(self.settings.run), vote.signature)

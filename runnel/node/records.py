@@ -1,0 +1,329 @@
+"""Commitments and records: what members promise and what the chain says. Values with canonical bytes.
+
+Everything here is identical on all members, so it is encoded as canonical arrays and named by hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import Any
+
+from runnel.dht.wire import pack
+from runnel.errors import PeerError
+from runnel.hashing import digest
+from runnel.types import DIGEST_BYTES, PEER_ID_BYTES, Digest, PeerId
+from runnel.verification.agreement import Instance, Step, Vote
+
+FULL_PROGRESS = 1_000_000
+"""`progress` of a run that has reached its end."""
+MAX_MEMBERS = 64
+
+
+class RecordKind(IntEnum):
+    """How a record came to be."""
+
+    GENESIS = 0
+    ROUND = 1
+    ABORT = 2
+    BRANCH = 3
+
+
+@dataclass(frozen=True, slots=True)
+class JoinRequest:
+    """A peer that asks to become a member, and the owner's ticket that allows it."""
+
+    peer: PeerId
+    ticket: bytes
+
+
+@dataclass(frozen=True)
+class Commitment:
+    """A member's signed promise of what it will contribute to a round, and what it saw.
+
+    `slice_norms` are the Euclidean norms of the decoded slices; `progress` is the share of the run
+    done in millionths, as this member sees it; `loss` is its mean training loss (NaN-free, 0 if none).
+    """
+
+    peer: PeerId
+    round: int
+    base: Digest
+    payload_root: Digest
+    slice_norms: tuple[float, ...]
+    tokens: int
+    steps: int
+    loss: float
+    progress: int
+    joins: tuple[JoinRequest, ...]
+    leaves: tuple[PeerId, ...]
+    unheard: tuple[PeerId, ...]
+    signature: bytes = b""
+
+    def statement(self, run: bytes) -> bytes:
+        """The bytes that the signature covers."""
+        return b"runnel1" + run + b"commitment/" + pack(self.to_wire()[:-1])
+
+    @cached_property
+    def id(self) -> Digest:
+        """The commitment's name: the digest of all of it but its signature."""
+        return digest(pack(self.to_wire()[:-1]))
+
+    def to_wire(self) -> list[Any]:
+        """Fields in wire order."""
+        return [
+            self.peer,
+            self.round,
+            self.base,
+            self.payload_root,
+            list(self.slice_norms),
+            self.tokens,
+            self.steps,
+            self.loss,
+            self.progress,
+            [[join.peer, join.ticket] for join in self.joins],
+            list(self.leaves),
+            list(self.unheard),
+            self.signature,
+        ]
+
+    @staticmethod
+    def from_wire(fields: Any) -> Commitment:
+        """Reads fields in wire order.
+
+        Raises:
+            PeerError: a field is missing, of the wrong type or out of bounds.
+        """
+        peer, number, base, root, norms, tokens, steps, loss, progress, joins, leaves, unheard, sig = row(
+            fields, 13
+        )
+        return Commitment(
+            peer_id(peer),
+            integer(number),
+            digest_of(base),
+            digest_of(root),
+            tuple(number_of(norm) for norm in items(norms)),
+            integer(tokens),
+            integer(steps),
+            number_of(loss),
+            integer(progress),
+            tuple(
+                JoinRequest(peer_id(who), blob(ticket, 512))
+                for who, ticket in (row(join, 2) for join in items(joins))
+            ),
+            tuple(peer_id(p) for p in items(leaves)),
+            tuple(peer_id(p) for p in items(unheard)),
+            blob(sig, 64),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A commitment of the decided set, as the record keeps it."""
+
+    peer: PeerId
+    commitment: Digest
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SliceResult:
+    """One aggregated slice: the digest of its only encoding, who made it, whose payloads are in it.
+
+    `included` are indexes into the record's shares, ascending.
+    """
+
+    root: Digest
+    reducer: PeerId
+    included: tuple[int, ...]
+
+    def to_wire(self) -> list[Any]:
+        """Fields in wire order."""
+        return [self.root, self.reducer, list(self.included)]
+
+    @staticmethod
+    def from_wire(fields: Any) -> SliceResult:
+        """Reads fields in wire order; PeerError for anything malformed."""
+        root, reducer, included = row(fields, 3)
+        indexes = tuple(integer(i) for i in items(included))
+        if not indexes or any(i < 0 or i >= MAX_MEMBERS for i in indexes):
+            raise PeerError("malformed", "a result must include at least one sender")
+        if list(indexes) != sorted(set(indexes)):
+            raise PeerError("malformed", "senders of a result must ascend")
+        return SliceResult(digest_of(root), peer_id(reducer), indexes)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One link of the chain. Its certificate is kept beside it; its hash excludes it."""
+
+    number: int
+    parent: Digest
+    kind: RecordKind
+    shares: tuple[Share, ...]
+    slices: tuple[SliceResult, ...]
+    state_root: Digest
+    view: tuple[PeerId, ...]
+    unproven: tuple[PeerId, ...]
+    tokens: int
+    progress: int
+    finished: tuple[int, ...]
+    listed: int = 0
+    nonce: bytes = b""
+
+    @cached_property
+    def hash(self) -> Digest:
+        """The record's name."""
+        return digest(pack(self.to_wire()))
+
+    @property
+    def closing(self) -> bool:
+        """Whether the rounds that derive from this record are the run's last ones."""
+        return self.progress >= FULL_PROGRESS
+
+    @property
+    def contributors(self) -> tuple[PeerId, ...]:
+        """Peers whose payload is in at least one slice."""
+        used = {index for piece in self.slices for index in piece.included}
+        return tuple(share.peer for i, share in enumerate(self.shares) if i in used)
+
+    def share_of(self, peer: PeerId) -> int:
+        """Index of `peer`'s share, or -1."""
+        return next((i for i, share in enumerate(self.shares) if share.peer == peer), -1)
+
+    def to_wire(self) -> list[Any]:
+        """Fields in wire order."""
+        return [
+            self.number,
+            self.parent,
+            int(self.kind),
+            [[s.peer, s.commitment, s.tokens] for s in self.shares],
+            [piece.to_wire() for piece in self.slices],
+            self.state_root,
+            list(self.view),
+            list(self.unproven),
+            self.tokens,
+            self.progress,
+            list(self.finished),
+            self.listed,
+            self.nonce,
+        ]
+
+    @staticmethod
+    def from_wire(fields: Any) -> Record:
+        """Reads fields in wire order; PeerError for anything malformed."""
+        (number, parent, kind, shares, slices, state, view, unproven, tokens, progress, done, listed, nonce) = row(
+            fields, 13
+        )
+        if kind not in tuple(RecordKind):
+            raise PeerError("malformed", f"record kind {kind!r}")
+        return Record(
+            integer(number, low=-1),
+            digest_of(parent, optional=True),
+            RecordKind(kind),
+            tuple(
+                Share(peer_id(p), digest_of(c), integer(t)) for p, c, t in (row(share, 3) for share in items(shares))
+            ),
+            tuple(SliceResult.from_wire(piece) for piece in items(slices)),
+            digest_of(state, optional=True),
+            tuple(peer_id(p) for p in items(view)),
+            tuple(peer_id(p) for p in items(unproven)),
+            integer(tokens),
+            integer(progress),
+            tuple(integer(f) for f in items(done, limit=4096)),
+            integer(listed),
+            blob(nonce, 32),
+        )
+
+
+def set_value(commitments: Sequence[Digest]) -> Digest:
+    """The digest that members vote on to decide a set of commitments."""
+    return digest(b"set", pack(list(commitments)))
+
+
+def vote_to_wire(vote: Vote) -> list[Any]:
+    """A vote's fields in wire order."""
+    instance = vote.instance
+    return [
+        instance.kind,
+        instance.round,
+        instance.base,
+        vote.attempt,
+        int(vote.step),
+        vote.value,
+        vote.voter,
+        vote.signature,
+    ]
+
+
+def vote_from_wire(fields: Any) -> Vote:
+    """Reads a vote; PeerError for anything malformed."""
+    kind, number, base, attempt, step, value, voter, signature = row(fields, 8)
+    if step not in (1, 2):
+        raise PeerError("malformed", f"vote in step {step!r}")
+    return Vote(
+        instance_from_wire([kind, number, base]),
+        integer(attempt),
+        Step(step),
+        digest_of(value, optional=True),
+        peer_id(voter),
+        blob(signature, 64),
+    )
+
+
+def instance_from_wire(fields: Any) -> Instance:
+    """Reads an instance; PeerError for anything malformed."""
+    kind, number, base = row(fields, 3)
+    if kind not in ("set", "outcome"):
+        raise PeerError("malformed", f"instance kind {kind!r}")
+    return Instance(kind, integer(number), digest_of(base))
+
+
+def row(value: Any, length: int) -> list[Any]:
+    """`value` if it is an array of `length` fields; PeerError otherwise."""
+    if not isinstance(value, list) or len(value) != length:
+        raise PeerError("malformed", f"expected an array of {length} fields")
+    return value
+
+
+def items(value: Any, limit: int = MAX_MEMBERS) -> list[Any]:
+    """`value` if it is an array of at most `limit` items; PeerError otherwise."""
+    if not isinstance(value, list) or len(value) > limit:
+        raise PeerError("malformed", f"expected an array of at most {limit} items")
+    return value
+
+
+def integer(value: Any, *, low: int = 0) -> int:
+    """`value` if it is an integer from `low` to 2^62; PeerError otherwise."""
+    if type(value) is not int or not low <= value < 1 << 62:
+        raise PeerError("malformed", "expected an integer in range")
+    return value
+
+
+def number_of(value: Any) -> float:
+    """`value` if it is a finite non-negative-or-any float; PeerError otherwise."""
+    if type(value) is not float or value != value or value in (float("inf"), float("-inf")):
+        raise PeerError("malformed", "expected a finite number")
+    return value
+
+
+def blob(value: Any, limit: int) -> bytes:
+    """`value` if it is at most `limit` bytes; PeerError otherwise."""
+    if not isinstance(value, bytes) or len(value) > limit:
+        raise PeerError("malformed", f"expected at most {limit} bytes")
+    return value
+
+
+def digest_of(value: Any, *, optional: bool = False) -> Digest:
+    """`value` if it is a digest (or empty, where `optional`); PeerError otherwise."""
+    if not isinstance(value, bytes) or not (len(value) == DIGEST_BYTES or (optional and not value)):
+        raise PeerError("malformed", "expected a digest")
+    return Digest(value)
+
+
+def peer_id(value: Any) -> PeerId:
+    """`value` if it has the length of a peer id; PeerError otherwise."""
+    if not isinstance(value, bytes) or len(value) != PEER_ID_BYTES:
+        raise PeerError("malformed", "expected a peer id")
+    return PeerId(value)

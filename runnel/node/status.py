@@ -1,0 +1,61 @@
+"""status.json: what a running peer says of itself, for `runnel status` and for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from runnel.clock import Clock
+from runnel.node.atomic import write_atomically
+from runnel.node.events import Evaluated, Event, InnerProgress
+from runnel.node.mailbox import ChainView
+from runnel.protocols import Traffic
+
+
+class StatusFile:
+    """Collects what events say, and writes it whole."""
+
+    def __init__(self, path: Path, fixed: dict[str, Any], traffic: Traffic, clock: Clock) -> None:
+        self._path, self._traffic, self._clock = path, traffic, clock
+        self._values: dict[str, Any] = {
+            **fixed,
+            "state": "training",
+            "loss": None,
+            "step": 0,
+            "tokens_per_s": 0.0,
+        }
+
+    def take(self, event: Event) -> None:
+        """Notes what an event says of this peer."""
+        if isinstance(event, InnerProgress):
+            self._values |= {
+                "loss": event.loss,
+                "step": event.step,
+                "tokens_per_s": event.tokens_per_s,
+            }
+        elif isinstance(event, Evaluated):
+            self._values["validation_loss"] = event.loss
+
+    def describe(self, chain: ChainView, state: str | None = None) -> dict[str, Any]:
+        """Everything known, as `runnel status --json` shows it."""
+        if state is not None:
+            self._values["state"] = state
+        return {
+            **self._values,
+            "round": chain.number,
+            "progress": chain.progress,
+            "members": list(chain.members),
+            "tokens": chain.tokens,
+            "sent_bytes": self._traffic.sent(),
+            "received_bytes": self._traffic.received(),
+            "sent_by_purpose": {
+                name: self._traffic.sent(name) for name in self._traffic.purposes()
+            },
+            "updated_unix_s": self._clock.unix_s(),
+        }
+
+    def write(self, chain: ChainView, state: str | None = None) -> None:
+        """Replaces the file. Blocking."""
+        content = json.dumps(self.describe(chain, state), allow_nan=False, indent=1).encode()
+        write_atomically(self._path, content, overwrite=True)

@@ -1,0 +1,185 @@
+"""The trainer's side of rounds: counts steps, hands over what is due, applies what arrived.
+
+Runs in the caller's thread, at step boundaries only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from runnel.errors import ConfigError
+from runnel.node.actions import WantHandover
+from runnel.node.events import InnerProgress, MergeApplied
+from runnel.node.mailbox import DecidedMerge, HandedOver
+from runnel.node.peer import PeerNode
+from runnel.optim.binding import ModelBinding
+
+_REPORT_STEPS = 10
+
+
+@dataclass(slots=True)
+class Window:
+    """What lies behind the next hand-overs. Tokens are by fragment, since its last included one."""
+
+    tokens: list[int]
+    steps: int = 0
+    steps_since_commit: int = 0
+    next_round: int = 0
+    total_tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+    handed_at: dict[int, int] = field(default_factory=dict)
+    handed_tokens: dict[int, int] = field(default_factory=dict)
+    withheld: str = ""
+
+
+class Trainer:
+    """Ties a model's parameters to a node's mailbox."""
+
+    def __init__(self, node: PeerNode, binding: ModelBinding) -> None:
+        """Puts the run's newest parameters into the model."""
+        self.window = Window(tokens=[0] * node.plan.num_fragments)
+        self.lr = 0.0
+        self._node, self._binding, self._outer = node, binding, node.spec.outer
+        self._versions = [0] * node.plan.num_fragments
+        self._recent: list[float] = []
+        self._reported = (0.0, 0)
+        for fragment, values in enumerate(node.outer_parameters()):
+            binding.write(fragment, values)
+
+    def step(self, loss: float, tokens: int) -> None:
+        """One inner step is done.
+
+        Raises:
+            ConfigError: `tokens` is below 1.
+            RunnelError: what ended the peer's network side.
+        """
+        self._node.mailbox.check()
+        self._count(loss, tokens)
+        self._merge()
+        self._hand_over_due()
+        self._wait_if_asked()
+        if self.window.steps % _REPORT_STEPS == 0:
+            self._report()
+
+    def take_outer_state(self) -> None:
+        """Puts the newest outer parameters into the model in place of its own; training ends here."""
+        for decided in self._node.mailbox.take_merges(lambda _: True):
+            self._apply(decided)
+        for fragment, values in enumerate(self._node.outer_parameters()):
+            self._binding.write(fragment, values)
+
+    def _count(self, loss: float, tokens: int) -> None:
+        if tokens < 1:
+            raise ConfigError(
+                f"tokens is {tokens}, expected at least 1: it weighs this peer's contribution"
+            )
+        window = self.window
+        window.steps += 1
+        window.steps_since_commit += 1
+        window.total_tokens += tokens
+        window.tokens = [count + tokens for count in window.tokens]
+        if math.isfinite(loss):
+            window.losses.append(loss)
+            self._recent = [*self._recent, loss][-_REPORT_STEPS:]
+        else:
+            window.withheld = f"the loss was {loss}"
+
+    def _merge(self) -> None:
+        for decided in self._node.mailbox.take_merges(self._is_time_for):
+            self._apply(decided)
+
+    def _is_time_for(self, decided: DecidedMerge) -> bool:
+        """Own contributions come back `overlap_steps` after their hand-over, everything else at once."""
+        handed = self.window.handed_at.get(decided.number)
+        return handed is None or self.window.steps >= handed + self._outer.overlap_steps
+
+    def _apply(self, decided: DecidedMerge) -> None:
+        window, merge = self.window, decided.merge
+        if self._outer.mixing > 0 and decided.included:
+            self._mix(decided)
+        else:
+            self._binding.add(merge.fragment, merge.delta)
+        self._versions[merge.fragment] = merge.version
+        counted = window.handed_tokens.pop(decided.number, 0)
+        window.handed_at.pop(decided.number, None)
+        if decided.included:
+            window.tokens[merge.fragment] = max(0, window.tokens[merge.fragment] - counted)
+        self._node.note(
+            MergeApplied(
+                unix_s=0.0, round=decided.number, fragment=merge.fragment, included=decided.included
+            )
+        )
+
+    def _mix(self, decided: DecidedMerge) -> None:
+        """``w <- alpha * w + (1 - alpha) * theta'`` (Streaming DiLoCo, equation 3)."""
+        fragment, alpha = decided.merge.fragment, self._outer.mixing
+        values = self._binding.new_buffer(fragment)
+        self._binding.read(fragment, values)
+        values *= alpha
+        values += (1 - alpha) * decided.merge.parameters
+        self._binding.write(fragment, values)
+
+    def _hand_over_due(self) -> None:
+        for want in self._node.mailbox.wants():
+            due = self.window.steps_since_commit >= self._node.schedule.steps_before(
+                want.key.number
+            )
+            if self.window.steps_since_commit > 0 and (due or want.urgent):
+                self._hand_over(want)
+                return
+
+    def _hand_over(self, want: WantHandover) -> None:
+        window, fragment = self.window, want.fragment
+        snapshot = self._binding.new_buffer(fragment)
+        self._binding.read(fragment, snapshot)
+        tokens = max(1, min(window.tokens[fragment], self._outer.max_weight_tokens))
+        contribution = HandedOver(
+            want=want,
+            snapshot=snapshot,
+            version=self._versions[fragment],
+            tokens=tokens,
+            steps=window.steps_since_commit,
+            loss=sum(window.losses) / len(window.losses) if window.losses else 0.0,
+            withheld=window.withheld,
+        )
+        window.handed_at[want.key.number] = window.steps
+        window.handed_tokens[want.key.number] = tokens
+        window.next_round = want.key.number + 1
+        window.steps_since_commit, window.losses, window.withheld = 0, [], ""
+        self._node.mailbox.hand_over(contribution)
+
+    def _wait_if_asked(self) -> None:
+        """Where the run says so, waits for a round that is due back, then for the next one to open."""
+        wait_s, mailbox, window = self._outer.wait_s, self._node.mailbox, self.window
+        if wait_s <= 0:
+            return
+        due = [
+            n
+            for n, at in window.handed_at.items()
+            if window.steps >= at + self._outer.overlap_steps
+        ]
+        if due:
+            newest = max(due)
+            mailbox.wait(lambda: mailbox.chain.is_over or mailbox.chain.number >= newest, wait_s)
+            self._merge()
+        if window.steps_since_commit >= self._node.schedule.steps_before(window.next_round):
+            mailbox.wait(lambda: mailbox.chain.is_over or bool(mailbox.wants()), wait_s)
+            self._hand_over_due()
+
+    def _report(self) -> None:
+        window, now = self.window, self._node.clock.monotonic_s()
+        then, tokens = self._reported
+        rate = (window.total_tokens - tokens) / (now - then) if then and now > then else 0.0
+        self._reported = (now, window.total_tokens)
+        self._node.note(
+            InnerProgress(
+                unix_s=0.0,
+                step=window.steps,
+                round=self._node.mailbox.chain.number,
+                loss=sum(self._recent) / len(self._recent) if self._recent else 0.0,
+                tokens=window.total_tokens,
+                tokens_per_s=rate,
+                lr=self.lr,
+            )
+        )

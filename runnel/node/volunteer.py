@@ -1,0 +1,202 @@
+"""A node that trains by itself: the run's own model on the run's own text, until the end or Ctrl-C."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from runnel.errors import ConfigError, RunMismatchError
+from runnel.node.config import LaunchPlan, MachineConfig
+from runnel.node.corpus import Corpus, file_corpus, stdlib_corpus
+from runnel.node.entrance import Entrance, enter
+from runnel.node.events import Evaluated, Event
+from runnel.node.gpt import Gpt, GptConfig
+from runnel.node.manifest import RunSpec
+from runnel.node.peer import PeerNode
+from runnel.node.place import Joined, Local
+from runnel.node.sampling import batches, validation_batches
+from runnel.node.session import Peer
+from runnel.optim.inner import clip_gradients, inner_optimizer
+from runnel.optim.schedule import lr_factor
+
+_LEAVE_S = 10.0
+_EVALUATION_BATCHES = 8
+_EVALUATE_ROUNDS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a node did. ``str()`` is what the command prints at its end."""
+
+    run: str
+    rounds: int
+    steps: int
+    loss: float
+    sent_bytes: int
+    received_bytes: int
+    folder: Path
+    ended: bool
+
+    def __str__(self) -> str:
+        how = "the run has ended" if self.ended else "left the run"
+        return (
+            f"{self.run}: {how} at round {self.rounds} after {self.steps} steps here; loss {self.loss:.3f},"
+            f" {self.sent_bytes / 1e6:.1f} MB sent, {self.received_bytes / 1e6:.1f} MB received;"
+            f" state in {self.folder}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What a node trains, and on what."""
+
+    spec: RunSpec
+    corpus: Corpus
+    model: Gpt
+    optimizer: torch.optim.Optimizer
+
+
+def run_peer(
+    plan: LaunchPlan,
+    *,
+    stop: threading.Event,
+    on_event: Callable[[Event], None],
+    on_invite: Callable[[str], None],
+) -> Summary:
+    """Trains until the run ends or `stop` is set; leaves in order either way.
+
+    `on_event` gets every event, from several threads; `on_invite` the invite, if this machine is the
+    owner's.
+
+    Raises:
+        RunnelError: nothing can be started, or what ended the node.
+    """
+    torch.set_num_threads(1)
+    entrance = enter(_place(plan))
+    spec = entrance.manifest.spec if entrance.manifest else plan.spec
+    if spec is None or spec.model.kind != "gpt":
+        entrance.close()
+        raise ConfigError(
+            'the run has a model of its own: join it from its author\'s program, not with "runnel join"'
+        )
+    corpus = _corpus(plan.spec or spec)
+    _check_corpus(entrance, corpus)
+    model = Gpt(_model_config(spec))
+    work = Workload(spec, corpus, model, _optimizer(model, spec))
+    with Peer.on(PeerNode.attach(entrance, model), model, work.optimizer, on_event) as peer:
+        if plan.spec is not None:
+            on_invite(peer.invite)
+        steps = _train(peer, work, stop)
+    return _summary(peer, steps)
+
+
+def _summary(peer: Peer, steps: int) -> Summary:
+    facts = peer.status()
+    return Summary(
+        run=facts["run"],
+        rounds=facts["round"],
+        steps=steps,
+        loss=facts.get("validation_loss") or facts["loss"] or 0.0,
+        sent_bytes=facts["sent_bytes"],
+        received_bytes=facts["received_bytes"],
+        folder=peer.node.folder,
+        ended=peer.is_over,
+    )
+
+
+def _place(plan: LaunchPlan) -> Local | Joined:
+    machine: MachineConfig = plan.machine
+    if plan.invite is not None:
+        return Joined(invite=plan.invite, machine=machine)
+    if plan.spec is None:
+        raise ConfigError("expected either a run file to launch or an invite to join")
+    return Local(spec=plan.spec, machine=machine, data_root=_corpus(plan.spec).root)
+
+
+def _corpus(spec: RunSpec) -> Corpus:
+    seed, share, size = spec.run.seed, spec.data.validation_share, spec.data.chunk_bytes
+    if spec.data.text == "stdlib":
+        return stdlib_corpus(seed=seed, validation_share=share, max_chunk_bytes=size)
+    return file_corpus(spec.data.text, seed=seed, validation_share=share, max_chunk_bytes=size)
+
+
+def _check_corpus(entrance: Entrance, corpus: Corpus) -> None:
+    manifest = entrance.manifest
+    if manifest is not None and corpus.root != manifest.genesis.data_root:
+        entrance.close()
+        raise RunMismatchError(
+            f"the text on this machine has root {corpus.root.hex()[:8]}, the run's"
+            f" {manifest.genesis.data_root.hex()[:8]}: use the run's text and the same Python version"
+        )
+
+
+def _model_config(spec: RunSpec) -> GptConfig:
+    model = spec.model
+    return GptConfig(
+        layers=model.layers,
+        heads=model.heads,
+        width=model.width,
+        context=model.context,
+        vocab=model.vocab,
+        seed=spec.run.seed,
+    )
+
+
+def _optimizer(model: Gpt, spec: RunSpec) -> torch.optim.Optimizer:
+    inner = spec.inner
+    return inner_optimizer(
+        inner.optimizer,
+        model.parameters(),
+        lr=inner.lr,
+        weight_decay=inner.weight_decay,
+        beta1=inner.beta1,
+        beta2=inner.beta2,
+    )
+
+
+def _train(peer: Peer, work: Workload, stop: threading.Event) -> int:
+    """Inner steps until the end; how many there were."""
+    spec, steps, evaluated = work.spec, 0, -1
+    while not (stop.is_set() or peer.is_over):
+        seed = peer.node.window_seed()
+        for batch in batches(work.corpus.chunks, seed, spec.data.batch_size, spec.model.context):
+            loss = _inner_step(work, batch, peer.progress)
+            peer.step(loss, tokens=batch.shape[0] * (batch.shape[1] - 1))
+            steps += 1
+            if stop.is_set() or peer.is_over or peer.node.window_seed() != seed:
+                break
+        if peer.round // _EVALUATE_ROUNDS != evaluated:
+            evaluated = peer.round // _EVALUATE_ROUNDS
+            _evaluate(peer, work)
+    if peer.is_over:
+        peer.take_last_state()
+        _evaluate(peer, work)
+    return steps
+
+
+def _inner_step(work: Workload, batch: torch.Tensor, progress: float) -> torch.Tensor:
+    inner = work.spec.inner
+    factor = lr_factor(progress, warmup_share=inner.warmup_share, final_share=inner.final_lr_share)
+    for group in work.optimizer.param_groups:
+        group["lr"] = inner.lr * factor
+    loss = work.model.loss(batch)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch
+    clip_gradients(work.model.parameters(), inner.clip_norm)
+    work.optimizer.step()
+    work.optimizer.zero_grad()
+    return loss.detach()
+
+
+@torch.no_grad()
+def _evaluate(peer: Peer, work: Workload) -> None:
+    """Mean validation loss, nats per byte, on a fixed part of the held-out text."""
+    data, context = work.spec.data, work.spec.model.context
+    text = work.corpus.validation[: data.batch_size * context * _EVALUATION_BATCHES + 1]
+    losses = [float(work.model.loss(b)) for b in validation_batches(text, data.batch_size, context)]
+    loss = sum(losses) / len(losses)
+    tokens = peer.node.mailbox.chain.tokens
+    peer.node.note(Evaluated(unix_s=0.0, round=peer.round, loss=loss, tokens=tokens))

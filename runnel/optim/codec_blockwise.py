@@ -1,0 +1,183 @@
+"""Codecs with one scale for each block of values: int8, int4, E3M0. Formats are described in `codecs`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runnel.errors import PeerError
+from runnel.kernels import BlockKernels, Float32, implementation, require_vector
+from runnel.optim.payloads import (
+    Bytes,
+    blank_payload,
+    bytes_of,
+    factor_of,
+    require_encodable,
+    require_finite,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Buffer
+
+Scales = npt.NDArray[Any]
+Codes = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockFormat:
+    """The layout of a codec with one scale for each block; the arithmetic is found by its name."""
+
+    name: str
+    block: int
+    """Values per scale; even."""
+    packed: bool
+    """Whether two codes share a byte."""
+    scale_bytes: int
+    smallest_scale: int
+    largest_scale: int
+
+    def count_scales(self, numel: int) -> int:
+        """Scales of `numel` values."""
+        return -(-numel // self.block)
+
+    def code_bytes(self, numel: int) -> int:
+        """Bytes of the codes of `numel` values."""
+        whole, rest = divmod(numel, self.block)
+        return whole * self.block // 2 + (rest + 1) // 2 if self.packed else numel
+
+    def split(self, payload: Bytes, numel: int) -> tuple[Scales, Codes]:
+        """Views of a payload's scales and codes."""
+        border = self.count_scales(numel) * self.scale_bytes
+        scales = payload[:border].view(np.uint16 if self.scale_bytes == 2 else np.uint8)
+        return scales, payload[border:].view(np.uint8 if self.packed else np.int8)
+
+    def padded(self, values: Float32) -> Float32:
+        """A copy of the last, short block, with a zero behind it where two codes share a byte."""
+        size = values.size + (values.size % 2 if self.packed else 0)
+        held = np.zeros(size, np.float32)
+        held[: values.size] = values
+        return held
+
+
+class BlockwiseCodec:
+    """A codec with one scale for each block of values."""
+
+    def __init__(self, layout: BlockFormat, *, by: str | None = None) -> None:
+        """`by` forces an implementation of the arithmetic, see `runnel.kernels.implementation`."""
+        self._layout = layout
+        self._by = by
+
+    @property
+    def name(self) -> str:
+        """The name under which manifests choose it."""
+        return self._layout.name
+
+    def max_bytes(self, numel: int) -> int:
+        """The exact size of a payload of `numel` values."""
+        layout = self._layout
+        return layout.count_scales(numel) * layout.scale_bytes + layout.code_bytes(numel)
+
+    def encode(self, values: Float32, residual: Float32 | None = None) -> bytes:
+        """See `Codec.encode`. One pass; `residual` is exact: ``residual + decode(payload) == values``.
+
+        `residual` may be `values`, but must not overlap it in part. A refused call then leaves
+        `values` as they were, up to the sign of zeros.
+
+        Raises:
+            ValueError: a value is NaN or infinite, or an array is not a float32 vector.
+        """
+        require_encodable(values, residual)
+        layout, kernels = self._layout, self._kernels
+        buffer, payload = blank_payload(self.max_bytes(values.size))
+        scales, codes = layout.split(payload, values.size)
+        whole = values.size // layout.block
+        body, codes_body = whole * layout.block, layout.code_bytes(whole * layout.block)
+        scratch = np.empty(layout.block, np.float32)
+        left = scratch if residual is None else residual[:body]
+        refused = kernels.encode(
+            values[:body], left, codes[:codes_body], scales[:whole], layout.block
+        )
+        if refused < 0 and body < values.size:
+            held = layout.padded(values[body:])
+            left = scratch[: held.size]
+            refused = kernels.encode(held, left, codes[codes_body:], scales[whole:], held.size)
+            if refused < 0 and residual is not None:
+                residual[body:] = left[: values.size - body]
+            refused += whole if refused >= 0 else 0
+        if refused >= 0:
+            if residual is not None:
+                self._give_back(residual, refused, scales, codes)
+            require_finite(values, self._by)
+        return buffer.getvalue()
+
+    def decode(self, payload: Buffer, out: Float32) -> None:
+        """See `Codec.decode`. A refused payload leaves `out` as it was.
+
+        Raises:
+            PeerError: not one encoding of ``out.size`` values.
+            ValueError: `out` is not a writable float32 vector.
+        """
+        kernels = self._kernels
+        for codes, scales, part, block in self._parts(payload, out):
+            kernels.decode(codes, scales, part, block)
+
+    def accumulate(self, payload: Buffer, scale: float, out: Float32) -> None:
+        """See `Codec.accumulate`; `scale` is rounded to float32. A refused payload leaves `out` as it was.
+
+        The sums may leave float32's range if the values do; check the final vector once.
+
+        Raises:
+            PeerError: not one encoding of ``out.size`` values.
+            ValueError: `scale` is not finite, or `out` is not a writable float32 vector.
+        """
+        factor, kernels = factor_of(scale), self._kernels
+        for codes, scales, part, block in self._parts(payload, out):
+            kernels.accumulate(codes, scales, factor, part, block)
+
+    @property
+    def _kernels(self) -> BlockKernels:
+        return implementation(self._by).blocks[self._layout.name]
+
+    def _parts(self, payload: Buffer, out: Float32) -> Iterator[tuple[Codes, Scales, Float32, int]]:
+        """Checks the whole payload, then gives the whole blocks and the short one: codes, scales, out, block."""
+        scales, codes = self._checked(payload, out)
+        layout = self._layout
+        whole = out.size // layout.block
+        body, codes_body = whole * layout.block, layout.code_bytes(whole * layout.block)
+        yield codes[:codes_body], scales[:whole], out[:body], layout.block
+        if body < out.size:
+            held = layout.padded(out[body:])
+            yield codes[codes_body:], scales[whole:], held, held.size
+            out[body:] = held[: out.size - body]
+
+    def _checked(self, payload: Buffer, out: Float32) -> tuple[Scales, Codes]:
+        require_vector(out, "out", write=True)
+        layout = self._layout
+        raw = bytes_of(payload, self.max_bytes(out.size), f"{self.name}, {out.size} values")
+        scales, codes = layout.split(raw, out.size)
+        scales = np.require(scales, requirements="A")
+        if out.size == 0:
+            return scales, codes
+        low, high = int(scales.min()), int(scales.max())
+        if low < layout.smallest_scale or high > layout.largest_scale:
+            raise PeerError(
+                "malformed",
+                f"{self.name}: scales {low:#x} to {high:#x}, "
+                f"expected {layout.smallest_scale:#x} to {layout.largest_scale:#x}",
+            )
+        half_used = layout.packed and out.size % 2 == 1
+        if not self._kernels.canonical(codes) or (half_used and int(codes[-1]) > 15):
+            raise PeerError("malformed", f"{self.name}: a code that no encoder writes")
+        return scales, codes
+
+    def _give_back(self, residual: Float32, blocks: int, scales: Scales, codes: Codes) -> None:
+        """Adds what was encoded back to the residual: what a refused call took from `values`."""
+        layout = self._layout
+        taken = codes[: layout.code_bytes(blocks * layout.block)]
+        out = residual[: blocks * layout.block]
+        self._kernels.accumulate(taken, scales[:blocks], np.float32(1), out, layout.block)

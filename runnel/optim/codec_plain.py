@@ -1,0 +1,130 @@
+"""Codecs that treat each value by itself: fp16 and fp32. Formats are described in `codecs`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from runnel.errors import PeerError
+from runnel.kernels import Float32, first_non_finite, implementation, require_vector
+from runnel.optim.payloads import (
+    blank_payload,
+    bytes_of,
+    factor_of,
+    require_encodable,
+    require_finite,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class HalfCodec:
+    """IEEE half precision."""
+
+    name = "fp16"
+
+    def __init__(self, *, by: str | None = None) -> None:
+        """`by` forces an implementation of the arithmetic, see `runnel.kernels.implementation`."""
+        self._by = by
+
+    def max_bytes(self, numel: int) -> int:
+        """The exact size of a payload of `numel` values."""
+        return 2 * numel
+
+    def encode(self, values: Float32, residual: Float32 | None = None) -> bytes:
+        """See `Codec.encode`. `residual` is exact within +-65504 and rounded beyond.
+
+        Raises:
+            ValueError: a value is NaN or infinite, or an array is not a float32 vector.
+        """
+        require_encodable(values, residual)
+        require_finite(values, self._by)
+        buffer, payload = blank_payload(self.max_bytes(values.size))
+        rest = np.empty_like(values) if residual is None else residual
+        implementation(self._by).elements.half_encode(values, rest, payload.view(np.uint16))
+        return buffer.getvalue()
+
+    def decode(self, payload: Buffer, out: Float32) -> None:
+        """See `Codec.decode`. A refused payload leaves `out` as it was.
+
+        Raises:
+            PeerError: not ``out.size`` finite halves.
+            ValueError: `out` is not a writable float32 vector.
+        """
+        implementation(self._by).elements.half_decode(self._parse(payload, out), out)
+
+    def accumulate(self, payload: Buffer, scale: float, out: Float32) -> None:
+        """See `Codec.accumulate`. A refused payload leaves `out` as it was.
+
+        Raises:
+            PeerError: not ``out.size`` finite halves.
+            ValueError: `scale` is not finite, or `out` is not a writable float32 vector.
+        """
+        factor, halves = factor_of(scale), self._parse(payload, out)
+        implementation(self._by).elements.half_accumulate(halves, factor, out)
+
+    def _parse(self, payload: Buffer, out: Float32) -> npt.NDArray[np.uint16]:
+        require_vector(out, "out", write=True)
+        raw = bytes_of(payload, self.max_bytes(out.size), f"fp16, {out.size} values")
+        halves = np.require(raw.view(np.uint16), requirements="A")
+        if not implementation(self._by).elements.half_finite(halves):
+            raise PeerError("malformed", "fp16: a value is NaN or infinite")
+        return halves
+
+
+class FloatCodec:
+    """The values as they are."""
+
+    name = "fp32"
+
+    def __init__(self, *, by: str | None = None) -> None:
+        """`by` forces an implementation of the arithmetic, see `runnel.kernels.implementation`."""
+        self._by = by
+
+    def max_bytes(self, numel: int) -> int:
+        """The exact size of a payload of `numel` values."""
+        return 4 * numel
+
+    def encode(self, values: Float32, residual: Float32 | None = None) -> bytes:
+        """See `Codec.encode`; `residual` becomes zero.
+
+        Raises:
+            ValueError: a value is NaN or infinite, or an array is not a float32 vector.
+        """
+        require_encodable(values, residual)
+        require_finite(values, self._by)
+        payload = values.tobytes()
+        if residual is not None:
+            residual.fill(0)
+        return payload
+
+    def decode(self, payload: Buffer, out: Float32) -> None:
+        """See `Codec.decode`. A refused payload leaves `out` as it was.
+
+        Raises:
+            PeerError: not ``out.size`` finite values.
+            ValueError: `out` is not a writable float32 vector.
+        """
+        out[:] = self._parse(payload, out)
+
+    def accumulate(self, payload: Buffer, scale: float, out: Float32) -> None:
+        """See `Codec.accumulate`. A refused payload leaves `out` as it was.
+
+        Raises:
+            PeerError: not ``out.size`` finite values.
+            ValueError: `scale` is not finite, or `out` is not a writable float32 vector.
+        """
+        factor, values = factor_of(scale), self._parse(payload, out)
+        implementation(self._by).elements.float_accumulate(values, factor, out)
+
+    def _parse(self, payload: Buffer, out: Float32) -> Float32:
+        require_vector(out, "out", write=True)
+        raw = bytes_of(payload, self.max_bytes(out.size), f"fp32, {out.size} values")
+        values = np.require(raw.view(np.float32), requirements="A")
+        index = first_non_finite(values, by=self._by)
+        if index >= 0:
+            raise PeerError("malformed", f"fp32: value {index} is {values[index]}")
+        return values

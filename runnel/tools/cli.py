@@ -1,0 +1,209 @@
+"""The command `runnel`. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import runnel
+from runnel.tools.cli_errors import exit_code_of
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of your key and of the runs' state; default: $RUNNEL_HOME."),
+]
+PortOption = Annotated[
+    int, typer.Option(min=0, max=65_535, help="TCP port to listen on; 0: the system chooses.")
+]
+HostOption = Annotated[str, typer.Option(help="IP address to listen on; 0.0.0.0: all of them.")]
+AnnounceOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Address for others, such as /ip4/203.0.113.5/tcp/4001. Repeatable."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Replaces a setting. Repeatable."),
+]
+RunArgument = Annotated[
+    str, typer.Argument(help="Name, id or folder of a run; not needed if there is only one.")
+]
+
+app = typer.Typer(
+    name="runnel",
+    help="Train models together over home connections: a swarm without a server.",
+    add_completion=False,
+    invoke_without_command=True,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (default: this process's) and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = typer.main.get_command(app)
+    return exit_code_of(
+        lambda: command.main(args=arguments, prog_name="runnel", standalone_mode=False)
+    )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"runnel {runnel.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Version and exit."),
+    ] = False,
+) -> None:
+    del version
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits and hyphens.")],
+    out: Annotated[Path, typer.Option(help="The file to write; never replaced.")] = Path(
+        "run.toml"
+    ),
+    overrides: SetOption = None,
+) -> None:
+    """Write a commented run.toml for a new run."""
+    from runnel.node.atomic import write_atomically
+    from runnel.node.manifest_text import new_run_toml
+
+    text = new_run_toml(name, overrides or ())
+    write_atomically(out, text.encode(), overwrite=False)
+    print(f"wrote {out}: edit it, then start the run with: runnel launch {out}")
+
+
+@app.command()
+def launch(
+    file: Annotated[Path, typer.Argument(help="The run's file, as `runnel new` writes it.")],
+    overrides: SetOption = None,
+    home: HomeOption = None,
+    port: PortOption = 0,
+    host: HostOption = "0.0.0.0",  # noqa: S104 - others must reach the first peer
+    announce: AnnounceOption = None,
+) -> None:
+    """Start a run: its first peer trains here and prints the invite for others."""
+    from runnel.node.config import LaunchPlan, MachineConfig
+    from runnel.node.manifest_text import load_spec
+
+    spec = load_spec(file, overrides or ())
+    machine = MachineConfig.at(home, port=port, host=host, announce=announce or ())
+    from runnel.tools.cli_run import run
+
+    run(LaunchPlan(machine=machine, spec=spec))
+
+
+@app.command()
+def join(
+    invite: Annotated[str, typer.Argument(help="The text that starts with runnel:")],
+    home: HomeOption = None,
+    port: PortOption = 0,
+    host: HostOption = "0.0.0.0",  # noqa: S104 - the more peers can be dialled, the better
+    announce: AnnounceOption = None,
+    threads: Annotated[int, typer.Option(min=1, max=16, help="For encoding and decoding.")] = 1,
+) -> None:
+    """Train with a swarm until Ctrl-C (first: leave in order; second: exit now)."""
+    from runnel.clock import SystemClock
+    from runnel.node.config import LaunchPlan, MachineConfig
+    from runnel.node.invite import Invite
+
+    parsed = Invite.parse(invite)
+    parsed.require_valid(SystemClock().unix_s())
+    machine = MachineConfig.at(home, port=port, host=host, announce=announce or (), threads=threads)
+    from runnel.tools.cli_run import run
+
+    run(LaunchPlan(machine=machine, invite=parsed))
+
+
+@app.command()
+def status(
+    run: RunArgument = "",
+    home: HomeOption = None,
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per line and peer.")
+    ] = False,
+) -> None:
+    """Show the runs on this machine: peers, rounds, loss, bytes."""
+    from runnel.clock import SystemClock
+    from runnel.tools.cli_status import diary_lines, find_runs, json_lines, status_lines
+
+    found = find_runs(_home(home), run)
+    if as_json:
+        lines = json_lines(found)
+    else:
+        lines = status_lines(found, SystemClock().unix_s())
+        lines += diary_lines(found[0]) if len(found) == 1 else []
+    print("\n".join(lines))
+
+
+@app.command()
+def checkpoint(
+    run: RunArgument = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; default: NAME-checkpoint.")
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """Write the newest state that the swarm agreed on, as safetensors with a manifest."""
+    from runnel.tools.cli_status import find_run
+
+    found = find_run(_home(home), run)
+    name = str(found.status.get("run", found.folder.name))
+    from runnel.tools.cli_run import save_checkpoint
+
+    print(f"wrote {save_checkpoint(found.folder, out or Path(f'{name}-checkpoint'))}")
+
+
+@app.command()
+def sample(
+    run: RunArgument = "",
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "\n",
+    tokens: Annotated[int, typer.Option(min=1, max=100_000, help="How many to add.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
+    home: HomeOption = None,
+) -> None:
+    """Let the model write."""
+    from runnel.tools.cli_status import find_run
+
+    found = find_run(_home(home), run)
+    from runnel.tools.cli_run import sample_text
+
+    print(sample_text(found.folder, prompt=prompt, tokens=tokens, seed=seed))
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def demo(context: typer.Context) -> int:
+    """Train with a swarm of peers on this machine, and write a report (demo --help says more)."""
+    from runnel.tools.demo import main as run_demo
+
+    return run_demo(context.args)
+
+
+def _home(home: Path | None) -> Path:
+    from runnel.node.config import MachineConfig
+
+    return MachineConfig.at(home).home
+
+
+if __name__ == "__main__":
+    sys.exit(main())

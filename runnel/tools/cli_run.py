@@ -1,0 +1,58 @@
+"""Where the commands meet the peer: everything heavy is imported here, and only when it is called."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from rich.console import Console
+
+from runnel.node.config import LaunchPlan
+from runnel.tools.cli_screen import Screen
+from runnel.tools.cli_signals import stop_on_signals
+
+
+def run(plan: LaunchPlan) -> None:
+    """Trains until the run ends or somebody presses Ctrl-C, and says what came of it.
+
+    Raises:
+        RunnelError: what the peer could not do, sorted by who must act.
+    """
+    plan.machine.prepare()
+    # torch takes seconds to load, and Ctrl-C meanwhile should simply end it: before the handlers.
+    from runnel.node.volunteer import run_peer
+
+    stop = threading.Event()
+    with (
+        stop_on_signals(stop),
+        Screen(Console(stderr=True), log_level=plan.machine.log_level) as it,
+    ):
+        summary = run_peer(plan, stop=stop, on_event=it.on_event, on_invite=show_invite)
+    print(summary)
+
+
+def show_invite(invite: str) -> None:
+    """Prints what the owner sends to others, on stdout."""
+    print(f"Others join with:\n\n  runnel join {invite}\n", flush=True)
+
+
+def save_checkpoint(folder: Path, out: Path) -> Path:
+    """Writes the newest certified state of the run in `folder` to `out`; the path of what was written.
+
+    Raises:
+        RunnelError: there is none, or it cannot be written.
+    """
+    from runnel.node.checkpoint import save_checkpoint as save
+
+    return save(folder, out)
+
+
+def sample_text(folder: Path, *, prompt: str, tokens: int, seed: int) -> str:
+    """`prompt` continued by `tokens` tokens from the newest state of the run in `folder`.
+
+    Raises:
+        RunnelError: there is no state yet, or the model makes no text.
+    """
+    from runnel.node.checkpoint import sample_text as sample
+
+    return sample(folder, prompt=prompt, tokens=tokens, seed=seed)

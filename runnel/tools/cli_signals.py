@@ -1,0 +1,49 @@
+"""Ctrl-C: the first one leaves in order, the second one exits at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from runnel.errors import EXIT_INTERRUPTED
+
+_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+_NOTICE = b"\nleaving in order; Ctrl-C again exits at once\n"
+
+
+@contextmanager
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Inside, the first SIGINT, SIGTERM or SIGHUP sets `stop`; the second one ends the process.
+
+    The second exits with `errors.EXIT_INTERRUPTED` and runs nothing else: no finally, no atexit.
+    Signals that are ignored (nohup) stay ignored. For the main thread only.
+    """
+    asked = False
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        del signum, frame
+        if asked:
+            os._exit(EXIT_INTERRUPTED)
+        asked = True
+        # Not print: the interrupted code may hold the buffer's lock. Not stop.set() here: it may
+        # hold the event's.
+        os.write(2, _NOTICE)
+        threading.Thread(target=stop.set, name="runnel-stop", daemon=True).start()
+
+    previous = {
+        number: signal.signal(number, handle)
+        for number in _SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,364 @@
+"""Single-shot agreement on one digest: Tendermint's propose, prevote, precommit with one lock.
+
+Follows *The latest gossip on BFT consensus* (Buchman, Kwon, Milosevic), Algorithm 1, without its
+separate valid value and without views of time: its inner rounds are called attempts here, and a
+proposal repeats the locked value together with the prevotes that justify it. Pure: no clock, no
+sockets, no disk. Inputs are methods with `now`; outputs are actions, in order, and a `Persist` must
+be durable before the actions after it are carried out. So a vote can never be forgotten.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Protocol
+
+from runnel.hashing import digest
+from runnel.protocols import Signer
+from runnel.types import Digest, PeerId
+
+NIL = Digest(b"")
+"""The vote for no value."""
+
+
+class Step(IntEnum):
+    """Where an attempt stands."""
+
+    PROPOSE = 0
+    PREVOTE = 1
+    PRECOMMIT = 2
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Instance:
+    """One decision: what it is about, of which round, and the record it derives from."""
+
+    kind: str
+    round: int
+    base: Digest
+
+    @property
+    def key(self) -> str:
+        """Unique text for storage keys."""
+        return f"{self.kind}/{self.round}/{self.base.hex()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """One member's vote in one step of one attempt; `value` is `NIL` for none."""
+
+    instance: Instance
+    attempt: int
+    step: Step
+    value: Digest
+    voter: PeerId
+    signature: bytes = b""
+
+    def statement(self, run: bytes) -> bytes:
+        """The bytes that the signature covers."""
+        place = f"vote/{self.instance.key}/{self.attempt}/{int(self.step)}/".encode()
+        return b"runnel1" + run + place + self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What an attempt's proposer puts to the vote; a value locked before comes with its prevotes."""
+
+    instance: Instance
+    attempt: int
+    value: Digest
+    proposer: PeerId
+    lock_attempt: int = -1
+    proof: tuple[Vote, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """The value a member precommitted last, and the prevotes that allowed it."""
+
+    attempt: int
+    value: Digest
+    proof: tuple[Vote, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A quorum precommitted `value`; `certificate` holds those votes."""
+
+    instance: Instance
+    value: Digest
+    attempt: int
+    certificate: tuple[Vote, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreVote:
+    """To be durable before anything after it is sent."""
+
+    vote: Vote
+    lock: Lock | None = None
+
+
+Action = StoreVote | Proposal | Vote | Decided
+
+
+class AgreementHost(Protocol):
+    """What an agreement asks of its surroundings; answers must not change the machine."""
+
+    def propose(self, instance: Instance, attempt: int, now: float) -> Digest | None:
+        """A value to propose, or None while there is nothing to propose."""
+        ...
+
+    def acceptable(self, proposal: Proposal, now: float) -> bool:
+        """Whether the proposed value may be prevoted."""
+        ...
+
+    def holds(self, instance: Instance, value: Digest) -> bool:
+        """Whether everything that `value` names is durably here."""
+        ...
+
+    def halted(self, instance: Instance) -> bool:
+        """Whether this peer promised to vote no more here (it signed a branch)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Electorate:
+    """Who votes, in what order they propose, and how many make a quorum."""
+
+    members: tuple[PeerId, ...]
+    quorum: int
+    offset: int
+
+    @staticmethod
+    def of(instance: Instance, members: Sequence[PeerId], quorum: Callable[[int], int]) -> Electorate:
+        """The proposer's order follows from the instance, so that nobody chooses it."""
+        offset = int.from_bytes(digest(instance.key.encode())[:8], "big")
+        return Electorate(tuple(members), quorum(len(members)), offset)
+
+    def proposer(self, attempt: int) -> PeerId:
+        """Who proposes in `attempt`."""
+        return self.members[(self.offset + attempt) % len(self.members)]
+
+
+def majority(members: int) -> int:
+    """Quorum of circle runs, where members crash but do not lie: 1, 2, 2, 3 of 1, 2, 3, 4."""
+    return members // 2 + 1
+
+
+class Agreement:
+    """One member's side of one decision. Call `advance` after any input and whenever time passed."""
+
+    def __init__(
+        self,
+        instance: Instance,
+        electorate: Electorate,
+        signer: Signer,
+        run: bytes,
+        *,
+        now: float,
+        step_s: float,
+    ) -> None:
+        self.instance = instance
+        self.electorate = electorate
+        self.attempt = 0
+        self.step = Step.PROPOSE
+        self.decided = False
+        self._signer, self._run = signer, run
+        self._since, self._step_s = now, step_s
+        self._proposals: dict[int, Proposal] = {}
+        self._votes: dict[tuple[int, Step], dict[PeerId, Vote]] = {}
+        self._lock = Lock(-1, NIL, ())
+
+    def restore(self, votes: Sequence[Vote], lock: Lock | None) -> None:
+        """Resumes exactly where the votes read from disk left off: silence proves there was no vote."""
+        for vote in votes:
+            self._ballots(vote.attempt, vote.step)[vote.voter] = vote
+            if (vote.attempt, vote.step) >= (self.attempt, self.step):
+                self.attempt, self.step = vote.attempt, vote.step
+        self._lock = lock or self._lock
+
+    @property
+    def lock(self) -> Lock:
+        """The lock held; attempt -1 for none."""
+        return self._lock
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing has been proposed or voted yet."""
+        return self.step is Step.PROPOSE and not self.attempt and not self._proposals
+
+    def hold(self, now: float) -> None:
+        """Stops the first attempt's clock: there is nothing to propose yet."""
+        if self.idle:
+            self._since = now
+
+    def on_proposal(self, proposal: Proposal, now: float) -> None:
+        """Takes in a proposal; the first one of an attempt counts. Its signature was checked before."""
+        if proposal.proposer != self.electorate.proposer(proposal.attempt):
+            return
+        self._skip_to(proposal.attempt, now)
+        self._proposals.setdefault(proposal.attempt, proposal)
+
+    def on_vote(self, vote: Vote, now: float) -> None:
+        """Takes in a vote whose signature was checked; the first one of a voter and step counts."""
+        if vote.voter not in self.electorate.members or vote.step is Step.PROPOSE:
+            return
+        self._skip_to(vote.attempt, now)
+        self._ballots(vote.attempt, vote.step).setdefault(vote.voter, vote)
+
+    def advance(self, host: AgreementHost, now: float) -> list[Action]:
+        """Goes as far as the inputs allow."""
+        actions: list[Action] = []
+        before = None
+        while not self.decided and before != (self.attempt, self.step):
+            before = (self.attempt, self.step)
+            self._try_decide(host, actions)
+            if not self.decided:
+                self._propose(host, now, actions)
+                self._prevote(host, now, actions)
+                self._precommit(host, now, actions)
+                self._next_attempt(now)
+        return actions
+
+    def repeats(self) -> list[Action]:
+        """What to send again, in case it was lost: own proposal and votes of this attempt."""
+        me = self._signer.peer_id
+        proposal = self._proposals.get(self.attempt)
+        again: list[Action] = []
+        if proposal is not None and proposal.proposer == me:
+            again.append(proposal)
+        own = [self._votes.get((self.attempt, s), {}).get(me) for s in (Step.PREVOTE, Step.PRECOMMIT)]
+        if own[0] is None and self.attempt:
+            own.append(self._votes.get((self.attempt - 1, Step.PRECOMMIT), {}).get(me))
+        return again + [vote for vote in own if vote is not None]
+
+    def _ballots(self, attempt: int, step: Step) -> dict[PeerId, Vote]:
+        return self._votes.setdefault((attempt, step), {})
+
+    def _skip_to(self, attempt: int, now: float) -> None:
+        if attempt > self.attempt:
+            self.attempt, self.step, self._since = attempt, Step.PROPOSE, now
+
+    def _late(self, now: float) -> bool:
+        return now - self._since > self._step_s * (1 + self.attempt / 2)
+
+    def _tally(self, attempt: int, step: Step) -> tuple[int, Digest | None]:
+        """How many voted, and the value with a quorum if there is one (`NIL` is a value here)."""
+        ballots = self._votes.get((attempt, step), {})
+        for value, count in Counter(vote.value for vote in ballots.values()).items():
+            if count >= self.electorate.quorum:
+                return len(ballots), value
+        return len(ballots), None
+
+    def _supporters(self, attempt: int, step: Step, value: Digest) -> tuple[Vote, ...]:
+        ballots = self._votes.get((attempt, step), {})
+        return tuple(ballots[p] for p in sorted(ballots) if ballots[p].value == value)
+
+    def _try_decide(self, host: AgreementHost, actions: list[Action]) -> None:
+        for attempt, step in list(self._votes):
+            value = self._tally(attempt, step)[1] if step is Step.PRECOMMIT else None
+            if value and host.holds(self.instance, value):
+                self.decided = True
+                proof = self._supporters(attempt, Step.PRECOMMIT, value)
+                actions.append(Decided(self.instance, value, attempt, proof))
+                return
+
+    def _propose(self, host: AgreementHost, now: float, actions: list[Action]) -> None:
+        me = self._signer.peer_id
+        if self.electorate.proposer(self.attempt) != me or self.attempt in self._proposals:
+            return
+        lock = self._lock
+        value = lock.value if lock.attempt >= 0 else host.propose(self.instance, self.attempt, now)
+        if value is None:
+            return
+        proposal = Proposal(self.instance, self.attempt, value, me, lock.attempt, lock.proof)
+        self._proposals[self.attempt] = proposal
+        actions.append(proposal)
+
+    def _prevote(self, host: AgreementHost, now: float, actions: list[Action]) -> None:
+        if self.step is not Step.PROPOSE:
+            return
+        proposal = self._proposals.get(self.attempt)
+        if proposal is not None and self._may_prevote(proposal, host, now):
+            self._vote(Step.PREVOTE, proposal.value, host, now, actions)
+        elif self._late(now):
+            self._vote(Step.PREVOTE, NIL, host, now, actions)
+
+    def _may_prevote(self, proposal: Proposal, host: AgreementHost, now: float) -> bool:
+        proved = proposal.lock_attempt < 0 or self._proves(proposal)
+        lock = self._lock
+        free = lock.attempt < 0 or lock.value == proposal.value
+        free = free or (proposal.lock_attempt >= lock.attempt and self._proves(proposal))
+        return proved and free and host.acceptable(proposal, now)
+
+    def _proves(self, proposal: Proposal) -> bool:
+        """Whether the proposal carries a quorum of prevotes of its value at its lock's attempt."""
+        voters = {
+            vote.voter
+            for vote in proposal.proof
+            if vote.voter in self.electorate.members
+            and (vote.instance, vote.step) == (self.instance, Step.PREVOTE)
+            and (vote.attempt, vote.value) == (proposal.lock_attempt, proposal.value)
+        }
+        return proposal.lock_attempt < proposal.attempt and len(voters) >= self.electorate.quorum
+
+    def _precommit(self, host: AgreementHost, now: float, actions: list[Action]) -> None:
+        if self.step is not Step.PREVOTE:
+            return
+        count, value = self._tally(self.attempt, Step.PREVOTE)
+        if value and host.holds(self.instance, value):
+            lock = Lock(self.attempt, value, self._supporters(self.attempt, Step.PREVOTE, value))
+            self._vote(Step.PRECOMMIT, value, host, now, actions, lock)
+        elif value == NIL or (count >= self.electorate.quorum and self._late(now)):
+            self._vote(Step.PRECOMMIT, NIL, host, now, actions)
+
+    def _next_attempt(self, now: float) -> None:
+        if self.step is not Step.PRECOMMIT:
+            return
+        count, value = self._tally(self.attempt, Step.PRECOMMIT)
+        if value == NIL or (count >= self.electorate.quorum and self._late(now)):
+            self.attempt, self.step, self._since = self.attempt + 1, Step.PROPOSE, now
+
+    def _vote(  # noqa: PLR0913, PLR0917 - the five facts of a vote, in one private place
+        self,
+        step: Step,
+        value: Digest,
+        host: AgreementHost,
+        now: float,
+        actions: list[Action],
+        lock: Lock | None = None,
+    ) -> None:
+        ballots = self._ballots(self.attempt, step)
+        if self._signer.peer_id in ballots or host.halted(self.instance):
+            return
+        vote = Vote(self.instance, self.attempt, step, value, self._signer.peer_id)
+        vote = replace(vote, signature=self._signer.sign(vote.statement(self._run)))
+        ballots[vote.voter] = vote
+        self._lock = lock or self._lock
+        self.step, self._since = step, now
+        actions.extend((StoreVote(vote, lock), vote))
+
+
+def check_certificate(
+    votes: Sequence[Vote], decided: Decided, electorate: Electorate, verify: Callable[[Vote], bool]
+) -> bool:
+    """Whether `votes` hold a quorum of correctly signed votes for `decided`'s value at its attempt.
+
+    All are precommits of a decided value, or all are prevotes of a locked one (which only a branch
+    may carry on from).
+    """
+    steps = {vote.step for vote in votes}
+    if len(steps) != 1:
+        return False
+    good: Mapping[PeerId, bool] = {
+        vote.voter: True
+        for vote in votes
+        if vote.voter in electorate.members
+        and vote.instance == decided.instance
+        and (vote.attempt, vote.value) == (decided.attempt, decided.value)
+        and verify(vote)
+    }
+    return len(good) >= electorate.quorum

@@ -1,0 +1,100 @@
+"""What every test runs under: a leak check, hypothesis profiles, and accelerators only where there are."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# Shared machines are slow at times: no test may fail for its speed.
+settings.register_profile("dev", deadline=None)
+settings.register_profile(
+    "ci",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+LEAK_GRACE_S = 5.0
+"""How long a test's threads, tasks and children may take to go after it has returned."""
+
+POOLS = ("pydevd", "numba", "tqdm", "ThreadPoolExecutor-torch", "raylet", "torch")
+"""Names of threads that libraries start once and keep."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves a thread, a child process or an asyncio task behind."""
+    threads, children, tasks = set(threading.enumerate()), _children(), _pending_tasks()
+    yield
+    leaks = {
+        "threads": lambda: sorted(
+            t.name for t in set(threading.enumerate()) - threads if not t.name.startswith(POOLS)
+        ),
+        "child processes": lambda: sorted(
+            f"{name} (pid {pid})" for pid, name in _children().items() if pid not in children
+        ),
+        "asyncio tasks": lambda: sorted(_pending_tasks() - tasks),
+    }
+    for what, remaining in leaks.items():
+        left = _after_grace(remaining)
+        if left:
+            pytest.fail(f"{request.node.nodeid} left {what} behind: {', '.join(left)}")
+
+
+def _after_grace(remaining: Callable[[], list[str]]) -> list[str]:
+    """What is still there after the grace time, asked often: usually nothing at once."""
+    until = time.perf_counter() + LEAK_GRACE_S
+    left = remaining()
+    while left and time.perf_counter() < until:
+        time.sleep(0.02)
+        left = remaining()
+    return left
+
+
+def _children() -> dict[int, str]:
+    """Living processes that this one started, also through others; zombies of ours count."""
+    found = {}
+    for child in psutil.Process().children(recursive=True):
+        try:
+            found[child.pid] = child.name()
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _pending_tasks() -> set[str]:
+    """Tasks of any loop that are neither done nor collected."""
+    if any(not task.done() for task in _known_tasks()):
+        gc.collect()  # a cancelled task that nobody holds is no leak
+    return {repr(task) for task in _known_tasks() if not task.done()}
+
+
+def _known_tasks() -> list[asyncio.Task[object]]:
+    # all_tasks() wants a running loop; the registry behind it knows them all. Python 3.12 renamed it.
+    registry = getattr(asyncio.tasks, "_scheduled_tasks", None) or asyncio.tasks._all_tasks  # type: ignore[attr-defined]
+    return list(registry)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests that need an accelerator where torch sees none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="torch sees no accelerator"))

@@ -1,0 +1,109 @@
+"""The transports that the contract suite runs against: add a `TransportKind` to `KINDS`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from runnel.dht import Link, MemoryNetwork, MemoryTransport, null_peer_id, run_virtual
+from runnel.protocols import Transport
+from tests.support.daemons import transport_pair
+
+Test = Callable[[], Coroutine[Any, Any, None]]
+Pair = tuple[Transport, Transport]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransportKind:
+    """How to test one implementation.
+
+    Attributes:
+        run: runs one test's coroutine to its end on a loop of the right kind.
+        pair: two transports that can reach each other; closes them at the end.
+        marks: pytest's marks of all tests of this kind.
+    """
+
+    name: str
+    run: Callable[[Test], None]
+    pair: Callable[[], contextlib.AbstractAsyncContextManager[Pair]]
+    marks: tuple[pytest.MarkDecorator, ...] = ()
+
+
+def run_in_real_time(test: Test) -> None:
+    """For implementations with sockets: a plain loop, a minute at most."""
+
+    async def limited() -> None:
+        async with asyncio.timeout(60):
+            await test()
+
+    with asyncio.Runner() as runner:
+        runner.run(limited())
+
+
+def run_on_uvloop(test: Test) -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def limited() -> None:
+        async with asyncio.timeout(60):
+            await test()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(limited())
+
+
+def run_in_virtual_time(test: Test) -> None:
+    run_virtual(test, limit_s=600)
+
+
+def _memory_pair(
+    link: Link, *, window_bytes: int = 1 << 20
+) -> Callable[[], contextlib.AbstractAsyncContextManager[Pair]]:
+    @contextlib.asynccontextmanager
+    async def pair() -> AsyncIterator[Pair]:
+        network = MemoryNetwork(seed=1, default_link=link, window_bytes=window_bytes)
+        first = MemoryTransport(network, null_peer_id(1))
+        second = MemoryTransport(network, null_peer_id(2))
+        try:
+            yield first, second
+        finally:
+            await first.aclose()
+            await second.aclose()
+
+    return pair
+
+
+HOME = Link(latency_s=0.03, up_bits_s=20e6, down_bits_s=100e6, loss=0.02)
+
+KINDS = (
+    TransportKind(name="memory", run=run_in_virtual_time, pair=_memory_pair(Link())),
+    TransportKind(name="memory-home-links", run=run_in_virtual_time, pair=_memory_pair(HOME)),
+    TransportKind(
+        name="memory-narrow-window",
+        run=run_in_virtual_time,
+        pair=_memory_pair(Link(latency_s=0.01), window_bytes=5_000),
+    ),
+    TransportKind(
+        name="daemon",
+        run=run_in_real_time,
+        pair=transport_pair,
+        marks=(pytest.mark.swarm,),
+    ),
+    TransportKind(
+        name="daemon-uvloop",
+        run=run_on_uvloop,
+        pair=transport_pair,
+        marks=(pytest.mark.swarm,),
+    ),
+)
+
+
+async def until(condition: Callable[[], bool], *, within_s: float = 10.0) -> None:
+    """Waits for a condition that other tasks bring about."""
+    async with asyncio.timeout(within_s):
+        while not condition():
+            await asyncio.sleep(0.005)

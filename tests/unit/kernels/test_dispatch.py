@@ -1,0 +1,86 @@
+"""Which implementation does the arithmetic."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from runnel.errors import ConfigError
+from runnel.kernels import dispatch, implementation, warm_up
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("RUNNEL_KERNELS", raising=False)
+    dispatch._load.cache_clear()
+    yield
+    dispatch._load.cache_clear()
+
+
+def test_numba_is_chosen_where_it_can_be_imported() -> None:
+    assert implementation().name == warm_up() == "numba"
+
+
+def test_the_environment_and_an_argument_force_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert implementation("reference").name == "reference"
+    monkeypatch.setenv("RUNNEL_KERNELS", "reference")
+    assert implementation().name == "reference"
+    assert implementation("numba").name == "numba"
+
+
+def test_both_implementations_hold_the_same_codecs() -> None:
+    assert set(implementation("numba").blocks) == set(implementation("reference").blocks)
+
+
+def test_without_numba_the_reference_is_chosen_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing() -> None:
+        raise ImportError("No module named 'numba'")
+
+    monkeypatch.setattr(dispatch, "_numba", missing)
+    with caplog.at_level(logging.INFO):
+        assert implementation().name == "reference"
+        assert implementation().name == "reference"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "numba is missing" in caplog.text
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        implementation("numba")
+
+
+def test_an_unknown_implementation_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNNEL_KERNELS", "fortran")
+    with pytest.raises(ConfigError, match=r"'fortran'.*numba, reference"):
+        implementation()
+
+
+def test_importing_the_package_imports_no_numba() -> None:
+    code = (
+        "import sys, runnel.kernels, runnel.optim.codecs, runnel.optim.outer, "
+        "runnel.verification.aggregators, runnel.verification.screening\n"
+        "sys.exit('numba' in sys.modules or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_compiled_code_lets_other_threads_run() -> None:
+    numba = implementation("numba")
+    kernels = [
+        getattr(block, field)
+        for block in numba.blocks.values()
+        for field in ("encode", "decode", "accumulate", "canonical")
+    ]
+    kernels += [getattr(numba.elements, field) for field in type(numba.elements).__slots__]
+    assert all(kernel.targetoptions["nogil"] for kernel in kernels)
+    assert not any(
+        kernel.targetoptions.get(option)
+        for kernel in kernels
+        for option in ("fastmath", "parallel")
+    )
+    assert all(len(kernel.signatures) == 1 for kernel in kernels)

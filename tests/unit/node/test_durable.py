@@ -1,0 +1,350 @@
+"""The write-ahead store: every crash leaves the state after some prefix of the writes."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runnel.errors import ConfigError, InputFileError, StorageError
+from runnel.node import disk, durable
+from runnel.node.durable import DurableLog
+from runnel.node.log_records import decode_records, encode_record
+
+Updates = Mapping[str, bytes | None]
+
+names = st.sampled_from(["head", "vote", "lock", "pending"])
+updates = st.dictionaries(names, st.none() | st.binary(max_size=40), max_size=4)
+histories = st.lists(updates, min_size=1, max_size=6)
+
+
+def states(history: list[Updates]) -> list[dict[str, bytes]]:
+    """The states before the first and after each write."""
+    result: list[dict[str, bytes]] = [{}]
+    for update in history:
+        state = dict(result[-1])
+        for name, value in update.items():
+            if value is None:
+                state.pop(name, None)
+            else:
+                state[name] = value
+        result.append(state)
+    return result
+
+
+def written(directory: Path, history: list[Updates], *, compact_bytes: int = 1 << 20) -> None:
+    log = DurableLog(directory, compact_bytes=compact_bytes)
+    for update in history:
+        log.write(update)
+    log.close()
+
+
+def reopened(directory: Path) -> dict[str, bytes]:
+    log = DurableLog(directory)
+    try:
+        return log.load()
+    finally:
+        log.close()
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@settings(max_examples=30, deadline=None)
+@given(histories, st.integers(1, 300))
+def test_the_state_survives_a_restart_with_and_without_compaction(
+    history: list[Updates], compact_bytes: int
+) -> None:
+    with folder() as directory:
+        written(directory, history, compact_bytes=compact_bytes)
+        assert reopened(directory) == states(history)[-1]
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(updates, min_size=1, max_size=3))
+def test_a_log_cut_at_any_byte_holds_the_state_after_some_prefix_of_the_writes(
+    history: list[Updates],
+) -> None:
+    with folder() as directory:
+        written(directory, history)
+        path = directory / "00000000.log"
+        whole = path.read_bytes()
+        expected = states(history)
+        reached = 0
+        for size in range(len(whole) + 1):
+            path.write_bytes(whole[:size])
+            records, good = decode_records(0, whole[:size], path)
+            assert reopened(directory) == expected[len(records)]
+            assert path.stat().st_size == good
+            assert len(records) in {reached, reached + 1}
+            reached = len(records)
+        assert reached == len(history)
+
+
+def test_after_a_torn_tail_is_dropped_writing_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written(tmp_path, [{"a": b"1"}, {"a": b"2"}])
+    path = tmp_path / "00000000.log"
+    path.write_bytes(path.read_bytes()[:-1])
+    written(tmp_path, [{"b": b"3"}])
+    assert "unfinished write: dropped" in caplog.text
+    assert reopened(tmp_path) == {"a": b"1", "b": b"3"}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.dictionaries(names, st.binary(max_size=20), min_size=1), min_size=1, max_size=4),
+    st.integers(0, 10_000),
+    st.integers(1, 255),
+)
+def test_a_flipped_byte_anywhere_is_refused_and_nothing_is_changed(
+    history: list[Updates], position: int, mask: int
+) -> None:
+    with folder() as directory:
+        written(directory, history)
+        path = directory / "00000000.log"
+        data = bytearray(path.read_bytes())
+        data[position % len(data)] ^= mask
+        path.write_bytes(data)
+        with pytest.raises(InputFileError, match="damaged at byte"):
+            DurableLog(directory)
+        assert path.read_bytes() == data
+
+
+def test_a_flipped_byte_in_a_compacted_state_is_refused(tmp_path: Path) -> None:
+    written(tmp_path, [{"a": b"x" * 50}], compact_bytes=10)
+    (path,) = tmp_path.glob("*.state")
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        data = bytearray(whole)
+        data[position] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(InputFileError, match="damaged"):
+            DurableLog(tmp_path)
+
+
+def test_records_swapped_or_taken_from_another_generation_are_refused(tmp_path: Path) -> None:
+    written(tmp_path, [{"a": b"1"}, {"a": b"2"}])
+    path = tmp_path / "00000000.log"
+    whole = path.read_bytes()
+    half = len(whole) // 2
+    for data in (whole[half:] + whole[:half], whole[:half] * 2):
+        path.write_bytes(data)
+        with pytest.raises(InputFileError, match="damaged"):
+            DurableLog(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 30, 41])
+def test_zeros_where_an_unfinished_write_would_be_are_dropped(tmp_path: Path, kept: int) -> None:
+    written(tmp_path, [{"a": b"1"}])
+    path = tmp_path / "00000000.log"
+    good = path.read_bytes()
+    record = encode_record(0, 1, b"p" * 1000)
+    path.write_bytes(good + record[:kept] + bytes(len(record) - kept))
+    assert reopened(tmp_path) == {"a": b"1"}
+    assert path.read_bytes() == good
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+class CrashingDisk:
+    """Ends the process before the n-th change that reaches the disk, after a part of a write."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, before: int) -> None:
+        self.left = before
+        self._write, self._sync = disk.write_all, disk.sync_file
+        self._sync_directory, self._replace = disk.sync_directory, Path.replace
+        for module in (disk, durable):
+            patch.setattr(module, "write_all", self.write)
+            patch.setattr(module, "sync_file", self.sync)
+            patch.setattr(module, "sync_directory", self.sync_directory)
+        patch.setattr(Path, "replace", lambda path, target: self.replace(path, target))
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Crash
+
+    def write(self, descriptor: int, data: bytes) -> None:
+        if self.left == 0:
+            os.write(descriptor, bytes(data)[: len(data) // 2])
+        self._count()
+        self._write(descriptor, data)
+
+    def sync(self, descriptor: int) -> None:
+        self._count()
+        self._sync(descriptor)
+
+    def sync_directory(self, directory: Path) -> None:
+        self._count()
+        self._sync_directory(directory)
+
+    def replace(self, path: Path, target: Path) -> Path:
+        self._count()
+        return self._replace(path, target)
+
+
+HISTORY: list[Updates] = [{"a": bytes([n]) * 30, f"k{n % 3}": b"v"} for n in range(5)]
+
+
+@pytest.mark.parametrize("before", range(60))
+def test_a_crash_between_any_two_steps_leaves_an_acknowledged_or_the_next_state(
+    tmp_path: Path, before: int
+) -> None:
+    acknowledged = 0
+    with pytest.MonkeyPatch.context() as patch:
+        log = DurableLog(tmp_path / "home", compact_bytes=60)
+        CrashingDisk(patch, before)
+        try:
+            for update in HISTORY:
+                log.write(update)
+                acknowledged += 1
+        except Crash:
+            pass
+        shutil.copytree(tmp_path / "home", tmp_path / "after")
+    log.close()
+    assert reopened(tmp_path / "after") in states(HISTORY)[acknowledged : acknowledged + 2]
+    written(tmp_path / "after", [{"z": b"1"}])
+    assert reopened(tmp_path / "after")["z"] == b"1"
+
+
+def test_the_crashes_above_reach_the_end_of_the_history(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        log = DurableLog(tmp_path, compact_bytes=60)
+        crashing = CrashingDisk(patch, 60)
+        for update in HISTORY:
+            log.write(update)
+        assert 0 < crashing.left < 60
+    log.close()
+
+
+def test_compaction_bounds_the_files(tmp_path: Path) -> None:
+    log = DurableLog(tmp_path, compact_bytes=2_000)
+    for number in range(300):
+        log.write({"head": number.to_bytes(100, "big")})
+        assert sum(path.stat().st_size for path in tmp_path.glob("0*")) < 3_000
+    log.close()
+    assert reopened(tmp_path) == {"head": (299).to_bytes(100, "big")}
+    assert len(list(tmp_path.glob("*.state"))) == 1
+    assert len(list(tmp_path.glob("*.log"))) == 1
+
+
+def test_a_lost_state_file_is_named(tmp_path: Path) -> None:
+    written(tmp_path, [{"a": b"x" * 50}], compact_bytes=10)
+    written(tmp_path, [{"b": b"y"}])
+    (path,) = tmp_path.glob("*.state")
+    path.unlink()
+    with pytest.raises(InputFileError, match="is missing"):
+        DurableLog(tmp_path)
+
+
+def test_a_full_disk_leaves_the_state_as_it_was_and_later_writes_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = DurableLog(tmp_path)
+    log.write({"a": b"1"})
+
+    def half(descriptor: int, data: bytes) -> None:
+        os.write(descriptor, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "write_all", half)
+        with pytest.raises(StorageError, match="No space left on device; free some space"):
+            log.write({"a": b"2"})
+    assert log.load() == {"a": b"1"}
+    log.write({"b": b"3"})
+    log.close()
+    assert reopened(tmp_path) == {"a": b"1", "b": b"3"}
+
+
+def test_after_a_failed_sync_nothing_more_is_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = DurableLog(tmp_path)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "sync_file", fail)
+        with pytest.raises(StorageError, match="start this peer again"):
+            log.write({"a": b"1"})
+    with pytest.raises(StorageError, match="start this peer again"):
+        log.write({"a": b"2"})
+    log.close()
+    assert reopened(tmp_path) in [{}, {"a": b"1"}]
+
+
+def test_a_compaction_that_fails_costs_nothing_but_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    log = DurableLog(tmp_path, compact_bytes=10)
+
+    def full(path: Path, parts: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "replace_file", full)
+        log.write({"a": b"1" * 20})
+    assert "tried again" in caplog.text
+    log.write({"b": b"2" * 200})
+    log.close()
+    assert reopened(tmp_path) == {"a": b"1" * 20, "b": b"2" * 200}
+
+
+def test_two_owners_of_one_folder_are_refused_by_process_id(tmp_path: Path) -> None:
+    log = DurableLog(tmp_path)
+    with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
+        DurableLog(tmp_path)
+    log.close()
+    DurableLog(tmp_path).close()
+
+
+def test_another_process_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path: Path) -> None:
+    log = DurableLog(tmp_path)
+    script = (
+        "import sys; from pathlib import Path; from runnel.node.durable import DurableLog\n"
+        "log = DurableLog(Path(sys.argv[1])); log.write({'a': b'1'})\n"
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    root = Path(durable.__file__).parents[2]
+    refused = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    assert f"in use by process {os.getpid()}" in refused.stderr
+    log.close()
+    killed = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    assert killed.returncode == -9
+    assert reopened(tmp_path) == {"a": b"1"}
+
+
+def test_a_closed_log_refuses_to_write(tmp_path: Path) -> None:
+    log = DurableLog(tmp_path)
+    log.close()
+    log.close()
+    with pytest.raises(StorageError, match="is closed"):
+        log.write({"a": b"1"})
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot make the folder"):
+        DurableLog(tmp_path / "file" / "home")

@@ -1,0 +1,303 @@
+"""Codecs: what comes back, and that bytes and bits are the same for both implementations and for all time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runnel.errors import ConfigError
+from runnel.hashing import digest
+from runnel.kernels import Float32
+from runnel.optim.codec_blockwise import BlockwiseCodec
+from runnel.optim.codec_plain import FloatCodec, HalfCodec
+from runnel.optim.codecs import CODECS, E3M0, INT4, INT8, codec_named
+from runnel.protocols import Codec
+
+MAKERS: dict[str, Callable[[str | None], Codec]] = {
+    "fp32": lambda by: FloatCodec(by=by),
+    "fp16": lambda by: HalfCodec(by=by),
+    "int8": lambda by: BlockwiseCodec(INT8, by=by),
+    "int4": lambda by: BlockwiseCodec(INT4, by=by),
+    "e3m0": lambda by: BlockwiseCodec(E3M0, by=by),
+}
+BLOCKS = {"int8": INT8, "int4": INT4, "e3m0": E3M0}
+FLOAT_MAX = float(np.finfo(np.float32).max)
+
+every_codec = pytest.mark.parametrize("name", list(CODECS))
+every_block_codec = pytest.mark.parametrize("name", list(BLOCKS))
+
+
+def values_of(size: int, seed: int = 0, scale: float = 1.0) -> Float32:
+    """Heavy-tailed float32 numbers made without a library's random distributions."""
+    state = (np.arange(size, dtype=np.uint64) + np.uint64(seed * 1_000_003 + 1)) * np.uint64(
+        0x9E3779B97F4A7C15
+    )
+    state ^= state >> np.uint64(29)
+    state *= np.uint64(0xBF58476D1CE4E5B9)
+    unit = (state >> np.uint64(40)).astype(np.float32) / np.float32(1 << 23) - np.float32(1)
+    cubed: Float32 = unit * unit * unit * np.float32(scale)
+    return cubed
+
+
+def bits(array: Float32) -> bytes:
+    return array.tobytes()
+
+
+def decoded(codec: Codec, payload: bytes, size: int) -> Float32:
+    out = np.full(size, np.nan, np.float32)
+    codec.decode(payload, out)
+    return out
+
+
+def mixed(size: int) -> Float32:
+    """Blocks of very different size, with zeros of both signs, subnormals and the largest floats."""
+    x = values_of(size, seed=3)
+    with np.errstate(under="ignore"):
+        x *= np.float32(2.0) ** ((np.arange(size) // 97 % 19 - 9) * 13).astype(np.float32)
+    x[::31] = 0
+    x[5::37] = np.float32(-0.0)
+    x[7::41] = np.float32(1e-41)
+    x[11::1009] = np.float32(-1e38)
+    x[13::2003] = np.float32(FLOAT_MAX)
+    return x
+
+
+def test_every_listed_codec_is_tested_here() -> None:
+    assert set(MAKERS) == set(CODECS)
+    assert [codec_named(name).name for name in CODECS] == list(CODECS)
+
+
+def test_an_unknown_codec_is_a_config_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'int5'.*fp32, fp16, int8, int4, e3m0"):
+        codec_named("int5")
+
+
+@every_codec
+def test_both_implementations_give_the_same_bytes_and_bits_at_every_length(name: str) -> None:
+    fast, slow = MAKERS[name]("numba"), MAKERS[name]("reference")
+    everything = mixed(301)
+    for size in range(301):
+        x = everything[:size].copy()
+        left_fast, left_slow = np.empty_like(x), np.empty_like(x)
+        payload = fast.encode(x, left_fast)
+        assert payload == slow.encode(x, left_slow)
+        assert len(payload) == fast.max_bytes(size)
+        assert payload == fast.encode(x)
+        assert bits(left_fast) == bits(left_slow)
+        assert bits(decoded(fast, payload, size)) == bits(decoded(slow, payload, size))
+
+
+@every_codec
+def test_both_implementations_accumulate_the_same_bits(name: str) -> None:
+    fast, slow = MAKERS[name]("numba"), MAKERS[name]("reference")
+    x = np.clip(mixed(20_011), -1e30, 1e30).astype(np.float32)
+    payload = fast.encode(x)
+    start = values_of(x.size, seed=9)
+    for scale in (1.0, 1 / 3, -0.7, 1e-20, 0.0):
+        a, b = start.copy(), start.copy()
+        fast.accumulate(payload, scale, a)
+        slow.accumulate(payload, scale, b)
+        plain = start + np.float32(scale) * decoded(slow, payload, x.size)
+        assert bits(a) == bits(b) == bits(plain)
+
+
+@every_codec
+@pytest.mark.parametrize("size", [1, 255, 256, 700])
+def test_the_residual_may_take_the_place_of_the_values(name: str, size: int) -> None:
+    codec = MAKERS[name](None)
+    x = mixed(size)
+    left, in_place = np.empty_like(x), x.copy()
+    assert codec.encode(x, left) == codec.encode(in_place, in_place)
+    assert bits(left) == bits(in_place)
+
+
+@every_codec
+def test_the_residual_is_what_decoding_leaves_bit_for_bit(name: str) -> None:
+    codec = MAKERS[name](None)
+    x = mixed(4_999)
+    left = np.empty_like(x)
+    back = decoded(codec, codec.encode(x, left), x.size)
+    assert bits(left) == bits(x - back)
+    exact = np.abs(x) <= (65504 if name == "fp16" else np.inf)
+    assert np.array_equal((left + back)[exact], x[exact])
+
+
+@every_codec
+@given(
+    numbers=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=300),
+    scale=st.floats(min_value=-1, max_value=1, width=32),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_finite_values_decode_to_finite_ones_alike_in_both_implementations(
+    name: str, numbers: list[float], scale: float
+) -> None:
+    fast, slow = MAKERS[name]("numba"), MAKERS[name]("reference")
+    x = np.array(numbers, np.float32)
+    left = np.empty_like(x)
+    payload = fast.encode(x, left)
+    assert payload == slow.encode(x)
+    back = decoded(fast, payload, x.size)
+    assert np.isfinite(back).all()
+    assert bits(back) == bits(decoded(slow, payload, x.size))
+    assert bits(left) == bits(x - back)
+    out = np.ones_like(x)
+    fast.accumulate(payload, scale, out)
+    assert bits(out) == bits(np.float32(1) + np.float32(scale) * back)
+
+
+@every_codec
+@pytest.mark.parametrize("number", [0.0, -0.0, 1.0, -3.7, 1e-42, 1e-30, 6e4])
+def test_a_constant_comes_back_within_the_codecs_step(name: str, number: float) -> None:
+    codec = MAKERS[name](None)
+    x = np.full(389, number, np.float32)
+    back = decoded(codec, codec.encode(x), x.size)
+    tolerance = {"fp32": 0, "fp16": 2**-11, "int8": 1 / 127, "int4": 1 / 7, "e3m0": 1 / 3}[name]
+    floor = {"fp32": 0.0, "fp16": 2.0**-25}.get(name, 2.0**-111)
+    assert np.all(np.abs(back - x) <= tolerance * np.abs(x) + np.float32(floor))
+
+
+@pytest.mark.parametrize(("name", "steps"), [("int8", 127), ("int4", 7)])
+def test_absmax_codecs_err_by_half_a_step_at_most(name: str, steps: int) -> None:
+    codec, block = MAKERS[name](None), BLOCKS[name].block
+    x = values_of(64 * block, seed=5)
+    left = np.empty_like(x)
+    codec.encode(x, left)
+    largest = np.abs(x.reshape(-1, block)).max(axis=1, keepdims=True)
+    assert np.all(np.abs(left.reshape(-1, block)) <= largest / steps * (0.5 + 1 / 128))
+
+
+def test_e3m0_errs_by_a_third_of_the_value_or_by_less_than_the_smallest_power() -> None:
+    x = values_of(64 * 128, seed=5)
+    left = np.empty_like(x)
+    MAKERS["e3m0"](None).encode(x, left)
+    largest = np.abs(x.reshape(-1, 128)).max(axis=1, keepdims=True)
+    bound = np.maximum(np.abs(x.reshape(-1, 128)) / 3, largest * 2.0**-6)
+    assert np.all(np.abs(left.reshape(-1, 128)) <= bound)
+
+
+def test_absmax_scales_have_eight_significant_bits_so_products_are_exact() -> None:
+    x = mixed(6_400)
+    for name in ("int8", "int4"):
+        layout, payload = BLOCKS[name], MAKERS[name](None).encode(x)
+        scales, _ = layout.split(np.frombuffer(payload, np.uint8), x.size)
+        wide = (scales.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        codes = np.arange(-127, 128, dtype=np.float64)[:, None]
+        product = codes * wide if name == "int8" else codes[120:135] * wide
+        assert np.array_equal(product, product.astype(np.float32).astype(np.float64))
+
+
+def test_e3m0_encodes_what_it_decoded_to_the_same_bytes() -> None:
+    codec = MAKERS["e3m0"](None)
+    payload = codec.encode(mixed(2_222))
+    assert codec.encode(decoded(codec, payload, 2_222)) == payload
+
+
+@pytest.mark.parametrize(("name", "steps"), [("int8", 127), ("int4", 7)])
+def test_absmax_codecs_encode_what_they_decoded_to_the_same_bytes_if_the_top_code_is_used(
+    name: str, steps: int
+) -> None:
+    codec, layout = MAKERS[name](None), BLOCKS[name]
+    x = np.round(values_of(8 * layout.block, seed=2, scale=steps - 1)) * np.float32(0.0078125)
+    x[:: layout.block] = np.float32(steps * 0.0078125)
+    payload = codec.encode(x)
+    assert np.array_equal(decoded(codec, payload, x.size), x)
+    assert codec.encode(decoded(codec, payload, x.size)) == payload
+
+
+def test_fp16_rounds_to_even_and_clamps_instead_of_overflowing() -> None:
+    x = np.array(
+        [
+            65504,
+            65519.99,
+            65520,
+            1e38,
+            -FLOAT_MAX,
+            2049,
+            2051,
+            2**-25,
+            3 * 2**-25,
+            -(2**-24),
+            1e-40,
+        ],
+        np.float32,
+    )
+    back = decoded(HalfCodec(), HalfCodec().encode(x), x.size)
+    expected = [65504, 65504, 65504, 65504, -65504, 2048, 2052, 0, 2**-23, -(2**-24), 0]
+    assert back.tolist() == expected
+
+
+def test_fp16_agrees_with_numpy_on_every_half_and_the_floats_around_it() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    halves = halves[(halves & 0x7C00) != 0x7C00]
+    exact = halves.view(np.float16).astype(np.float32)
+    codec = HalfCodec(by="numba")
+    assert codec.encode(exact) == halves.tobytes()
+    assert bits(decoded(codec, halves.tobytes(), exact.size)) == bits(exact)
+    between = np.concatenate([(exact[1:] + exact[:-1]) / np.float32(2), exact * np.float32(1.0003)])
+    between = np.concatenate([between, np.nextafter(between, np.float32(0))])
+    assert codec.encode(between) == HalfCodec(by="reference").encode(between)
+
+
+def test_nibbles_lie_where_the_format_says() -> None:
+    x = np.array([7, -6, 5, -4, 3], np.float32)
+    payload = codec_named("int4").encode(x)
+    assert payload == bytes.fromhex("803f") + bytes([0xC7, 0x3A, 0x05])
+    x = np.array([64, -32, 1, 0.7, 0.0], np.float32)
+    payload = codec_named("e3m0").encode(x)
+    assert payload == bytes([127 + 6, 0x07, 0x0E, 0x01])
+
+
+@every_codec
+def test_a_payload_may_lie_at_an_odd_address_of_a_larger_buffer(name: str) -> None:
+    codec = MAKERS[name](None)
+    x = values_of(777)
+    payload = codec.encode(x)
+    framed = bytearray(b"x" + payload + b"y")
+    out = np.empty(777, np.float32)
+    codec.decode(memoryview(framed)[1:-1], out)
+    assert bits(out) == bits(decoded(codec, payload, 777))
+    total = np.zeros(777, np.float32)
+    codec.accumulate(memoryview(framed)[1:-1].toreadonly(), 1.0, total)
+    assert np.array_equal(total, out)
+
+
+@every_codec
+def test_threads_that_flush_subnormal_numbers_write_the_same_payload(name: str) -> None:
+    codec, x = MAKERS[name](None), mixed(5_000)
+    payload = codec.encode(x)
+    plain = decoded(codec, payload, x.size)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush")
+    try:
+        flushed = codec.encode(x)
+        back = decoded(codec, payload, x.size)
+    finally:
+        torch.set_flush_denormal(False)
+    assert flushed == payload
+    assert bits(back) == bits(plain)
+
+
+GOLDEN = {
+    "fp32": ("415437001a4eb51dc8fb1dc69167b4f5", "9ffaf1e384e2c0f223b0ab39bcce2a26"),
+    "fp16": ("275d0aa1c47ceee0cfeb328bc023f4af", "6b11190c2fba72c1c0fe61f9a01b615e"),
+    "int8": ("4b25cee840c7efb03612196a96a33e89", "a8e1cd1ddc19773b3cb2f7d0286763a5"),
+    "int4": ("8056e5678bda0e7daad855c99b778325", "21d74b6ef84b0ff5b7411c89d493ddd2"),
+    "e3m0": ("bdcf22a9abe41557219da31fc59f68ad", "6bcb754100f15aa7b6f5ec54329613a3"),
+}
+"""blake3 of the payload, and of a vector after accumulating a third of it."""
+
+
+@every_codec
+@pytest.mark.parametrize("by", ["numba", "reference"])
+def test_payloads_never_change(name: str, by: str) -> None:
+    codec = MAKERS[name](by)
+    x = values_of(10_007, seed=1, scale=1e-3)
+    payload = codec.encode(x)
+    total = values_of(10_007, seed=2)
+    codec.accumulate(payload, 1 / 3, total)
+    assert (digest(payload).hex()[:32], digest(bits(total)).hex()[:32]) == GOLDEN[name]

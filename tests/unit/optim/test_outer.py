@@ -1,0 +1,189 @@
+"""The outer step: the same bits from both implementations, against a plain reference, and for all time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runnel.errors import ConfigError
+from runnel.hashing import digest
+from runnel.kernels import Float32
+from runnel.optim.outer import OUTER_OPTIMIZERS, Nesterov, optimizer_named
+
+BOTH = pytest.mark.parametrize("by", ["numba", "reference"])
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    return lambda by: monkeypatch.setenv("RUNNEL_KERNELS", by)
+
+
+def numbers(size: int, seed: int) -> Float32:
+    state = (np.arange(size, dtype=np.uint64) + np.uint64(seed * 7919 + 1)) * np.uint64(
+        0x9E3779B97F4A7C15
+    )
+    state ^= state >> np.uint64(31)
+    unit = (state >> np.uint64(40)).astype(np.float32) / np.float32(1 << 23) - np.float32(1)
+    cubed: Float32 = unit * unit * unit
+    return cubed
+
+
+@BOTH
+def test_results_never_change(use: Callable[[str], None], by: str) -> None:
+    use(by)
+    outer = Nesterov(0.7, 0.8)
+    theta, momentum = numbers(10_007, 1), np.zeros(10_007, np.float32)
+    for step in range(5):
+        outer.step(theta, momentum, numbers(10_007, 2 + step) * np.float32(1e-2), final=step == 4)
+    assert (digest(theta.tobytes()).hex()[:32], digest(momentum.tobytes()).hex()[:32]) == (
+        "8bfe7673b47d5757070d2c85c76ea4c4",
+        "fa6cd8f5c927ec6b263bf04dbeda52e4",
+    )
+
+
+@BOTH
+def test_a_step_is_nesterovs_formula_value_by_value(use: Callable[[str], None], by: str) -> None:
+    use(by)
+    lr, mu, f = np.float32(0.7), np.float32(0.9), np.float32
+    theta, b, d = numbers(50, 1), numbers(50, 2), numbers(50, 3)
+    expected_theta, expected_b = [], []
+    for i in range(50):
+        new_b = f(f(mu * b[i]) + d[i])
+        expected_b.append(new_b)
+        expected_theta.append(f(theta[i] - f(lr * f(d[i] + f(mu * new_b)))))
+    Nesterov(0.7, 0.9).step(theta, b, d, final=False)
+    assert theta.tobytes() == np.array(expected_theta, f).tobytes()
+    assert b.tobytes() == np.array(expected_b, f).tobytes()
+
+
+@given(
+    st.lists(
+        st.tuples(*[st.floats(width=32, allow_nan=False, allow_infinity=False)] * 3), max_size=70
+    ),
+    st.floats(0.01, 2),
+    st.floats(0, 0.99),
+    st.booleans(),
+)
+def test_both_implementations_give_the_same_bits(
+    rows: list[tuple[float, ...]], lr: float, mu: float, final: bool
+) -> None:
+    results = []
+    for by in ("numba", "reference"):
+        theta, b, d = (np.array([row[i] for row in rows], np.float32) for i in range(3))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RUNNEL_KERNELS", by)
+            Nesterov(lr, mu).step(theta, b, d, final=final)
+        results.append((theta.tobytes(), b.tobytes()))
+    assert results[0] == results[1]
+
+
+@BOTH
+def test_momentum_below_two_to_the_minus_hundred_becomes_plus_zero(
+    use: Callable[[str], None], by: str
+) -> None:
+    use(by)
+    tiny = np.float32(2.0**-100)
+    theta = np.ones(4, np.float32)
+    b = np.zeros(4, np.float32)
+    d = np.array([tiny, np.nextafter(tiny, np.float32(0)), -tiny / 2, -0.0], np.float32)
+    Nesterov(0.5, 0.5).step(theta, b, d, final=False)
+    assert b.tobytes() == np.array([tiny, 0, 0, 0], np.float32).tobytes()
+
+
+@BOTH
+@pytest.mark.parametrize("final", [False, True])
+def test_subnormal_pseudo_gradients_move_nothing_so_flushing_them_changes_no_bit(
+    use: Callable[[str], None], by: str, final: bool
+) -> None:
+    use(by)
+    subnormal = np.array([1e-41, -1e-45, 1.1e-38, -1.1e-38], np.float32)
+    with_them, without = [np.array([0, 1, -1e-29, 0], np.float32) for _ in range(2)]
+    b_with, b_without = [np.array([0, 1e-30, 0, 1], np.float32) for _ in range(2)]
+    outer = Nesterov(1.0, 0.9)
+    outer.step(with_them, b_with, subnormal, final=final)
+    outer.step(without, b_without, np.zeros(4, np.float32), final=final)
+    assert with_them.tobytes() == without.tobytes()
+    assert b_with.tobytes() == b_without.tobytes()
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_a_thread_that_flushes_subnormal_numbers_finds_the_same_bits(final: bool) -> None:
+    def result() -> bytes:
+        theta, b, d = theta0.copy(), b0.copy(), d0.copy()
+        for _ in range(3):
+            Nesterov(0.7, 0.8).step(theta, b, d, final=final)
+        return theta.tobytes() + b.tobytes()
+
+    scale = np.float32(2.0) ** (-(np.arange(5_000) % 150)).astype(np.float32)
+    theta0, d0 = numbers(5_000, 1) * scale, numbers(5_000, 2) * scale[::-1].copy()
+    theta0[::7] = 0
+    b0 = numbers(5_000, 3) * scale
+    plain = result()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush")
+    try:
+        flushed = result()
+    finally:
+        torch.set_flush_denormal(False)
+    assert flushed == plain
+
+
+@BOTH
+def test_a_final_step_is_plain_averaging_and_leaves_the_momentum(
+    use: Callable[[str], None], by: str
+) -> None:
+    use(by)
+    theta, b, d = numbers(99, 1), numbers(99, 2), numbers(99, 3)
+    expected, before = theta - d, b.copy()
+    Nesterov(0.1, 0.9).step(theta, b, d, final=True)
+    assert theta.tobytes() == expected.tobytes()
+    assert b.tobytes() == before.tobytes()
+
+
+def test_without_momentum_and_with_lr_one_a_step_is_averaging() -> None:
+    theta, b, d = numbers(99, 1), np.zeros(99, np.float32), numbers(99, 3)
+    expected = theta - d
+    Nesterov(1.0, 0.0).step(theta, b, d, final=False)
+    assert np.array_equal(theta, expected)
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_arrays_of_different_sizes_are_refused(final: bool) -> None:
+    a, b = np.zeros(5, np.float32), np.zeros(6, np.float32)
+    with pytest.raises(ValueError, match="expected 5"):
+        Nesterov(0.7, 0.8).step(a, a.copy(), b, final=final)
+    frozen = np.frombuffer(bytes(20), np.float32)
+    with pytest.raises(ValueError, match="read-only"):
+        Nesterov(0.7, 0.8).step(frozen, a, a, final=final)
+
+
+def test_optimizers_are_found_by_name() -> None:
+    outer = optimizer_named("nesterov", lr=0.7, momentum=0.8)
+    assert outer == Nesterov(0.7, 0.8)
+    assert [optimizer_named(name, lr=1, momentum=0).name for name in OUTER_OPTIMIZERS] == list(
+        OUTER_OPTIMIZERS
+    )
+    with pytest.raises(ConfigError, match=r"'adam'.*nesterov"):
+        optimizer_named("adam", lr=0.7, momentum=0.8)
+
+
+@pytest.mark.parametrize(
+    ("lr", "momentum"),
+    [
+        (0, 0.8),
+        (-1, 0.8),
+        (float("nan"), 0.8),
+        (float("inf"), 0.8),
+        (0.7, 1),
+        (0.7, -0.1),
+        (0.7, float("nan")),
+    ],
+)
+def test_numbers_out_of_range_are_config_errors(lr: float, momentum: float) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        Nesterov(lr, momentum)
