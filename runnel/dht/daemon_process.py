@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import ipaddress
 import logging
 import os
@@ -12,6 +11,7 @@ import platform
 import socket
 import stat
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -173,7 +173,7 @@ def find_binary(given: Path | None) -> Path:
         NetworkError: there is none here, or it may not be executed.
     """
     if given is None:
-        spec = importlib.util.find_spec("hivemind")
+        spec = find_spec("hivemind")
         if spec is None or not spec.submodule_search_locations:
             raise NetworkError(
                 "the network daemon p2pd comes with hivemind, which is not installed here; "

@@ -35,6 +35,7 @@ class Chain:
     def __init__(self, genesis: Record, *, open_rounds: int) -> None:
         self.open_rounds = open_rounds
         self.path: list[Digest] = [genesis.hash]
+        self._places: dict[Digest, int] = {genesis.hash: 0}
         self._records: dict[Digest, Record] = {genesis.hash: genesis}
         self._certificates: dict[Digest, Certificate] = {}
 
@@ -51,6 +52,10 @@ class Chain:
     def __contains__(self, name: Digest) -> bool:
         return name in self._records
 
+    def follows(self, name: Digest) -> bool:
+        """Whether a record is on the path followed."""
+        return name in self._places
+
     def record(self, name: Digest) -> Record:
         """A known record by hash."""
         return self._records[name]
@@ -62,10 +67,14 @@ class Chain:
     def add(self, record: Record, certificate: Certificate | None = None) -> Digest:
         """Remembers a record; of two certificates the higher attempt stays."""
         self._records.setdefault(record.hash, record)
-        known = self._certificates.get(record.hash)
-        if certificate is not None and (known is None or certificate.attempt > known.attempt):
+        if certificate is not None and self.improves(record.hash, certificate):
             self._certificates[record.hash] = certificate
         return record.hash
+
+    def improves(self, name: Digest, certificate: Certificate) -> bool:
+        """Whether a certificate says more than the one we have of that record."""
+        known = self._certificates.get(name)
+        return known is None or certificate.attempt > known.attempt
 
     def base_of(self, number: int, path: Sequence[Digest] | None = None) -> Digest:
         """The record that round `number` derives from: number - k, or the newest branch if that is younger."""
@@ -99,9 +108,8 @@ class Chain:
         return path[::-1]
 
     def common(self, path: Sequence[Digest]) -> int:
-        """How many leading records `path` shares with ours."""
-        limit = min(len(path), len(self.path))
-        return next((i for i in range(limit) if path[i] != self.path[i]), limit)
+        """How many leading records `path` shares with ours. Cost: logarithmic in its length."""
+        return _shared(path, self.path)
 
     def fork_to(self, path: Sequence[Digest]) -> Fork:
         """What changes when following `path` instead."""
@@ -111,16 +119,17 @@ class Chain:
             tuple(self._records[name] for name in path[meet:]),
         )
 
-    def prefers(self, path: Sequence[Digest]) -> bool:
-        """Whether `path` (all known) beats ours, by the first record that differs.
+    def prefers(self, path: Sequence[Digest], to: Sequence[Digest] | None = None) -> bool:
+        """Whether `path` (all known) beats `to` (ours by default), by the first record that differs.
 
         A certified record beats a branch, a higher attempt a lower; between branches more listed
         voters of the interrupted round, then the smaller hash.
         """
-        meet = self.common(path)
+        other = self.path if to is None else to
+        meet = _shared(path, other)
         if meet == len(path):
             return False
-        return meet == len(self.path) or self._rank(path[meet]) > self._rank(self.path[meet])
+        return meet == len(other) or self._rank(path[meet]) > self._rank(other[meet])
 
     def _rank(self, name: Digest) -> tuple[int, int, bytes]:
         record = self._records[name]
@@ -132,6 +141,10 @@ class Chain:
 
     def follow(self, path: Sequence[Digest]) -> None:
         """Makes `path` (all known) the one followed."""
+        meet = self.common(path)
+        for name in self.path[meet:]:
+            del self._places[name]
+        self._places.update(zip(path[meet:], range(meet, len(path)), strict=True))
         self.path = list(path)
 
     def locator(self) -> tuple[Digest, ...]:
@@ -145,8 +158,7 @@ class Chain:
 
     def after(self, locator: Iterable[Digest], limit: int) -> tuple[Record, ...]:
         """Up to `limit` of our records that follow the newest one of `locator` on our path."""
-        places = {name: i for i, name in enumerate(self.path)}
-        start = max((places[name] for name in locator if name in places), default=0)
+        start = max((self._places.get(name, 0) for name in locator), default=0)
         return tuple(self._records[name] for name in self.path[start + 1 : start + 1 + limit])
 
     def last_update(self, fragment: int, fragments: int, upto: int | None = None) -> Record | None:
@@ -161,3 +173,15 @@ class Chain:
     def certificates(self) -> Mapping[Digest, Certificate]:
         """All certificates, by record."""
         return self._certificates
+
+
+def _shared(path: Sequence[Digest], other: Sequence[Digest]) -> int:
+    """How many leading records two paths share; each names its parent, so bisection finds it."""
+    low, high = 0, min(len(path), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if path[middle - 1] == other[middle - 1]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

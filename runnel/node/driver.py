@@ -216,10 +216,11 @@ class Driver:
             await self._write(updates)
         for action in stretch:
             self._begin(action)
-        if self._queue:
+        # while the write was awaited, more may have come in: only a step is taken out here
+        if self._queue and isinstance(self._queue[0], act.Adopt):
             step = self._queue.popleft()
-            if isinstance(step, act.Adopt):
-                await self._adopt(step)
+            assert isinstance(step, act.Adopt)
+            await self._adopt(step)
 
     def _begin(self, action: act.Action) -> None:
         match action:

@@ -27,12 +27,11 @@ class Pinning:
     def renew(self, chain: Chain, path: Sequence[Digest]) -> None:
         """Shows the pinned states of `path` and deletes what is neither pinned, current nor recent."""
         newest = pins(path, self._every)
-        wanted: dict[str, int] = {}
+        kept, wanted = self._log.blob_names(), dict[str, int]()
         for pin in newest:
-            for fragment, size in enumerate(self._vault.store.sizes):
-                record = chain.last_update(fragment, self._vault.fragments, upto=pin)
-                name = state_name(fragment, record.number if record else -1)
-                wanted[name] = 2 * size * _VALUE_BYTES
+            state = self._state_after(chain, pin)
+            if set(state) <= kept:  # a newcomer has no state from before it joined
+                wanted |= state
         for name in set(self._shown) - set(wanted):
             self._shelf.drop(self._shown.pop(name))
         for name in sorted(set(wanted) - set(self._shown)):
@@ -42,3 +41,11 @@ class Pinning:
         if updates:
             self._log.write(updates)
         self._log.delete_blobs(keep=needed | set(wanted))
+
+    def _state_after(self, chain: Chain, pin: int) -> dict[str, int]:
+        """Blobs of all fragments' states after record `pin`, and their sizes in bytes."""
+        state: dict[str, int] = {}
+        for fragment, size in enumerate(self._vault.store.sizes):
+            record = chain.last_update(fragment, self._vault.fragments, upto=pin)
+            state[state_name(fragment, record.number if record else -1)] = 2 * size * _VALUE_BYTES
+        return state

@@ -12,6 +12,7 @@ from typing import Any
 
 from runnel.dht.wire import pack, unpack
 from runnel.errors import NetworkError
+from runnel.node.ticket import RUN_ID_BYTES
 from runnel.node.records import blob, digest_of, items, row
 from runnel.protocols import Stream, Transport
 from runnel.types import Digest, PeerId
@@ -40,17 +41,21 @@ class RunService:
         data = await stream.receive(max_bytes=_MAX_REQUEST_BYTES, deadline=deadline)
         run, kind, names = row(unpack(bytes(data), max_bytes=_MAX_REQUEST_BYTES), 3)
         answer = self._answers.get(kind) if isinstance(kind, str) else None
-        if answer is None or blob(run, 32) != self._run:
+        if answer is None or not self._is_ours(blob(run, 32)):
             await stream.send(pack([False, b"this peer is not in that run"]), deadline=deadline)
             return
         content = answer([digest_of(name) for name in items(names, 256)])
         await stream.send(pack([True, content]), deadline=deadline)
 
+    def _is_ours(self, run: bytes) -> bool:
+        """Whether `run` is this run's id or the beginning of it that invites carry."""
+        return len(run) >= RUN_ID_BYTES and self._run.startswith(run)
+
 
 async def ask(
     transport: Transport, peer: PeerId, run: bytes, kind: str, names: list[Digest] | None = None
 ) -> bytes:
-    """A member's answer.
+    """A member's answer. `run` is the run's id or the beginning of it that invites carry.
 
     Raises:
         NetworkError: it cannot be reached, or does not know the run.

@@ -31,8 +31,6 @@ from runnel.node.events import (
 from runnel.tools.peer_history import PeerHistory, Point
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from runnel.tools.peer_history import Life
 
 _SAID_BY_ALL = (
@@ -136,15 +134,27 @@ class SwarmHistory:
                 peer.end_life(peer.lives[-1].last_s, "killed")
 
     def mean_loss(self, bins: int = 60) -> list[tuple[float, float, float]]:
-        """Step, loss and bytes sent, each the mean over all peers' points in one of `bins` step ranges."""
+        """Mean step and loss of all peers' points in each of `bins` ranges of steps.
+
+        The third value is the most bytes that a single peer had sent by then.
+        """
         width = max(1.0, self.step / bins)
         groups: dict[int, list[tuple[float, float, float]]] = {}
         for peer in self.peers.values():
             for point in peer.points:
                 if point.loss == point.loss:  # not NaN
-                    sample = (float(point.step), point.loss, float(peer.sent_at(point.unix_s)))
+                    sample = (
+                        float(point.step),
+                        point.loss,
+                        float(peer.traffic.sent_at(point.unix_s)),
+                    )
                     groups.setdefault(int(point.step / width), []).append(sample)
-        return [_mean(groups[key]) for key in sorted(groups)]
+        curve, most = [], 0.0
+        for _, samples in sorted(groups.items()):
+            steps, losses, sent = zip(*samples, strict=True)
+            most = max(most, *sent)
+            curve.append((sum(steps) / len(steps), sum(losses) / len(losses), most))
+        return curve
 
     def _apply_to_peer(self, peer: PeerHistory, event: Event) -> None:
         life = peer.lives[-1]
@@ -161,7 +171,7 @@ class SwarmHistory:
             case RoundLate():
                 peer.late += 1
             case TrafficCounted():
-                peer.count_traffic(event)
+                peer.traffic.count(event)
             case RunEnded():
                 peer.end_life(event.unix_s, "ended", event.reason)
             case PeerStopped():
@@ -220,9 +230,3 @@ class SwarmHistory:
             line = f"{name}: {line}" if name else line
         self.lines.append((event.unix_s, line))
         return line
-
-
-def _mean(samples: Iterable[tuple[float, ...]]) -> tuple[float, float, float]:
-    rows = list(samples)
-    step, loss, sent = (sum(column) / len(rows) for column in zip(*rows, strict=True))
-    return step, loss, sent

@@ -233,15 +233,14 @@ def progress_text(history: SwarmHistory) -> str:
 
 
 def bytes_text(history: SwarmHistory, facts: LiveFacts) -> str:
-    """Bytes sent per peer, against data parallel for the same steps."""
+    """The most that one peer sent, against data parallel for the same steps."""
     sent = [peer.sent_bytes for peer in history.peers.values() if peer.sent_bytes]
     if not sent:
         return "nothing sent yet"
-    mean = sum(sent) / len(sent)
     theirs = data_parallel_bytes(facts.parameters, facts.peers, history.step)
-    text = f"sent {size_text(mean)} per peer"
+    text = f"no peer sent more than {size_text(max(sent))}"
     if theirs:
-        text += f"; data parallel would have sent {size_text(theirs)}: {theirs / mean:,.0f} times"
+        text += f"; data parallel would have sent {size_text(theirs)}: {theirs / max(sent):,.0f} times as much"
     return text
 
 

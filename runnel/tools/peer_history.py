@@ -52,8 +52,48 @@ class Point:
 
 
 @dataclass(slots=True)
+class TrafficHistory:
+    """A peer's bytes. They add up over its lives, though each life's ledger begins at zero."""
+
+    sent: Counter[str] = field(default_factory=Counter)
+    received: Counter[str] = field(default_factory=Counter)
+    over_time: list[tuple[float, int]] = field(default_factory=list)
+    _sent_before: Counter[str] = field(default_factory=Counter)
+    _received_before: Counter[str] = field(default_factory=Counter)
+    _round_bytes: int = 0
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes sent so far, by the ledger or else by the rounds' own figures."""
+        return self.sent.total() or self._round_bytes
+
+    def sent_at(self, unix_s: float) -> int:
+        """Bytes sent until then, as last reported."""
+        index = bisect_right(self.over_time, (unix_s, 1 << 62))
+        return self.over_time[index - 1][1] if index else 0
+
+    def begin_life(self) -> None:
+        """The next ledger begins at zero."""
+        self._sent_before, self._received_before = Counter(self.sent), Counter(self.received)
+
+    def count_round(self, event: RoundDecided) -> None:
+        """Takes up a decided round's bytes, for journals without a ledger."""
+        self._round_bytes += event.sent_bytes
+        if not self.sent:
+            self.over_time.append((event.unix_s, self._round_bytes))
+
+    def count(self, event: TrafficCounted) -> None:
+        """Takes up the ledger of the present life."""
+        if not self.sent:
+            self.over_time.clear()  # from here on the ledger speaks, which counts everything
+        self.sent = self._sent_before + Counter(event.sent)
+        self.received = self._received_before + Counter(event.received)
+        self.over_time.append((event.unix_s, self.sent.total()))
+
+
+@dataclass(slots=True)
 class PeerHistory:
-    """What one peer's events say. Traffic adds up over its lives."""
+    """What one peer's events say."""
 
     name: str
     peer: str = ""
@@ -63,12 +103,7 @@ class PeerHistory:
     tokens_per_s: float = 0.0
     next_round: int = 0
     late: int = 0
-    sent: Counter[str] = field(default_factory=Counter)
-    received: Counter[str] = field(default_factory=Counter)
-    sent_over_time: list[tuple[float, int]] = field(default_factory=list)
-    _sent_before: Counter[str] = field(default_factory=Counter)
-    _received_before: Counter[str] = field(default_factory=Counter)
-    _round_bytes: int = 0
+    traffic: TrafficHistory = field(default_factory=TrafficHistory)
 
     @property
     def step(self) -> int:
@@ -77,8 +112,8 @@ class PeerHistory:
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes sent so far, by the traffic ledger or else by the rounds' own figures."""
-        return self.sent.total() or self._round_bytes
+        """Bytes sent so far."""
+        return self.traffic.sent_bytes
 
     @property
     def state(self) -> str:
@@ -89,11 +124,6 @@ class PeerHistory:
         if life.ended_s is not None:
             return {"stopped": "left", "ended": "finished"}.get(life.how, life.how)
         return "training" if life.ready_s is not None else "catching up"
-
-    def sent_at(self, unix_s: float) -> int:
-        """Bytes sent until then, as last reported."""
-        index = bisect_right(self.sent_over_time, (unix_s, 1 << 62))
-        return self.sent_over_time[index - 1][1] if index else 0
 
     def alive_at(self, unix_s: float) -> bool:
         """Whether it trained at that time."""
@@ -114,24 +144,14 @@ class PeerHistory:
     def count_round(self, event: RoundDecided) -> None:
         """Takes up a decided round's figures."""
         self.next_round = event.round + 1
-        self._round_bytes += event.sent_bytes
-        if not self.sent:
-            self.sent_over_time.append((event.unix_s, self._round_bytes))
-
-    def count_traffic(self, event: TrafficCounted) -> None:
-        """Takes up the ledger of the present life."""
-        if not self.sent:
-            self.sent_over_time.clear()  # from here on the ledger speaks, which counts everything
-        self.sent = self._sent_before + Counter(event.sent)
-        self.received = self._received_before + Counter(event.received)
-        self.sent_over_time.append((event.unix_s, self.sent.total()))
+        self.traffic.count_round(event)
 
     def begin_life(self, unix_s: float) -> None:
         """A start; a life before that did not end in order was killed."""
         if self.lives and self.lives[-1].ended_s is None:
             self.end_life(self.lives[-1].last_s, "killed")
         self.lives.append(Life(started_s=unix_s, last_s=unix_s))
-        self._sent_before, self._received_before = Counter(self.sent), Counter(self.received)
+        self.traffic.begin_life()
 
     def end_life(self, unix_s: float, how: str, reason: str = "") -> None:
         """The present life ends, unless it has ended."""

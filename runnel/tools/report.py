@@ -149,7 +149,7 @@ def _page(
 
 def _peer_table(history: SwarmHistory) -> str:
     peers = [history.peers[name] for name in sorted(history.peers)]
-    purposes = sorted({purpose for peer in peers for purpose in peer.sent})
+    purposes = sorted({purpose for peer in peers for purpose in peer.traffic.sent})
     head = ["peer", "end", "rounds", "late", "tokens", "sent", "received"]
     rows = [_peer_row(history, peer, purposes) for peer in peers]
     return _table([*head, *(f"sent: {purpose}" for purpose in purposes)], rows)
@@ -163,8 +163,8 @@ def _peer_row(history: SwarmHistory, peer: PeerHistory, purposes: Sequence[str])
         str(peer.late),
         f"{peer.tokens:,}",
         size_text(peer.sent_bytes),
-        size_text(peer.received.total()),
-        *(size_text(peer.sent[purpose]) for purpose in purposes),
+        size_text(peer.traffic.received.total()),
+        *(size_text(peer.traffic.sent[purpose]) for purpose in purposes),
     ]
 
 

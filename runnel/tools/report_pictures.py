@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from runnel.node.wording import size_text
@@ -13,27 +14,22 @@ if TYPE_CHECKING:
 
     from runnel.tools.history import RoundHistory, SwarmHistory
 
-_CATCHING_UP, _TRAINING, _KILLED = "#E69F00", "#0072B2", "#D55E00"
+_CATCHING_UP, _TRAINING, _KILLED = "#E69F00", "#0072B2", "#B00020"
 _INCLUDED, _NOT_COUNTED, _ABORTED = "#0072B2", "#E69F00", "#BBBBBB"
 
 
 def loss_by_steps(history: SwarmHistory) -> str:
     """Loss against inner steps: each peer's training loss, their mean, and held-out loss if there is any."""
     peers = [
-        Series(
-            label="",
-            points=[(float(point.step), point.loss) for point in peer.points],
-            colour=COLOURS[(index + 1) % len(COLOURS)],
-            width=1.0,
-            opacity=0.45,
-        )
-        for index, peer in enumerate(_in_order(history))
+        Series(label="", points=points, colour=GREY, width=1.0, opacity=0.5)
+        for peer in _in_order(history)
+        for points in _loss_per_life(peer)
     ]
     mean = [(step, loss) for step, loss, _ in history.mean_loss()]
     title = "Loss while training"
     series = [*peers, Series(label="mean of all peers", points=mean, colour=COLOURS[0], width=2.6)]
-    if peers:
-        series.append(Series(label="single peers", points=[], colour=GREY))
+    if len(history.peers) > 1:
+        series.append(Series(label="single peers", points=[], colour=GREY, width=1.0))
     held_out = _held_out(history)
     if held_out:
         series.append(Series(label="held-out text", points=held_out, colour=COLOURS[1], dots=True))
@@ -43,10 +39,12 @@ def loss_by_steps(history: SwarmHistory) -> str:
 def loss_by_bytes(history: SwarmHistory, *, parameters: int, peers: int) -> str:
     """The same loss against bytes sent per peer, and where data parallel would be after as many steps."""
     mean = history.mean_loss()
-    ours = [(sent, loss) for _, loss, sent in mean]
+    ours = [(sent, loss) for _, loss, sent in mean]  # of the peer that sent most: no flattery
     theirs = [(data_parallel_bytes(parameters, peers, round(step)), loss) for step, loss, _ in mean]
     series = [
-        Series(label="this run, all its bytes", points=ours, colour=COLOURS[0], width=2.6),
+        Series(
+            label="this run, the peer that sent most", points=ours, colour=COLOURS[0], width=2.6
+        ),
         Series(
             label="data parallel (bf16 gradients in every step), same steps",
             points=theirs,
@@ -93,6 +91,15 @@ _LOSS = Axis(label="loss (nats per token)")
 
 def _in_order(history: SwarmHistory) -> list[PeerHistory]:
     return [history.peers[name] for name in sorted(history.peers)]
+
+
+def _loss_per_life(peer: PeerHistory) -> list[list[tuple[float, float]]]:
+    """One line per life: none across the time a peer was away."""
+    starts = [life.started_s for life in peer.lives[1:]]
+    lines: list[list[tuple[float, float]]] = [[] for _ in peer.lives]
+    for point in peer.points:
+        lines[bisect_right(starts, point.unix_s)].append((float(point.step), point.loss))
+    return lines
 
 
 def _held_out(history: SwarmHistory) -> list[tuple[float, float]]:

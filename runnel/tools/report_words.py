@@ -152,6 +152,6 @@ def _bytes(history: SwarmHistory, parameters: int, peers: int) -> list[str]:
         text += (
             f"; data parallel over {peers} peers would have sent {size_text(theirs)} each for the "
             f"same {history.step:,} steps (bf16 gradients, ring all-reduce): "
-            f"{theirs / mean:,.0f} times as much"
+            f"{theirs / max(sent):,.0f} times as much as the peer that sent most"
         )
     return [f"{text}."]

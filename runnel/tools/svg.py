@@ -148,7 +148,7 @@ class Scale:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Round values within the range, five or so."""
+        """Round values within the range, seven or so."""
         if self.is_log:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             step = max(1, math.ceil((last - first) / 8))
@@ -158,7 +158,7 @@ class Scale:
         return round_values(self.low, self.high)
 
 
-def round_values(low: float, high: float, count: int = 5) -> list[float]:
+def round_values(low: float, high: float, count: int = 7) -> list[float]:
     """About `count` multiples of 1, 2 or 5 times a power of ten, within [low, high]."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
@@ -173,7 +173,7 @@ def line_chart(title: str, series: Sequence[Series], x_axis: Axis, y_axis: Axis)
     drawing.text(16, 26, title, size=16, weight="bold")
     shown = [(one, _finite(one.points, x_axis, y_axis)) for one in series]
     shown = [(one, points) for one, points in shown if points]
-    drawing.legend(72, 52, [one for one, _ in shown if one.label])
+    drawing.legend(72, 52, [one for one in series if one.label and (one.points or shown)])
     if not shown:
         drawing.text(430, 220, "nothing to show yet", anchor="middle", fill=GREY)
         return drawing.render()

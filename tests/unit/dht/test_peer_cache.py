@@ -48,7 +48,7 @@ def test_nothing_is_written_when_nothing_is_new(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-@given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode)))
+@given(data=st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode)))
 def test_a_damaged_file_is_started_anew(
     data: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
