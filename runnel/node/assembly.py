@@ -136,7 +136,6 @@ def _restore(
             store,
             log,
             entrance.identity.peer_id,
-            keep_rounds=4 * spec.outer.fragments,
             final_averaging=spec.outer.final_averaging,
         )
         fetched = _bring_state(entrance, manifest, vault, log, genesis)

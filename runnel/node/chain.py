@@ -101,11 +101,11 @@ class Chain:
 
     def lineage(self, name: Digest) -> list[Digest]:
         """The path from genesis to a known record. KeyError if an ancestor is unknown."""
-        path: list[Digest] = []
-        while name:
-            path.append(name)
+        beyond: list[Digest] = []
+        while name and name not in self._places:
+            beyond.append(name)
             name = self._records[name].parent
-        return path[::-1]
+        return self.path[: self._places[name] + 1 if name else 0] + beyond[::-1]
 
     def common(self, path: Sequence[Digest]) -> int:
         """How many leading records `path` shares with ours. Cost: logarithmic in its length."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Hashable
 from dataclasses import dataclass
 from statistics import median
+
+from runnel.types import PeerId
 
 _SPREAD_FACTOR = 6.0
 _WINDOW = 64
 _ENOUGH = 4
+_REMEMBERED_ROUNDS = 16
+_HURRY_SHARE = 0.2
 
 
 class ArrivalWindow:
@@ -54,6 +59,29 @@ class Deadlines:
         self.commits = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s)
         self.data = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s)
         self.votes = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s / 2)
+        self._halves: OrderedDict[Hashable, tuple[float, set[PeerId]]] = OrderedDict()
+
+    def half_committed(self, key: Hashable, now: float) -> None:
+        """Half of a round's members have committed: from here on commitments are timed."""
+        self._halves[key] = (now, set())
+        while len(self._halves) > _REMEMBERED_ROUNDS:
+            self._halves.popitem(last=False)
+
+    def too_late(self, key: Hashable, peer: PeerId, now: float) -> None:
+        """A commitment to a round that is over here already counts, too; its repetitions do not."""
+        half_at, seen = self._halves.get(key, (now, {peer}))
+        if peer not in seen:
+            seen.add(peer)
+            self.commits.arrived(now - half_at)
+
+    @property
+    def hurry_s(self) -> float:
+        """How long after the half the trainer is asked for what it has.
+
+        What is hurried arrives this much later and is timed too. The share is small enough that the
+        deadline cannot feed on itself: at most four times it comes back (see `ArrivalWindow`).
+        """
+        return _HURRY_SHARE * self.commits.deadline_s()
 
     @property
     def abort_s(self) -> float:

@@ -184,7 +184,7 @@ class Driver:
         )
 
     async def _result(self, root: Digest) -> bytes | None:
-        return self._parts.vault.result(root)
+        return self._parts.vault.results.get(root)
 
     async def _tick(self) -> None:
         while True:
@@ -256,7 +256,7 @@ class Driver:
 
     async def _scatter(self, action: act.Scatter) -> None:
         parts = self._parts
-        payload, path = parts.vault.payload(action.key, action.slice_index)
+        payload, path = parts.vault.contributions.slice_with_path(action.key, action.slice_index)
         piece = PayloadSlice(action.key, action.slice_index, action.commitment, path, payload)
         deadline = self._now() + parts.protocol.state.settings.limits.ceiling_s
         try:
@@ -269,7 +269,7 @@ class Driver:
     async def _reduce(self, action: act.Reduce) -> None:
         parts, me = self._parts, self._parts.protocol.state.me
         payloads = [
-            parts.vault.payload(action.key, action.slice_index)[0]
+            parts.vault.contributions.slice_with_path(action.key, action.slice_index)[0]
             if sender.peer == me
             else self._parcels.payload(action.key, action.slice_index, sender.id)
             for sender in action.senders
@@ -301,7 +301,7 @@ class Driver:
             self._fetching[action.root] = self._now() + _RETRY_S
             parts.protocol.fetch_failed(action.root)
             return
-        await self._in_codec(parts.vault.keep_result, action.root, data)
+        await self._in_codec(parts.vault.results.keep, action.root, data)
         self._fetching.pop(action.root, None)
         self._post(parts.protocol.result_held(action.root, self._now()))
 

@@ -43,10 +43,9 @@ class Elections:
         place = state.round_of(instance)
         if place is None or (instance.kind == "set" and place.decided is not None):
             return None
-        voters = state.chain.voters_of(instance.round)
-        if state.me not in voters:
+        if state.me not in place.voters:
             return None
-        electorate = Electorate.of(instance, voters, majority)
+        electorate = Electorate.of(instance, place.voters, majority)
         step_s = state.deadlines.votes.deadline_s()
         run = state.settings.run
         opened = Agreement(instance, electorate, state.signer, run, now=now, step_s=step_s)
@@ -83,7 +82,7 @@ class Elections:
         agreement = self.agreement(Instance("outcome", number, chain.head.hash), now)
         if place is None or agreement is None:
             return [], None
-        if agreement.idle and self._outcome(place, 0, now) is None:
+        if agreement.idle and not self._has_outcome(place, now):
             agreement.hold(now)
         return self._carry(agreement, agreement.advance(self, now))
 
@@ -104,7 +103,7 @@ class Elections:
         record = self._outcome(place, attempt, now)
         if record is None:
             return None
-        place.candidates[record.hash] = record
+        place.take_candidate(record)
         return record.hash
 
     def acceptable(self, proposal: Proposal, now: float) -> bool:
@@ -128,10 +127,10 @@ class Elections:
         record = place.candidates.get(value)
         if record is None or record.kind is RecordKind.ABORT:
             return record is not None
-        if place.decided is None:
+        if place.prepared.get(record.slices) != record.state_root or not place.fits(record.slices):
             return False
         expected = round_record(self._state.chain.head, place, record.slices, record.state_root)
-        return place.prepared.get(record.slices) == record.state_root and record == expected
+        return record == expected
 
     def halted(self, instance: Instance) -> bool:
         """See `AgreementHost.halted`."""
@@ -144,9 +143,7 @@ class Elections:
         decided: Decided | None = None
         for result in results:
             if isinstance(result, StoreVote):
-                if result.lock is not None:
-                    self._state.saved.locks[result.vote.instance.key] = result.lock
-                actions.append(Store(storage_keys.vote_updates(result)))
+                actions.append(Store(self._keep(result)))
             elif isinstance(result, Proposal):
                 actions += self._publish(result)
             elif isinstance(result, Vote):
@@ -155,6 +152,28 @@ class Elections:
                 decided = result
                 self.close(agreement.instance)
         return actions, decided
+
+    def _keep(self, stored: StoreVote) -> storage_keys.Updates:
+        """Notes a vote, the lock it brings and the value it is for; what must be durable of it."""
+        vote, saved = stored.vote, self._state.saved
+        saved.votes.setdefault(vote.instance, []).append(vote)
+        if stored.lock is not None:
+            saved.locks[vote.instance.key] = stored.lock
+        updates = storage_keys.vote_updates(stored)
+        place = self._state.round_of(vote.instance)
+        if not vote.value or place is None:
+            return updates
+        if vote.instance.kind == "set":
+            proposed = saved.proposed.setdefault(place.key, {})
+            if vote.value not in proposed:
+                proposed[vote.value] = place.sets[vote.value]
+                updates |= storage_keys.proposed_set_updates(place.key, vote.value, proposed[vote.value])
+            return updates
+        candidates = saved.candidates.setdefault(vote.instance.round, {})
+        if vote.value not in candidates:
+            candidates[vote.value] = place.candidates[vote.value]
+            updates |= storage_keys.candidate_updates(candidates[vote.value])
+        return updates
 
     def _publish(self, proposal: Proposal) -> list[Action]:
         place = self._state.round_of(proposal.instance)
@@ -166,8 +185,7 @@ class Elections:
         return [Send(ProposeOutcome(proposal, place.candidates[proposal.value], signature))]
 
     def _set(self, place: Round, now: float) -> Digest | None:
-        voters = self._state.chain.voters_of(place.key.number)
-        if 2 * len(place.commits) < len(voters):
+        if 2 * len(place.commits) < len(place.voters):
             return None
         patience_s = self._state.deadlines.commits.deadline_s()
         waited = place.half_at is not None and now - place.half_at >= patience_s
@@ -189,6 +207,11 @@ class Elections:
         if chosen and root:
             return round_record(self._state.chain.head, place, chosen, root)
         return abort_record(self._state.chain.head) if self._may_abort(place, attempt, now) else None
+
+    def _has_outcome(self, place: Round, now: float) -> bool:
+        """Whether there is something to propose as yet."""
+        chosen = place.best_held(self._state.held) if place.decided else None
+        return bool(chosen and place.prepared.get(chosen)) or self._may_abort(place, 0, now)
 
     def _may_abort(self, place: Round, attempt: int, now: float) -> bool:
         abort_s = self._state.deadlines.abort_s

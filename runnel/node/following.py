@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runnel.errors import PeerError
-from runnel.node.actions import Action, Fetch, Send
+from runnel.node.actions import Action, Send
 from runnel.node.chain import Certificate
 from runnel.node.membership import JOIN_LAG
 from runnel.node.messages import MAX_RECORDS, Hello, Join, Leave, Records, WantRecords
@@ -19,7 +19,10 @@ from runnel.verification.agreement import (
 )
 
 ASK_S = 0.5
-"""How often, at most, records are asked for."""
+"""How often, at most, a peer is asked for records we do not know."""
+ASK_KNOWN_S = 5.0
+"""How often a peer is asked that stays on a path we know and do not prefer: its proofs may be better."""
+_AHEAD = 4
 
 
 def greet(state: ProtocolState, now: float) -> list[Action]:
@@ -37,13 +40,18 @@ def greet(state: ProtocolState, now: float) -> list[Action]:
 def on_hello(state: ProtocolState, sender: PeerId, message: Hello, now: float) -> list[Action]:
     """A peer's head: ask for what we lack."""
     state.branches.hello(sender, message.head, now)
-    known = message.head in state.chain and message.head in state.chain.path[-64:]
-    if known or message.head in state.target or now - state.pulse.asked < ASK_S:
+    head, place = message.head, message.number + 1
+    if state.chain.follows(head):
         return []
-    if message.number < state.chain.number and state.me in state.chain.head.view:
-        return []  # the sender is behind and will ask us
-    state.pulse.asked = now
-    return [Send(WantRecords(state.chain.locator()), to=sender)]
+    if place < len(state.target) and state.target[place] == head:
+        return []
+    if head in state.chain:
+        aim(state, state.chain.lineage(head))
+    pause_s = ASK_KNOWN_S if head in state.chain else ASK_S
+    if now - state.pulse.asked.get(sender, float("-inf")) < pause_s:
+        return []
+    state.pulse.asked[sender] = now
+    return [Send(WantRecords((*state.target[-1:], *state.chain.locator())), to=sender)]
 
 
 def on_want_records(
@@ -60,7 +68,7 @@ def on_join(state: ProtocolState, sender: PeerId, message: Join, now: float) -> 
     """A peer asks to become a member."""
     if not state.settings.admits(sender, message.ticket):
         raise PeerError("ticket", "asks to join without a ticket of this run's owner")
-    if message.head in state.chain.path and message.number >= state.chain.number - JOIN_LAG:
+    if state.chain.follows(message.head) and message.number >= state.chain.number - JOIN_LAG:
         state.members.wish(sender, message.ticket, now)
     return []
 
@@ -74,47 +82,52 @@ def on_leave(state: ProtocolState, sender: PeerId, _message: Leave, now: float) 
 def on_records(state: ProtocolState, sender: PeerId, message: Records, now: float) -> list[Action]:
     """Records of a peer's path: check each, and follow them if their path beats ours."""
     chain = state.chain
-    if not message.records:
-        return []
-    if message.records[0].parent not in chain:
-        raise PeerError("records", "they do not follow anything we asked about")
+    if not message.records or message.records[0].parent not in chain:
+        return []  # nothing new, or an answer to what we asked before a restart
     path = chain.lineage(message.records[0].parent)
     for record, certificate in zip(message.records, message.certificates, strict=True):
-        if record.hash not in chain or chain.certificate(record.hash) is None:
+        if record.parent != path[-1]:
+            raise PeerError("records", "a record does not follow the one before it")
+        better = certificate is not None and chain.improves(record.hash, certificate)
+        if record.hash not in chain or better:
             _check_record(state, path, record, certificate)
             chain.add(record, certificate)
         path.append(record.hash)
-    if len(path) > len(state.target) and chain.prefers(path):
-        state.target = path
+    aim(state, path)
     if len(message.records) < MAX_RECORDS:
         return []
-    state.pulse.asked = now
+    state.pulse.asked[sender] = now
     locator = (path[-1], *chain.locator())
     return [Send(WantRecords(locator), to=sender)]
 
 
-def next_step(state: ProtocolState) -> tuple[list[Action], list[Digest]]:
-    """What to fetch for the next record of the path we want, or the path to move to (else empty)."""
+def aim(state: ProtocolState, path: list[Digest]) -> None:
+    """Wants `path` (all known) if it beats both ours and the one wanted so far."""
+    if state.chain.prefers(path) and (not state.target or state.chain.prefers(path, state.target)):
+        state.target = path
+
+
+def next_step(state: ProtocolState, now: float) -> tuple[list[Action], list[Digest]]:
+    """What to fetch for the next records of the path we want, and the path to move to (or empty)."""
     if not state.target or not state.chain.prefers(state.target):
         state.target = []
         return [], []
     place = state.chain.common(state.target)
-    record = state.chain.record(state.target[place])
-    missing = [piece for piece in record.slices if piece.root not in state.held]
-    if not missing:
-        return [], state.target[: place + 1]
-    holders = tuple(p for p in record.view if p != state.me)
-    fetches: list[Action] = [
-        Fetch(piece.root, 0, (piece.reducer, *holders)) for piece in missing if piece.reducer != state.me
-    ]
-    return fetches, []
+    fetches: list[Action] = []
+    for name in state.target[place : place + _AHEAD]:
+        record = state.chain.record(name)
+        for piece in record.slices:
+            fetches += state.fetch(piece.root, (piece.reducer, *record.view), now)
+    first = state.chain.record(state.target[place])
+    ready = state.holds_all(tuple(piece.root for piece in first.slices))
+    return fetches, state.target[: place + 1] if ready else []
 
 
 def _check_record(
     state: ProtocolState, path: list[Digest], record: Record, certificate: Certificate | None
 ) -> None:
     parent = state.chain.record(path[-1])
-    if record.parent != parent.hash or record.number != parent.number + 1:
+    if record.number != parent.number + 1:
         raise PeerError("records", "a record does not follow the one before it")
     if record.kind is RecordKind.BRANCH:
         return

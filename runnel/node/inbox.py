@@ -31,6 +31,9 @@ from runnel.verification.agreement import (
     majority,
 )
 
+TELL_AFTER_S = 0.5
+"""A vote on a set decided less than this ago was probably under way: its sender will know soon."""
+
 
 class Inbox:
     """Takes in what members say about open rounds."""
@@ -42,8 +45,10 @@ class Inbox:
     def on_commit(self, sender: PeerId, message: Commit, now: float) -> list[Action]:
         """A member's commitment; one that comes after the set is decided is told so."""
         commitment = message.commitment
-        place = self._state.rounds.get(RoundKey(commitment.round, commitment.base))
+        key = RoundKey(commitment.round, commitment.base)
+        place = self._state.rounds.get(key)
         if place is None:
+            self._state.deadlines.too_late(key, commitment.peer, now)
             return []
         self._take(place, commitment, now)
         return self._tell_set(sender, Instance("set", commitment.round, commitment.base))
@@ -75,10 +80,7 @@ class Inbox:
         self._check_proposal(proposal, message.signature)
         if record.hash != proposal.value:
             raise PeerError("malformed", "the proposed record is not what its digest says")
-        place.candidates[record.hash] = record
-        if len(record.slices) == len(place.slices):
-            for piece, result in zip(place.slices, record.slices, strict=True):
-                piece.results.setdefault(result, 0)
+        place.take_candidate(record)
         return self._to_agreement(sender, proposal.instance, proposal, now)
 
     def on_vote(self, sender: PeerId, message: Cast, now: float) -> list[Action]:
@@ -100,8 +102,7 @@ class Inbox:
             return []
         instance = Instance("set", first.round, first.base)
         value = set_value([c.id for c in message.commitments])
-        voters = self._state.chain.voters_of(first.round)
-        electorate = Electorate.of(instance, voters, majority)
+        electorate = Electorate.of(instance, place.voters, majority)
         decided = Decided(instance, value, message.certificate.attempt, message.certificate.votes)
         if not check_certificate(decided.certificate, decided, electorate, self._state.verify_vote):
             raise PeerError("certificate", "a decided set lacks a quorum of its voters")
@@ -115,12 +116,9 @@ class Inbox:
         place = self._state.rounds.get(RoundKey(message.round, message.base))
         if place is None or place.decided is None:
             return []
-        if message.slice_index >= len(place.slices):
-            raise PeerError("malformed", "a result of a slice that does not exist")
-        if message.result.included[-1] >= len(place.decided):
-            raise PeerError("malformed", "a result that includes nobody of the set")
-        if message.result.reducer not in place.reducers(message.slice_index):
-            raise PeerError("result", "a result by a peer that was not drawn to reduce it")
+        problem = place.misfit(message.slice_index, message.result)
+        if problem:
+            raise PeerError("result", problem)
         place.slices[message.slice_index].results[message.result] = message.size_bytes
         return []
 
@@ -129,21 +127,22 @@ class Inbox:
         if commitment.peer in place.commits:
             return
         place.commits[commitment.peer] = commitment
-        voters = self._state.chain.voters_of(place.key.number)
         if place.half_at is not None:
             self._state.deadlines.commits.arrived(now - place.half_at)
-        elif 2 * len(place.commits) >= len(voters):
+        elif 2 * len(place.commits) >= len(place.voters):
             place.half_at = now
+            self._state.deadlines.half_committed(place.key, now)
 
     def fix_set(
         self, place: Round, commitments: tuple[Commitment, ...], certificate: Certificate, now: float
     ) -> list[Action]:
         """Takes up a decided set."""
-        place.decided, place.decided_at, place.set_certificate = commitments, now, certificate
+        place.decide(commitments, certificate, now)
         self._state.saved.sets[place.key] = commitments
+        self._state.saved.certificates[place.key] = certificate
         names = tuple(short(c.peer) for c in commitments)
         fact = SetDecidedEvent(unix_s=0.0, round=place.key.number, contributors=names, seconds=now - place.opened)
-        return [Store(storage_keys.set_updates(place.key, commitments)), Note(fact)]
+        return [Store(storage_keys.set_updates(place.key, commitments, certificate)), Note(fact)]
 
     def _take(self, place: Round, commitment: Commitment, now: float) -> None:
         known = place.commits.get(commitment.peer)
@@ -162,17 +161,21 @@ class Inbox:
     ) -> list[Action]:
         agreement = self._elections.agreement(instance, now)
         if agreement is None:
-            return self._tell_set(sender, instance)
+            return self._tell_set(sender, instance, since=now - TELL_AFTER_S)
         if isinstance(item, Vote):
             agreement.on_vote(item, now)
         else:
             agreement.on_proposal(item, now)
         return []
 
-    def _tell_set(self, sender: PeerId, instance: Instance) -> list[Action]:
-        """A peer still votes on a set that is decided here: tell it."""
+    def _tell_set(
+        self, sender: PeerId, instance: Instance, since: float = float("inf")
+    ) -> list[Action]:
+        """A peer still commits to, or votes on, a set that was decided here before `since`: tell it."""
         place = self._state.round_of(instance)
         if place is None or place.decided is None or place.set_certificate is None:
+            return []
+        if instance.kind != "set" or place.decided_at > since:
             return []
         return [Send(SetDecided(place.decided, place.set_certificate), to=sender)]
 

@@ -234,7 +234,11 @@ class PeerNode:
         await run_service.RunService(transport, run, answers).serve()
         await BlobServer(transport, parts.shelf).start()
         pinning = Pinning(
-            parts.log, parts.vault, parts.shelf, every=self.spec.rounds.snapshot_every
+            parts.log,
+            parts.vault,
+            parts.shelf,
+            every=self.spec.rounds.snapshot_every,
+            keep_rounds=4 * self.plan.num_fragments,
         )
         self._pinning = pinning
         await self._entrance.runtime.disk(pinning.renew, chain, tuple(chain.path))

@@ -2,50 +2,88 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from runnel.dht.blob_shelf import BlobShelf
 from runnel.node.chain import Chain
 from runnel.node.durable import DurableLog
 from runnel.node.joining import pins
-from runnel.node.vault import Vault, state_name
+from runnel.node.keepsakes import needed_blobs, state_name
+from runnel.node.storage_keys import Updates
+from runnel.node.vault import Vault
 from runnel.types import Digest
-
-logger = logging.getLogger(__name__)
 
 _VALUE_BYTES = 4
 
 
 class Pinning:
-    """Keeps the states of the two newest pinned records on the shelf. Blocking; runs on the disk thread."""
+    """Keeps the states of the two newest pinned records on the shelf, and all results since the older.
 
-    def __init__(self, log: DurableLog, vault: Vault, shelf: BlobShelf, *, every: int) -> None:
-        self._log, self._vault, self._shelf, self._every = log, vault, shelf, every
+    Blocking; runs on the disk thread. `keep_rounds` is how many rounds before that stay, so that
+    records of a branch can be given up.
+    """
+
+    def __init__(
+        self, log: DurableLog, vault: Vault, shelf: BlobShelf, *, every: int, keep_rounds: int
+    ) -> None:
+        self._log, self._vault, self._shelf = log, vault, shelf
+        self._every, self._keep_rounds = every, keep_rounds
         self._shown: dict[str, Digest] = {}
+        self._unneeded: set[str] = set()
 
     def renew(self, chain: Chain, path: Sequence[Digest]) -> None:
         """Shows the pinned states of `path` and deletes what is neither pinned, current nor recent."""
         newest = pins(path, self._every)
         kept, wanted = self._log.blob_names(), dict[str, int]()
         for pin in newest:
-            state = self._state_after(chain, pin)
+            state = self._state_after(chain, path, pin)
             if set(state) <= kept:  # a newcomer has no state from before it joined
                 wanted |= state
         for name in set(self._shown) - set(wanted):
             self._shelf.drop(self._shown.pop(name))
         for name in sorted(set(wanted) - set(self._shown)):
             self._shown[name] = self._shelf.add_file(self._log.blob_path(name), 0, wanted[name])
-        stored = self._log.load()
-        updates, needed = self._vault.expire(stored, chain, newest)
+        self._expire(chain, path, min(newest) - self._keep_rounds)
+        recent = set().union(*(self._state_after(chain, path, n) for n in self._recent(path)))
+        self._sweep(needed_blobs(self._log.load()) | set(wanted) | recent)
+
+    def _sweep(self, needed: set[str]) -> None:
+        """Deletes what was not needed the last time either.
+
+        A blob is written before the key that names it, in another thread: what is new may look
+        unneeded for a moment.
+        """
+        names = self._log.blob_names()
+        unneeded = names - needed
+        self._log.delete_blobs(keep=names - (unneeded & self._unneeded))
+        self._unneeded = unneeded
+
+    def _recent(self, path: Sequence[Digest]) -> range:
+        """Numbers of records whose states are still wanted if a branch gives up what follows them."""
+        number = len(path) - 2
+        return range(max(-1, number - self._keep_rounds), number + 1)
+
+    def _state_after(self, chain: Chain, path: Sequence[Digest], number: int) -> dict[str, int]:
+        """Blobs of all fragments' states after record `number` of `path`, and their sizes in bytes."""
+        sizes, newest = self._vault.store.sizes, [-1] * self._vault.fragments
+        for name in path[1 : number + 2]:
+            record = chain.record(name)
+            if record.slices:
+                newest[record.number % len(sizes)] = record.number
+        return {state_name(f, newest[f]): 2 * size * _VALUE_BYTES for f, size in enumerate(sizes)}
+
+    def _expire(self, chain: Chain, path: Sequence[Digest], oldest: int) -> None:
+        """Forgets results and contributions of rounds up to number `oldest`."""
+        updates: Updates = {}
+        for name in path[1 : max(1, oldest + 2)]:
+            for piece in chain.record(name).slices:
+                key = f"result/{piece.root.hex()}"
+                if self._vault.results.get(piece.root) is not None:
+                    self._vault.results.forget(piece.root)
+                    updates[key] = None
+        for round_ in self._vault.contributions.rounds():
+            if round_.number <= oldest:
+                self._vault.contributions.forget(round_)
+                updates[f"kept/{round_.number}/{round_.base.hex()}"] = None
         if updates:
             self._log.write(updates)
-        self._log.delete_blobs(keep=needed | set(wanted))
-
-    def _state_after(self, chain: Chain, pin: int) -> dict[str, int]:
-        """Blobs of all fragments' states after record `pin`, and their sizes in bytes."""
-        state: dict[str, int] = {}
-        for fragment, size in enumerate(self._vault.store.sizes):
-            record = chain.last_update(fragment, self._vault.fragments, upto=pin)
-            state[state_name(fragment, record.number if record else -1)] = 2 * size * _VALUE_BYTES
-        return state

@@ -43,8 +43,8 @@ from runnel.node.messages import (
     signed,
 )
 from runnel.node.protocol_state import ProtocolSettings, ProtocolState
-from runnel.node.records import Commitment, RecordKind, SliceResult
-from runnel.node.rounds import Round, SliceState, advance_data, slice_bounds
+from runnel.node.records import Commitment, SliceResult
+from runnel.node.rounds import Round, RoundFacts, SliceState, advance_data, slice_bounds
 from runnel.protocols import Signer
 from runnel.types import Digest, PeerId
 from runnel.verification.agreement import Decided, Instance
@@ -52,6 +52,11 @@ from runnel.verification.agreement import Decided, Instance
 HELLO_S = 1.0
 REPEAT_S = 1.0
 WAKE_GAP_S = 5.0
+HISTORY_ROUNDS = 64
+"""How many rounds back votes and sets are kept beyond those whose results are."""
+
+_IDLE = (Hello, Join, Leave, WantRecords, BranchCall)
+"""Messages that no decision waits for: what else is due comes with the next tick."""
 
 Handler = Callable[[PeerId, Any, float], list[Action]]
 
@@ -93,7 +98,7 @@ class RoundProtocol:
         """
         self.state.members.hear(sender, now, self.state.chain.number)
         actions = self._handlers[type(message)](sender, message, now)
-        return actions + self._advance(now)
+        return actions if isinstance(message, _IDLE) else actions + self._advance(now)
 
     def tick(self, now: float) -> list[Action]:
         """Lets time pass; call it several times a second."""
@@ -109,7 +114,7 @@ class RoundProtocol:
             pulse.repeat = now
             actions += self._elections.repeats()
             for place in self.state.rounds.values():
-                actions += self._repeat(place)
+                actions += self._repeat(place, now)
         for place in self.state.rounds.values():
             actions += self._hurry(place, now)
         return actions + self._branch_if_stalled(now)
@@ -140,6 +145,7 @@ class RoundProtocol:
         )
         statement = commitment.statement(self.state.settings.run)
         commitment = signed(commitment, self.state.signer.sign(statement))
+        self.state.saved.commits[place.key] = commitment
         self._inbox.note(place, commitment, now)
         updates = {**handover.updates, **storage_keys.commitment_updates(commitment)}
         return [Store(updates), Send(Commit(commitment)), *self._advance(now)]
@@ -149,9 +155,11 @@ class RoundProtocol:
         place = self.state.rounds.get(key)
         if place is None:
             return []
-        place.slices[index].arrived.add(commitment)
-        if place.decided is not None:
-            self.state.deadlines.data.arrived(now - place.decided_at)
+        piece = place.slices[index]
+        if place.decided is not None and commitment not in piece.arrived:
+            if place.reducers(index)[0] == self.state.me:  # a standby's come after a deadline
+                self.state.deadlines.data.arrived(now - place.decided_at)
+        piece.arrived.add(commitment)
         return self._advance(now)
 
     def scatter_failed(self, key: RoundKey, index: int, to: PeerId) -> None:
@@ -164,27 +172,28 @@ class RoundProtocol:
         self, key: RoundKey, index: int, result: SliceResult, size_bytes: int, now: float
     ) -> list[Action]:
         """Our result of a slice is encoded and durable: announce it."""
-        self.state.held.add(result.root)
         place = self.state.rounds.get(key)
         if place is None:
             return []
+        self.state.held[result.root] = key.number
         place.slices[index].results[result] = size_bytes
         ready = ResultReady(key.number, key.base, index, result, size_bytes)
         return [Store(storage_keys.result_updates(result.root)), Send(ready), *self._advance(now)]
 
     def result_held(self, root: Digest, now: float) -> list[Action]:
         """A result's bytes are here, checked and durable."""
-        self.state.held.add(root)
-        for place in self.state.rounds.values():
-            if place.decided is not None and any(root in piece.fetching for piece in place.slices):
-                self.state.deadlines.data.arrived(now - place.decided_at)
+        state = self.state
+        asked = state.fetching.pop(root, None)
+        if asked is not None:
+            state.deadlines.data.arrived(now - asked)
+        if root in state.held:
+            return []
+        state.held[root] = state.chain.number + 1
         return [Store(storage_keys.result_updates(root)), *self._advance(now)]
 
     def fetch_failed(self, root: Digest) -> None:
         """Nobody gave a result; it is asked for again at a later tick."""
-        for place in self.state.rounds.values():
-            for piece in place.slices:
-                piece.fetching.discard(root)
+        self.state.fetching.pop(root, None)
 
     def prepared(
         self, key: RoundKey, slices: tuple[SliceResult, ...], state_root: Digest, now: float
@@ -196,17 +205,19 @@ class RoundProtocol:
         return self._advance(now)
 
     def _advance(self, now: float) -> list[Action]:
-        actions: list[Action] = []
+        chain = self.state.chain
+        before = chain.path[-1]
+        actions = self._catch_up(now)
         moved = True
         while moved:
-            head = self.state.chain.path[-1]
+            head = chain.path[-1]
             actions += self._open_rounds(now)
-            actions += self._catch_up(now)
             for place in list(self.state.rounds.values()):
                 actions += self._advance_round(place, now)
             actions += self._advance_outcome(now)
-            moved = self.state.chain.path[-1] != head
-        return actions
+            actions += self._catch_up(now)
+            moved = chain.path[-1] != head
+        return actions if chain.path[-1] == before else actions + following.greet(self.state, now)
 
     def _open_rounds(self, now: float) -> list[Action]:
         chain, actions = self.state.chain, list[Action]()
@@ -220,13 +231,23 @@ class RoundProtocol:
     def _open(self, key: RoundKey, now: float) -> list[Action]:
         state = self.state
         sizes, view = state.settings.fragment_sizes, state.chain.view_of(key.number)
-        fragment = key.number % len(sizes)
-        slices = [SliceState() for _ in slice_bounds(sizes[fragment], len(view))]
-        place = Round(key, fragment, state.chain.is_final(key.number), now, slices, view)
-        state.rounds[key] = place
-        decided, own = state.saved.sets.get(key), state.saved.commits.get(key)
-        if decided:
-            place.decided, place.decided_at = decided, now
+        facts = RoundFacts(
+            key=key,
+            fragment=key.number % len(sizes),
+            final=state.chain.is_final(key.number),
+            view=view,
+            voters=state.chain.voters_of(key.number),
+            opened=now,
+        )
+        slices = [SliceState() for _ in slice_bounds(sizes[facts.fragment], len(view))]
+        place = state.rounds[key] = Round(facts, slices)
+        fragment, saved = facts.fragment, state.saved
+        place.sets.update(saved.proposed.get(key, {}))
+        for record in saved.candidates.get(key.number, {}).values():
+            place.take_candidate(record)
+        if key in saved.sets:
+            place.decide(saved.sets[key], saved.certificates.get(key), now)
+        own = saved.commits.get(key)
         if own is not None:
             self._inbox.note(place, own, now)
             return [Send(Commit(own))]
@@ -236,23 +257,24 @@ class RoundProtocol:
         state = self.state
         if state.me not in place.view:
             return []
+        actions: list[Action] = []
         if place.decided is None:
             actions, decided = self._elections.advance_set(place, now)
-            return actions + (self._set_decided(place, decided, now) if decided else [])
+            if decided is None:
+                return actions
+            actions += self._set_decided(place, decided, now)
         data_s = state.deadlines.data.deadline_s()
-        actions = advance_data(place, state.me, state.held, now=now, data_s=data_s)
-        for record in place.candidates.values():
-            if record.kind is RecordKind.ROUND and state.holds_all(tuple(p.root for p in record.slices)):
-                actions += place.prepare(record.slices)
-        return actions
+        for result, size_bytes in place.missing(state.held):
+            holders = (result.reducer, *place.view)
+            actions += state.fetch(result.root, holders, now, size_bytes=size_bytes)
+        return actions + advance_data(place, state.me, state.held, now=now, data_s=data_s)
 
     def _set_decided(self, place: Round, decided: Decided, now: float) -> list[Action]:
         commitments = place.sets[decided.value]
         certificate = Certificate(decided.attempt, decided.certificate)
         actions = self._inbox.fix_set(place, commitments, certificate, now)
-        voters = self.state.chain.voters_of(place.key.number)
         told = SetDecided(commitments, certificate)
-        return actions + [Send(told, to=peer) for peer in place.view if peer not in voters]
+        return actions + [Send(told, to=peer) for peer in place.view if peer not in place.voters]
 
     def _advance_outcome(self, now: float) -> list[Action]:
         chain = self.state.chain
@@ -267,8 +289,13 @@ class RoundProtocol:
         return actions + self._move([*chain.path, record.hash], now)
 
     def _catch_up(self, now: float) -> list[Action]:
-        fetches, path = following.next_step(self.state)
-        return self._move(path, now) if path else fetches
+        actions: list[Action] = []
+        while True:
+            fetches, path = following.next_step(self.state, now)
+            actions += fetches
+            if not path:
+                return actions
+            actions += self._move(path, now)
 
     def _move(self, path: list[Digest], now: float) -> list[Action]:
         """Follows another path; state, head and records change in one durable step."""
@@ -287,24 +314,27 @@ class RoundProtocol:
             if chain.number < key.number <= last and key.base == chain.base_of(key.number)
         }
         self._elections.retain()
-        return [Adopt(fork, tuple(path), updates), *following.greet(state, now)]
+        recent = chain.number - 4 * len(state.settings.fragment_sizes)
+        state.held = {root: number for root, number in state.held.items() if number > recent}
+        updates |= state.saved.expire(recent - HISTORY_ROUNDS)
+        return [Adopt(fork, tuple(path), updates)]
 
     def _hurry(self, place: Round, now: float) -> list[Action]:
         """Once half has committed and half the deadline is over, asks the trainer for what it has."""
         state = self.state
-        patience_s = state.deadlines.commits.deadline_s() / 2
-        late = place.half_at is not None and now - place.half_at > patience_s
+        late = place.half_at is not None and now - place.half_at > state.deadlines.hurry_s
         if not late or state.me in place.commits or place.decided or state.me not in place.view:
             return []
         return [WantHandover(place.key, place.fragment, len(place.slices), urgent=True)]
 
-    def _repeat(self, place: Round) -> list[Action]:
-        """Own commitment and results again, in case they were lost."""
+    def _repeat(self, place: Round, now: float) -> list[Action]:
+        """Own commitment and results again, in case they were lost; late ones from all who hold them."""
         own, me = place.commits.get(self.state.me), self.state.me
+        late = now - place.decided_at > self.state.deadlines.data.deadline_s()
         actions: list[Action] = [Send(Commit(own))] if own and place.decided is None else []
         for index, piece in enumerate(place.slices):
             for result, size in piece.results.items():
-                if result.reducer == me and result.root in self.state.held:
+                if (late or result.reducer == me) and result.root in self.state.held:
                     key = place.key
                     actions.append(Send(ResultReady(key.number, key.base, index, result, size)))
         return actions
@@ -336,7 +366,7 @@ class RoundProtocol:
         answer = BranchSign(message.nonce, lock if locked else None, locked)
         stop: list[Action] = [Store(storage_keys.stop_updates(head.hash))]
         if sender == state.me:
-            return stop + self._on_branch_sign(sender, answer, now)
+            return stop + self._on_branch_sign(sender, answer, now) + self._advance(now)
         return [*stop, Send(answer, to=sender)]
 
     def _on_branch_sign(self, sender: PeerId, message: BranchSign, now: float) -> list[Action]:
@@ -354,5 +384,5 @@ class RoundProtocol:
         parent = chain.record(path[-1])
         voters = chain.voters_of(parent.number + 1, path)
         path.append(chain.add(branch_record(parent, forming, voters)))
-        state.target = path
-        return self._catch_up(now)
+        following.aim(state, path)
+        return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from runnel.node.actions import RoundKey
+from runnel.node.actions import Action, Fetch, RoundKey
 from runnel.node.branches import Brancher
 from runnel.node.chain import Chain
 from runnel.node.deadlines import Deadlines, Limits
@@ -15,6 +15,9 @@ from runnel.node.storage_keys import Restored
 from runnel.protocols import Signer
 from runnel.types import Digest, PeerId
 from runnel.verification.agreement import Instance, Vote
+
+FETCH_AGAIN_S = 10.0
+"""After so long without any answer a result is asked for again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,12 +44,16 @@ class Pulse:
     moved: float
     hello: float = float("-inf")
     repeat: float = float("-inf")
-    asked: float = float("-inf")
+    asked: dict[PeerId, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class ProtocolState:
-    """One peer's view of the run; changed only by the protocol's parts, between inputs."""
+    """One peer's view of the run; changed only by the protocol's parts, between inputs.
+
+    `held` are the results that are durably here and the round each was for; `fetching` are those
+    under way and since when; `target` is a better path whose results are not all here yet.
+    """
 
     signer: Signer
     settings: ProtocolSettings
@@ -56,7 +63,8 @@ class ProtocolState:
     deadlines: Deadlines
     pulse: Pulse
     rounds: dict[RoundKey, Round] = field(default_factory=dict)
-    held: set[Digest] = field(default_factory=set)
+    held: dict[Digest, int] = field(default_factory=dict)
+    fetching: dict[Digest, float] = field(default_factory=dict)
     target: list[Digest] = field(default_factory=list)
 
     @staticmethod
@@ -70,7 +78,7 @@ class ProtocolState:
             Brancher(signer.peer_id, stall_s=settings.limits.stall_s),
             Deadlines(settings.limits),
             Pulse(ticked=now, moved=now),
-            held=set(saved.results),
+            held=dict.fromkeys(saved.results, saved.chain.number),
         )
 
     @property
@@ -95,6 +103,15 @@ class ProtocolState:
         if instance.round != self.chain.number + 1 or instance.base != self.chain.head.hash:
             return None
         return self.rounds.get(RoundKey(instance.round, self.chain.base_of(instance.round)))
+
+    def fetch(
+        self, root: Digest, holders: tuple[PeerId, ...], now: float, *, size_bytes: int = 0
+    ) -> list[Action]:
+        """Asks for a result unless it is here or on its way. `size_bytes` 0: unknown."""
+        if root in self.held or now - self.fetching.get(root, float("-inf")) < FETCH_AGAIN_S:
+            return []
+        self.fetching[root] = now
+        return [Fetch(root, size_bytes, tuple(p for p in dict.fromkeys(holders) if p != self.me))]
 
     def holds_all(self, roots: tuple[Digest, ...]) -> bool:
         """Whether all these results are durably here."""

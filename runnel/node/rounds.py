@@ -6,9 +6,9 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 
 from runnel.hashing import digest
-from runnel.node.actions import Action, Fetch, Prepare, Reduce, RoundKey, Scatter
+from runnel.node.actions import Action, Prepare, Reduce, RoundKey, Scatter
 from runnel.node.chain import Certificate
-from runnel.node.records import Commitment, Record, Share, SliceResult
+from runnel.node.records import Commitment, Record, RecordKind, Share, SliceResult
 from runnel.types import Digest, PeerId
 
 SLICE_ALIGNMENT = 4096
@@ -25,25 +25,32 @@ def slice_bounds(numel: int, members: int) -> tuple[tuple[int, int], ...]:
 
 @dataclass(slots=True)
 class SliceState:
-    """What is known of one slice."""
+    """What is known of one slice. `results` are announced encodings and their sizes in bytes."""
 
     arrived: set[Digest] = field(default_factory=set)
     sent_to: set[PeerId] = field(default_factory=set)
     reducing: bool = False
     results: dict[SliceResult, int] = field(default_factory=dict)
-    fetching: set[Digest] = field(default_factory=set)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundFacts:
+    """What follows from the record a round derives from, and when it was opened here."""
+
+    key: RoundKey
+    fragment: int
+    final: bool
+    view: tuple[PeerId, ...]
+    voters: tuple[PeerId, ...]
+    opened: float
 
 
 @dataclass(slots=True)
 class Round:
     """A round between its opening and its outcome."""
 
-    key: RoundKey
-    fragment: int
-    final: bool
-    opened: float
+    facts: RoundFacts
     slices: list[SliceState]
-    view: tuple[PeerId, ...]
     commits: dict[PeerId, Commitment] = field(default_factory=dict)
     half_at: float | None = None
     decided: tuple[Commitment, ...] | None = None
@@ -52,6 +59,37 @@ class Round:
     sets: dict[Digest, tuple[Commitment, ...]] = field(default_factory=dict)
     candidates: dict[Digest, Record] = field(default_factory=dict)
     prepared: dict[tuple[SliceResult, ...], Digest | None] = field(default_factory=dict)
+    drawn: tuple[PeerId, ...] = ()
+
+    @property
+    def key(self) -> RoundKey:
+        """Its number and the record it derives from."""
+        return self.facts.key
+
+    @property
+    def fragment(self) -> int:
+        """The fragment it exchanges."""
+        return self.facts.fragment
+
+    @property
+    def final(self) -> bool:
+        """Whether it is one of the closing, plainly averaged rounds."""
+        return self.facts.final
+
+    @property
+    def view(self) -> tuple[PeerId, ...]:
+        """Its members."""
+        return self.facts.view
+
+    @property
+    def voters(self) -> tuple[PeerId, ...]:
+        """Those of its members whose votes count."""
+        return self.facts.voters
+
+    @property
+    def opened(self) -> float:
+        """When it was opened here."""
+        return self.facts.opened
 
     @property
     def shares(self) -> tuple[Share, ...]:
@@ -69,11 +107,50 @@ class Round:
 
     def reducers(self, index: int) -> tuple[PeerId, PeerId]:
         """Worker and standby of a slice, drawn from the decided set by the base record's hash."""
-        number = self.key.number.to_bytes(8, "big")
-        pool = sorted(
-            (c.peer for c in self.decided or ()), key=lambda peer: digest(self.key.base, number, peer)
+        count = len(self.drawn)
+        return self.drawn[index % count], self.drawn[(index + 1) % count]
+
+    def decide(
+        self, commitments: tuple[Commitment, ...], certificate: Certificate | None, now: float
+    ) -> None:
+        """Takes up the decided set; results that records named before can now be told apart."""
+        self.decided, self.decided_at, self.set_certificate = commitments, now, certificate
+        base, number = self.key.base, self.key.number.to_bytes(8, "big")
+        self.drawn = tuple(
+            sorted((c.peer for c in commitments), key=lambda peer: digest(base, number, peer))
         )
-        return pool[index % len(pool)], pool[(index + 1) % len(pool)]
+        for record in self.candidates.values():
+            self._take_results(record)
+
+    def take_candidate(self, record: Record) -> None:
+        """Takes up a record that is put to the vote as this round's outcome."""
+        self.candidates[record.hash] = record
+        if self.decided is not None:
+            self._take_results(record)
+
+    def misfit(self, index: int, result: SliceResult) -> str:
+        """Why a result cannot be one of this round's, or nothing. The set must be decided."""
+        if index >= len(self.slices):
+            return "a result of a slice that does not exist"
+        if result.included[-1] >= len(self.decided or ()):
+            return "a result that includes nobody of the set"
+        if result.reducer not in self.reducers(index):
+            return "a result by a peer that was not drawn to reduce it"
+        return ""
+
+    def fits(self, slices: tuple[SliceResult, ...]) -> bool:
+        """Whether these are one possible result of each slice. The set must be decided."""
+        alike = len(slices) == len(self.slices)
+        return alike and not any(self.misfit(i, piece) for i, piece in enumerate(slices))
+
+    def missing(self, held: Container[Digest]) -> list[tuple[SliceResult, int]]:
+        """Announced results that are not here, with their sizes in bytes (0: unknown)."""
+        return [
+            (result, size_bytes)
+            for piece in self.slices
+            for result, size_bytes in piece.results.items()
+            if result.root not in held
+        ]
 
     def best_held(self, held: Container[Digest]) -> tuple[SliceResult, ...] | None:
         """For each slice the held result with most senders; None while a slice has none."""
@@ -92,11 +169,16 @@ class Round:
         self.prepared[slices] = None
         return [Prepare(self.key, slices, self.shares, self.final)]
 
+    def _take_results(self, record: Record) -> None:
+        if record.kind is RecordKind.ROUND and self.fits(record.slices):
+            for piece, result in zip(self.slices, record.slices, strict=True):
+                piece.results.setdefault(result, 0)
+
 
 def advance_data(
     state: Round, me: PeerId, held: Container[Digest], *, now: float, data_s: float
 ) -> list[Action]:
-    """Scatter, reduce and gather as far as the inputs and the clock allow.
+    """Scatter, reduce and prepare as far as the inputs and the clock allow.
 
     The standby is sent data only if the worker has missed its deadline, so that its work is wasted
     only then.
@@ -107,9 +189,13 @@ def advance_data(
     for index in range(len(state.slices)):
         actions += _scatter(state, index, me, late=now - state.decided_at > data_s)
         actions += _reduce(state, index, me, waited_s=now - state.decided_at, data_s=data_s)
-        actions += _gather(state, index, held)
     chosen = state.best_held(held)
-    return actions + (state.prepare(chosen) if chosen else [])
+    actions += state.prepare(chosen) if chosen else []
+    for record in state.candidates.values():
+        known = record.kind is RecordKind.ROUND and state.fits(record.slices)
+        if known and all(piece.root in held for piece in record.slices):
+            actions += state.prepare(record.slices)
+    return actions
 
 
 def _scatter(state: Round, index: int, me: PeerId, *, late: bool) -> list[Action]:
@@ -141,14 +227,3 @@ def _reduce(state: Round, index: int, me: PeerId, *, waited_s: float, data_s: fl
     piece.reducing = True
     included = tuple(i for i, c in enumerate(members) if c.id in piece.arrived)
     return [Reduce(state.key, index, senders, included)]
-
-
-def _gather(state: Round, index: int, held: Container[Digest]) -> list[Action]:
-    piece = state.slices[index]
-    actions: list[Action] = []
-    for result, size_bytes in piece.results.items():
-        if result.root not in held and result.root not in piece.fetching:
-            piece.fetching.add(result.root)
-            others = tuple(peer for peer in state.view if peer != result.reducer)
-            actions.append(Fetch(result.root, size_bytes, (result.reducer, *others)))
-    return actions

@@ -30,13 +30,13 @@ HEAD = "head"
 _MAX_VALUE_BYTES = 1 << 20
 
 Updates = dict[str, bytes | None]
+Proposed = tuple[Commitment, ...]
 
 
 def vote_updates(stored: StoreVote) -> Updates:
     """What to write before a vote is sent."""
     vote = stored.vote
-    place = f"{vote.instance.key}/{vote.attempt}/{int(vote.step)}"
-    updates: Updates = {f"vote/{place}": pack(vote_to_wire(vote))}
+    updates: Updates = {_vote_name(vote): pack(vote_to_wire(vote))}
     if stored.lock is not None:
         updates[f"lock/{vote.instance.key}"] = pack(lock_to_wire(stored.lock))
     return updates
@@ -47,9 +47,23 @@ def record_updates(record: Record, certificate: Certificate | None) -> Updates:
     return {f"record/{record.hash.hex()}": pack([record.to_wire(), certificate_to_wire(certificate)])}
 
 
-def set_updates(key: RoundKey, commitments: tuple[Commitment, ...]) -> Updates:
-    """What to write when a set is decided."""
-    return {f"set/{key.number}/{key.base.hex()}": pack([c.to_wire() for c in commitments])}
+def set_updates(
+    key: RoundKey, commitments: tuple[Commitment, ...], certificate: Certificate
+) -> Updates:
+    """What to write when a set is decided: it, and the proof for those who missed it."""
+    value = [[c.to_wire() for c in commitments], certificate_to_wire(certificate)]
+    return {f"set/{key.number}/{key.base.hex()}": pack(value)}
+
+
+def proposed_set_updates(key: RoundKey, value: Digest, proposed: Proposed) -> Updates:
+    """What to write with the first vote for a set: a vote is worth nothing without its value."""
+    name = f"proposed/{key.number}/{key.base.hex()}/{value.hex()}"
+    return {name: pack([c.to_wire() for c in proposed])}
+
+
+def candidate_updates(record: Record) -> Updates:
+    """What to write with the first vote for a record."""
+    return {f"candidate/{record.number}/{record.hash.hex()}": pack(record.to_wire())}
 
 
 def commitment_updates(commitment: Commitment) -> Updates:
@@ -68,29 +82,46 @@ def result_updates(root: Digest) -> Updates:
     return {f"result/{root.hex()}": b""}
 
 
-def closed_rounds(stored: Mapping[str, bytes], number: int) -> Updates:
-    """Deletions of what belongs to rounds up to `number`."""
-    updates: Updates = {}
-    for key in stored:
-        kind, _, rest = key.partition("/")
-        where = rest.split("/")
-        place = {"vote": 1, "lock": 1, "set": 0, "com": 0}.get(kind)
-        if place is not None and int(where[place]) <= number:
-            updates[key] = None
-    return updates
-
-
 @dataclass(slots=True)
 class Restored:
-    """Protocol state read back from disk."""
+    """Protocol state as it is on disk; kept up to date while the peer runs.
+
+    A round may close and open again when the chain moves to another path and back: what this peer
+    promised in it must be found again without a restart, too.
+    """
 
     chain: Chain
+    candidates: dict[int, dict[Digest, Record]] = field(default_factory=dict)
+    proposed: dict[RoundKey, dict[Digest, Proposed]] = field(default_factory=dict)
+    certificates: dict[RoundKey, Certificate] = field(default_factory=dict)
     votes: dict[Instance, list[Vote]] = field(default_factory=dict)
     locks: dict[str, Lock] = field(default_factory=dict)
-    sets: dict[RoundKey, tuple[Commitment, ...]] = field(default_factory=dict)
+    sets: dict[RoundKey, Proposed] = field(default_factory=dict)
     commits: dict[RoundKey, Commitment] = field(default_factory=dict)
     results: set[Digest] = field(default_factory=set)
     stops: set[Digest] = field(default_factory=set)
+
+    def expire(self, number: int) -> Updates:
+        """Forgets what was promised in rounds up to `number`; the deletions that this asks for."""
+        updates: Updates = {}
+        for instance in [i for i in self.votes if i.round <= number]:
+            for vote in self.votes.pop(instance):
+                updates[_vote_name(vote)] = None
+            if self.locks.pop(instance.key, None) is not None:
+                updates[f"lock/{instance.key}"] = None
+        for place in [n for n in self.candidates if n <= number]:
+            updates |= {f"candidate/{place}/{v.hex()}": None for v in self.candidates.pop(place)}
+        for key in [k for k in self.proposed if k.number <= number]:
+            where = _place(key)
+            updates |= {f"proposed/{where}/{v.hex()}": None for v in self.proposed.pop(key)}
+        for key in [k for k in self.sets if k.number <= number]:
+            del self.sets[key]
+            self.certificates.pop(key, None)
+            updates[f"set/{_place(key)}"] = None
+        for key in [k for k in self.commits if k.number <= number]:
+            del self.commits[key]
+            updates[f"com/{_place(key)}"] = None
+        return updates
 
 
 def restore(stored: Mapping[str, bytes], genesis: Record, *, open_rounds: int) -> Restored:
@@ -128,8 +159,19 @@ def _restore_one(found: Restored, key: str, value: bytes) -> None:
         if lock is not None:
             found.locks[rest] = lock
     elif kind == "set":
+        parts, proof = row(unpack(value, max_bytes=_MAX_VALUE_BYTES), 2)
+        found.sets[_round_key(rest)] = tuple(Commitment.from_wire(part) for part in items(parts))
+        certificate = certificate_from_wire(proof)
+        if certificate is not None:
+            found.certificates[_round_key(rest)] = certificate
+    elif kind == "proposed":
         parts = items(unpack(value, max_bytes=_MAX_VALUE_BYTES))
-        found.sets[_round_key(rest)] = tuple(Commitment.from_wire(part) for part in parts)
+        where, _, name = rest.rpartition("/")
+        known = found.proposed.setdefault(_round_key(where), {})
+        known[Digest(bytes.fromhex(name))] = tuple(Commitment.from_wire(part) for part in parts)
+    elif kind == "candidate":
+        candidate = Record.from_wire(unpack(value, max_bytes=_MAX_VALUE_BYTES))
+        found.candidates.setdefault(candidate.number, {})[candidate.hash] = candidate
     elif kind == "com":
         commitment = Commitment.from_wire(unpack(value, max_bytes=_MAX_VALUE_BYTES))
         found.commits[_round_key(rest)] = commitment
@@ -137,6 +179,14 @@ def _restore_one(found: Restored, key: str, value: bytes) -> None:
         found.results.add(Digest(bytes.fromhex(rest)))
     elif kind == "stop":
         found.stops.add(Digest(bytes.fromhex(rest)))
+
+
+def _vote_name(vote: Vote) -> str:
+    return f"vote/{vote.instance.key}/{vote.attempt}/{int(vote.step)}"
+
+
+def _place(key: RoundKey) -> str:
+    return f"{key.number}/{key.base.hex()}"
 
 
 def _round_key(rest: str) -> RoundKey:

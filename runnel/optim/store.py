@@ -48,8 +48,9 @@ class Handed:
     """A contribution between hand-over and outcome.
 
     `snapshot` are the trainer's values at hand-over; `after` is the residual if the contribution is
-    included, ``x - q``. Both are None after a restart: the trainer's values are gone, and the drift
-    that was handed over is in the residual.
+    included, ``x - q``. Both are None where the drift behind it is not told apart any more: after a
+    restart it is in the residual, as the trainer's values are gone; after a later hand-over of the
+    same fragment it is a part of that one's.
     """
 
     fragment: int
@@ -178,6 +179,9 @@ class OuterStore:
             payloads.append(self._parts.codec.encode(piece, piece))
             np.subtract(sent, piece, out=sent)
             norms.append(_norm(sent))
+        for earlier in self._handed.values():
+            if earlier.fragment == fragment:  # of a round of another path: its drift is in this one's
+                earlier.snapshot = earlier.after = None
         self._handed[key] = Handed(fragment, tuple(payloads), snapshot, after)
         return Encoded(tuple(payloads), tuple(norms), drift)
 
@@ -245,15 +249,18 @@ class OuterStore:
             raise BugError(f"fragment {outcome.fragment} has no prepared state to adopt")
         theta, momentum, _ = own.ready[tag]
         handed = self._handed.pop(outcome.key, None)
+        owed = np.zeros_like(own.residual)
         delta = theta - own.theta
         rows = zip(outcome.bounds, outcome.included, outcome.losses, strict=True)
         for index, ((low, high), included, loss) in enumerate(rows):
-            if included:
-                self._take_out(own, handed, outcome, index)
-                if handed is not None and handed.snapshot is not None:
-                    delta[low:high] = theta[low:high] - handed.snapshot[low:high]
+            if included and handed is not None and handed.after is not None:
+                own.residual[low:high] = handed.after[low:high]
+                delta[low:high] = theta[low:high] - handed.snapshot[low:high]
+            elif included:
+                owed[low:high] -= self._decoded(outcome.payloads[index], high - low)
             if loss is not None:
-                own.residual[low:high] += loss
+                owed[low:high] += loss
+        self._owe(outcome.fragment, owed, delta)
         own.theta, own.momentum = theta, momentum
         own.ready.clear()
         own.version += 1
@@ -270,22 +277,19 @@ class OuterStore:
             if loss is not None:
                 owed[low:high] -= loss
         delta = parameters - own.theta
-        own.residual += owed
-        for handed in self._handed.values():
-            if handed.fragment == outcome.fragment and handed.after is not None:
-                handed.after += owed
-                handed.snapshot += delta
+        self._owe(outcome.fragment, owed, delta)
         own.theta, own.momentum = parameters, momentum
         own.ready.clear()
         own.version += 1
         return Merge(outcome.fragment, own.version, delta, parameters)
 
-    def _take_out(self, own: _Fragment, handed: Handed | None, outcome: Outcome, index: int) -> None:
-        low, high = outcome.bounds[index]
-        if handed is not None and handed.after is not None:
-            own.residual[low:high] = handed.after[low:high]
-        else:
-            own.residual[low:high] -= self._decoded(outcome.payloads[index], high - low)
+    def _owe(self, fragment: int, owed: Array, delta: Array) -> None:
+        """Adds to the residual; what is handed over and undecided follows it and the trainer's merge."""
+        self._fragments[fragment].residual += owed
+        for handed in self._handed.values():
+            if handed.fragment == fragment and handed.after is not None:
+                handed.after += owed
+                handed.snapshot += delta
 
     def _decoded(self, payload: bytes, numel: int) -> Array:
         values: Array = np.empty(numel, dtype=self._fragments[0].theta.dtype)

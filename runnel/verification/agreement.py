@@ -9,9 +9,8 @@ be durable before the actions after it are carried out. So a vote can never be f
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Protocol
 
@@ -148,6 +147,26 @@ def majority(members: int) -> int:
     return members // 2 + 1
 
 
+@dataclass(slots=True)
+class _Ballots:
+    """The votes of one step of one attempt; the first vote of a member counts."""
+
+    votes: dict[PeerId, Vote] = field(default_factory=dict)
+    counts: dict[Digest, int] = field(default_factory=dict)
+
+    def add(self, vote: Vote) -> None:
+        if vote.voter not in self.votes:
+            self.votes[vote.voter] = vote
+            self.counts[vote.value] = self.counts.get(vote.value, 0) + 1
+
+    def winner(self, quorum: int) -> Digest | None:
+        """The value with a quorum; `NIL` is a value here. At most one has a majority."""
+        return next((value for value, count in self.counts.items() if count >= quorum), None)
+
+    def supporters(self, value: Digest) -> tuple[Vote, ...]:
+        return tuple(v for _, v in sorted(self.votes.items()) if v.value == value)
+
+
 class Agreement:
     """One member's side of one decision. Call `advance` after any input and whenever time passed."""
 
@@ -169,13 +188,13 @@ class Agreement:
         self._signer, self._run = signer, run
         self._since, self._step_s = now, step_s
         self._proposals: dict[int, Proposal] = {}
-        self._votes: dict[tuple[int, Step], dict[PeerId, Vote]] = {}
+        self._ballots: dict[tuple[int, Step], _Ballots] = {}
         self._lock = Lock(-1, NIL, ())
 
     def restore(self, votes: Sequence[Vote], lock: Lock | None) -> None:
         """Resumes exactly where the votes read from disk left off: silence proves there was no vote."""
         for vote in votes:
-            self._ballots(vote.attempt, vote.step)[vote.voter] = vote
+            self._cast(vote)
             if (vote.attempt, vote.step) >= (self.attempt, self.step):
                 self.attempt, self.step = vote.attempt, vote.step
         self._lock = lock or self._lock
@@ -207,7 +226,7 @@ class Agreement:
         if vote.voter not in self.electorate.members or vote.step is Step.PROPOSE:
             return
         self._skip_to(vote.attempt, now)
-        self._ballots(vote.attempt, vote.step).setdefault(vote.voter, vote)
+        self._cast(vote)
 
     def advance(self, host: AgreementHost, now: float) -> list[Action]:
         """Goes as far as the inputs allow."""
@@ -230,13 +249,17 @@ class Agreement:
         again: list[Action] = []
         if proposal is not None and proposal.proposer == me:
             again.append(proposal)
-        own = [self._votes.get((self.attempt, s), {}).get(me) for s in (Step.PREVOTE, Step.PRECOMMIT)]
+        own = [self._own(me, self.attempt, step) for step in (Step.PREVOTE, Step.PRECOMMIT)]
         if own[0] is None and self.attempt:
-            own.append(self._votes.get((self.attempt - 1, Step.PRECOMMIT), {}).get(me))
+            own.append(self._own(me, self.attempt - 1, Step.PRECOMMIT))
         return again + [vote for vote in own if vote is not None]
 
-    def _ballots(self, attempt: int, step: Step) -> dict[PeerId, Vote]:
-        return self._votes.setdefault((attempt, step), {})
+    def _own(self, me: PeerId, attempt: int, step: Step) -> Vote | None:
+        ballots = self._ballots.get((attempt, step))
+        return ballots.votes.get(me) if ballots else None
+
+    def _cast(self, vote: Vote) -> None:
+        self._ballots.setdefault((vote.attempt, vote.step), _Ballots()).add(vote)
 
     def _skip_to(self, attempt: int, now: float) -> None:
         if attempt > self.attempt:
@@ -245,24 +268,17 @@ class Agreement:
     def _late(self, now: float) -> bool:
         return now - self._since > self._step_s * (1 + self.attempt / 2)
 
-    def _tally(self, attempt: int, step: Step) -> tuple[int, Digest | None]:
-        """How many voted, and the value with a quorum if there is one (`NIL` is a value here)."""
-        ballots = self._votes.get((attempt, step), {})
-        for value, count in Counter(vote.value for vote in ballots.values()).items():
-            if count >= self.electorate.quorum:
-                return len(ballots), value
-        return len(ballots), None
-
-    def _supporters(self, attempt: int, step: Step, value: Digest) -> tuple[Vote, ...]:
-        ballots = self._votes.get((attempt, step), {})
-        return tuple(ballots[p] for p in sorted(ballots) if ballots[p].value == value)
+    def _tally(self, step: Step) -> tuple[int, Digest | None]:
+        """How many voted in this attempt, and the value with a quorum if there is one."""
+        ballots = self._ballots.get((self.attempt, step))
+        return (len(ballots.votes), ballots.winner(self.electorate.quorum)) if ballots else (0, None)
 
     def _try_decide(self, host: AgreementHost, actions: list[Action]) -> None:
-        for attempt, step in list(self._votes):
-            value = self._tally(attempt, step)[1] if step is Step.PRECOMMIT else None
+        for (attempt, step), ballots in self._ballots.items():
+            value = ballots.winner(self.electorate.quorum) if step is Step.PRECOMMIT else None
             if value and host.holds(self.instance, value):
                 self.decided = True
-                proof = self._supporters(attempt, Step.PRECOMMIT, value)
+                proof = ballots.supporters(value)
                 actions.append(Decided(self.instance, value, attempt, proof))
                 return
 
@@ -308,9 +324,10 @@ class Agreement:
     def _precommit(self, host: AgreementHost, now: float, actions: list[Action]) -> None:
         if self.step is not Step.PREVOTE:
             return
-        count, value = self._tally(self.attempt, Step.PREVOTE)
+        count, value = self._tally(Step.PREVOTE)
         if value and host.holds(self.instance, value):
-            lock = Lock(self.attempt, value, self._supporters(self.attempt, Step.PREVOTE, value))
+            proof = self._ballots[self.attempt, Step.PREVOTE].supporters(value)
+            lock = Lock(self.attempt, value, proof)
             self._vote(Step.PRECOMMIT, value, host, now, actions, lock)
         elif value == NIL or (count >= self.electorate.quorum and self._late(now)):
             self._vote(Step.PRECOMMIT, NIL, host, now, actions)
@@ -318,7 +335,7 @@ class Agreement:
     def _next_attempt(self, now: float) -> None:
         if self.step is not Step.PRECOMMIT:
             return
-        count, value = self._tally(self.attempt, Step.PRECOMMIT)
+        count, value = self._tally(Step.PRECOMMIT)
         if value == NIL or (count >= self.electorate.quorum and self._late(now)):
             self.attempt, self.step, self._since = self.attempt + 1, Step.PROPOSE, now
 
@@ -331,12 +348,11 @@ class Agreement:
         actions: list[Action],
         lock: Lock | None = None,
     ) -> None:
-        ballots = self._ballots(self.attempt, step)
-        if self._signer.peer_id in ballots or host.halted(self.instance):
+        if self._own(self._signer.peer_id, self.attempt, step) or host.halted(self.instance):
             return
         vote = Vote(self.instance, self.attempt, step, value, self._signer.peer_id)
         vote = replace(vote, signature=self._signer.sign(vote.statement(self._run)))
-        ballots[vote.voter] = vote
+        self._cast(vote)
         self._lock = lock or self._lock
         self.step, self._since = step, now
         actions.extend((StoreVote(vote, lock), vote))
@@ -353,8 +369,8 @@ def check_certificate(
     steps = {vote.step for vote in votes}
     if len(steps) != 1:
         return False
-    good: Mapping[PeerId, bool] = {
-        vote.voter: True
+    good = {
+        vote.voter
         for vote in votes
         if vote.voter in electorate.members
         and vote.instance == decided.instance

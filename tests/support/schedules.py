@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from runnel.dht.identity import NullSigner
+from runnel.dht.wire import unpack
 from runnel.errors import PeerError
 from runnel.hashing import digest
 from runnel.node import actions as act
@@ -33,10 +34,12 @@ from runnel.node.records import Record, RecordKind, SliceResult, row
 from runnel.node.rounds import slice_bounds
 from runnel.optim.store import OuterStore, Outcome, StoreParts
 from runnel.types import PEER_ID_PREFIX, Digest, PeerId, short
+from runnel.verification.agreement import Step
 
 RUN = digest(b"schedules")
 FRAGMENT_VALUES = 8192  # two slices for two or more members; each slice stands for one integer here
 QUIET_AT, END = 150.0, 420.0
+RETRY_S = 0.5
 
 
 class Broken(Exception):
@@ -265,7 +268,7 @@ class World:
                 peer.disk.keys[key] = value
 
     def _send(self, peer: SimPeer, message: Message, to: PeerId | None) -> None:
-        data = encode(RUN, message)
+        message = decode(RUN, encode(RUN, message))
         for index in list(self.peers):
             if index == peer.index or (to is not None and peer_name(index) != to):
                 continue
@@ -277,7 +280,7 @@ class World:
                 delay = self.rng.uniform(0.01, self.delay_s)
                 if self.rng.random() < 0.02:
                     delay += self.rng.uniform(0, 4)
-                self.at(self.now + delay, "message", index, peer.name, data)
+                self.at(self.now + delay, "message", index, peer.name, message)
 
     def _handover(self, peer: SimPeer, action: act.WantHandover) -> None:
         f, store = action.fragment, peer.store
@@ -303,10 +306,10 @@ class World:
         lost = self.rng.random() < self.bulk_loss
         known = target and target.protocol.state.rounds.get(action.key)
         if target is None or lost or not known or known.commitment(action.commitment) is None:
-            peer.protocol.scatter_failed(action.key, action.slice_index, action.to)
+            self._later(peer.protocol.scatter_failed, action.key, action.slice_index, action.to)
             return
         if not self.reachable(peer.index, target.index):
-            peer.protocol.scatter_failed(action.key, action.slice_index, action.to)
+            self._later(peer.protocol.scatter_failed, action.key, action.slice_index, action.to)
             return
         done = target.protocol.slice_arrived(action.key, action.slice_index, action.commitment, self.now)
         self.carry(target, done)
@@ -339,7 +342,11 @@ class World:
                     peer.disk.results[action.root] = other.disk.results[action.root]
                     self.carry(peer, peer.protocol.result_held(action.root, self.now))
                     return
-        peer.protocol.fetch_failed(action.root)
+        self._later(peer.protocol.fetch_failed, action.root)
+
+    def _later(self, call: Any, *args: Any) -> None:
+        """A transfer failed: its driver says so after a pause."""
+        self.at(self.now + RETRY_S, "later", 0, call, *args)
 
     def _prepare(self, peer: SimPeer, action: act.Prepare) -> None:
         place = peer.protocol.state.rounds.get(action.key)
@@ -529,6 +536,8 @@ class World:
             return
         if kind == "message":
             self._message(index, *rest)
+        elif kind == "later":
+            rest[0](*rest[1:])
         elif kind == "tick":
             self._tick(index, rest[0])
         elif kind in ("handover", "slice", "reduce", "fetch", "prepare"):
@@ -539,12 +548,12 @@ class World:
         else:
             self._fault(kind, index, rest[0] if rest else None)
 
-    def _message(self, index: int, sender: PeerId, data: bytes) -> None:
+    def _message(self, index: int, sender: PeerId, message: Message) -> None:
         peer = self.peers.get(index)
         if peer is None:
             return
         try:
-            todo = peer.protocol.receive(sender, decode(RUN, data), self.now)
+            todo = peer.protocol.receive(sender, message, self.now)
         except PeerError as error:
             raise Broken(f"L  an honest message was refused: {error}") from error
         self.carry(peer, todo)
@@ -574,7 +583,7 @@ class Checks:
     def __init__(self, world: World) -> None:
         self.world = world
         self.votes: dict[Any, bytes] = {}
-        self.sets: dict[str, bytes] = {}
+        self.sets: dict[str, Any] = {}
         self.outcomes: dict[tuple[int, Digest], Digest] = {}
         self.values: dict[Digest, Any] = {}
         self.losses: dict[Digest, Any] = {}
@@ -612,7 +621,8 @@ class Checks:
                 if self.votes.setdefault((peer.index, key), value) != value:
                     raise Broken("S1 equivocation")
             elif key.startswith("set/") and value is not None:
-                if self.sets.setdefault(key, value) != value:
+                decided = unpack(value, max_bytes=1 << 20)[0]  # beside it: one of several proofs
+                if self.sets.setdefault(key, decided) != decided:
                     raise Broken("S1 two sets for one round")
 
     def reduced(self, root: Digest, action: act.Reduce, reduced: Any) -> None:
@@ -623,7 +633,7 @@ class Checks:
             record = peer.chain.record(name)
             self.records[name] = record
             certificate = peer.chain.certificate(name)
-            if certificate is not None and certificate.votes:
+            if certificate is not None and certificate.votes[0].step is Step.PRECOMMIT:
                 place = (record.number, record.parent)
                 if self.outcomes.setdefault(place, name) != name:
                     raise Broken("S1 two outcomes of one round")
