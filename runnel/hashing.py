@@ -51,7 +51,9 @@ def merkle_path(leaves: Sequence[Digest], index: int) -> tuple[Digest, ...]:
     return tuple(path)
 
 
-def merkle_verify(root: Digest, leaf: Digest, index: int, count: int, path: Iterable[Digest]) -> bool:
+def merkle_verify(
+    root: Digest, leaf: Digest, index: int, count: int, path: Iterable[Digest]
+) -> bool:
     """Whether `leaf` is number `index` of the `count` leaves under `root`; false for any malformed path."""
     if not 0 <= index < count:
         return False

@@ -6,10 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     import numpy as np
     import numpy.typing as npt
+    from typing_extensions import Buffer
 
     from runnel.types import Digest, PeerId
 
@@ -177,7 +176,9 @@ class OuterOptimizer(Protocol):
         """The name under which manifests choose it."""
         ...
 
-    def step(self, parameters: Float32, momentum: Float32, pseudo_gradient: Float32, *, final: bool) -> None:
+    def step(
+        self, parameters: Float32, momentum: Float32, pseudo_gradient: Float32, *, final: bool
+    ) -> None:
         """Updates `parameters` and `momentum` in place. A `final` step is a plain averaging (no momentum)."""
         ...
 

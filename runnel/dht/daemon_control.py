@@ -18,7 +18,7 @@ from runnel.dht.daemon_messages import (
 )
 from runnel.dht.identity import public_key_of
 from runnel.dht.unix_stream import UnixStream
-from runnel.errors import NetworkError
+from runnel.errors import NetworkError, RunnelError
 from runnel.types import PeerId, short
 
 if TYPE_CHECKING:
@@ -28,19 +28,22 @@ _log = logging.getLogger(__name__)
 
 MAX_RESPONSE_BYTES = 4 * 1024 * 1024
 _MAX_REASON_CHARACTERS = 1000
+_ABOUT_PEERS = {RequestType.CONNECT, RequestType.STREAM_OPEN, RequestType.DHT}
 _FIND_PEER = 0
 _NOT_BALANCED = (3, 0)  # required: one handler per protocol, not several that take turns
 
 
-class DaemonRefusalError(NetworkError):
-    """The daemon answered that it could not do it; the message is its reason."""
+class DaemonRefusalError(RunnelError):
+    """A peer could not be reached; the message is the daemon's reason."""
+
+    exit_code = NetworkError.exit_code
 
 
 class DaemonControl:
     """The control socket of one daemon. Each request takes a connection of its own.
 
     Deadlines are loop times in seconds. All methods raise `NetworkError` if the daemon does not
-    answer sensibly, its subclass `DaemonRefusalError` if it says no, and TimeoutError at the deadline.
+    answer sensibly, and TimeoutError at the deadline.
     """
 
     def __init__(self, socket_path: str) -> None:
@@ -58,6 +61,7 @@ class DaemonControl:
         """Connects to `peer` at one of `addresses`, or finds addresses by itself if there are none.
 
         Raises:
+            DaemonRefusalError: it cannot be reached.
             ValueError: an address is not a multiaddress.
         """
         body: Fields = [(1, peer), *((2, multiaddr.encode(text)) for text in addresses)]
@@ -75,11 +79,19 @@ class DaemonControl:
     async def find_addresses(self, peer: PeerId, *, deadline: float) -> list[str]:
         """The addresses of `peer`: at once if it is connected, else by asking other daemons."""
         body: Fields = [(1, _FIND_PEER), (2, peer), _timeout(7, deadline)]
-        response = await self._ask(RequestType.DHT, body, deadline=deadline)
+        try:
+            response = await self._ask(RequestType.DHT, body, deadline=deadline)
+        except DaemonRefusalError as error:
+            _log.debug("no addresses of %s: %s", short(peer), error)
+            return []
         return _texts(response.peers[0][1]) if response.peers else []
 
     async def open_stream(self, peer: PeerId, protocol: str, *, deadline: float) -> UnixStream:
-        """A stream to the handler of `protocol` at `peer`."""
+        """A stream to the handler of `protocol` at `peer`.
+
+        Raises:
+            DaemonRefusalError: it cannot be reached, or does not serve `protocol`.
+        """
         body: Fields = [(1, peer), (2, protocol.encode()), _timeout(3, deadline)]
         async with self._asking(RequestType.STREAM_OPEN, body, deadline=deadline) as stream:
             await self._answer(stream)
@@ -127,6 +139,13 @@ class DaemonControl:
             try:
                 await stream.write(request(kind, body))
                 yield stream
+            except DaemonRefusalError as error:
+                stream.abort()
+                if kind in _ABOUT_PEERS:
+                    raise
+                raise NetworkError(
+                    f"the network daemon refused a {kind.name.lower()} request: {error}"
+                ) from error
             except (OSError, ValueError) as error:
                 stream.abort()
                 if isinstance(error, TimeoutError):

@@ -184,7 +184,8 @@ class Driver:
         )
 
     async def _result(self, root: Digest) -> bytes | None:
-        return self._parts.vault.results.get(root)
+        answer: bytes | None = await self._parts.disk(self._parts.vault.results.get, root)
+        return answer
 
     async def _tick(self) -> None:
         while True:

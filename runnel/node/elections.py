@@ -127,7 +127,7 @@ class Elections:
         record = place.candidates.get(value)
         if record is None or record.kind is RecordKind.ABORT:
             return record is not None
-        if place.prepared.get(record.slices) != record.state_root or not place.fits(record.slices):
+        if place.prepared.get(record.slices) != record.state_root or not place.could_be(record):
             return False
         expected = round_record(self._state.chain.head, place, record.slices, record.state_root)
         return record == expected

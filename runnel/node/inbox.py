@@ -68,7 +68,9 @@ class Inbox:
             raise PeerError("malformed", "the proposed set names a peer twice")
         for commitment in message.commitments:
             self._take(place, commitment, now)
-        place.sets[proposal.value] = message.commitments
+        if proposal.value not in place.sets:
+            place.sets[proposal.value] = message.commitments
+            self._state.news = True
         return self._to_agreement(sender, proposal.instance, proposal, now)
 
     def on_propose_outcome(self, sender: PeerId, message: ProposeOutcome, now: float) -> list[Action]:
@@ -80,7 +82,9 @@ class Inbox:
         self._check_proposal(proposal, message.signature)
         if record.hash != proposal.value:
             raise PeerError("malformed", "the proposed record is not what its digest says")
-        place.take_candidate(record)
+        if record.hash not in place.candidates:
+            place.take_candidate(record)
+            self._state.news = True
         return self._to_agreement(sender, proposal.instance, proposal, now)
 
     def on_vote(self, sender: PeerId, message: Cast, now: float) -> list[Action]:
@@ -119,7 +123,10 @@ class Inbox:
         problem = place.misfit(message.slice_index, message.result)
         if problem:
             raise PeerError("result", problem)
-        place.slices[message.slice_index].results[message.result] = message.size_bytes
+        results = place.slices[message.slice_index].results
+        if not results.get(message.result):
+            results[message.result] = message.size_bytes
+            self._state.news = True
         return []
 
     def note(self, place: Round, commitment: Commitment, now: float) -> None:
@@ -127,6 +134,7 @@ class Inbox:
         if commitment.peer in place.commits:
             return
         place.commits[commitment.peer] = commitment
+        self._state.news = True
         if place.half_at is not None:
             self._state.deadlines.commits.arrived(now - place.half_at)
         elif 2 * len(place.commits) >= len(place.voters):
@@ -138,6 +146,7 @@ class Inbox:
     ) -> list[Action]:
         """Takes up a decided set."""
         place.decide(commitments, certificate, now)
+        self._state.news = True
         self._state.saved.sets[place.key] = commitments
         self._state.saved.certificates[place.key] = certificate
         names = tuple(short(c.peer) for c in commitments)
@@ -163,9 +172,9 @@ class Inbox:
         if agreement is None:
             return self._tell_set(sender, instance, since=now - TELL_AFTER_S)
         if isinstance(item, Vote):
-            agreement.on_vote(item, now)
+            self._state.news |= agreement.on_vote(item, now)
         else:
-            agreement.on_proposal(item, now)
+            self._state.news |= agreement.on_proposal(item, now)
         return []
 
     def _tell_set(

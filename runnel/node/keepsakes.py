@@ -59,7 +59,7 @@ class Contributions:
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._kept: dict[RoundKey, Contribution] = {}
+        self._kept: dict[RoundKey, Contribution | None] = {}
         self._newest: dict[int, str] = {}
 
     def keep(self, key: RoundKey, contribution: Contribution, drift: Array) -> Updates:
@@ -83,8 +83,14 @@ class Contributions:
         return {f"drift/{fragment}": pack([name, list(included)])}
 
     def get(self, key: RoundKey) -> Contribution | None:
-        """The contribution to a round, if there was one and it is still kept."""
-        return self._kept.get(key)
+        """The contribution to a round, if there was one and it is still kept; read back if need be."""
+        held = self._kept.get(key)
+        return self._read(key) if held is None and key in self._kept else held
+
+    def release(self, key: RoundKey) -> None:
+        """Lets go of a contribution's memory: its round is decided, the disk has it."""
+        if key in self._kept:
+            self._kept[key] = None
 
     def rounds(self) -> list[RoundKey]:
         """Rounds that have one."""
@@ -92,51 +98,66 @@ class Contributions:
 
     def slice_with_path(self, key: RoundKey, index: int) -> tuple[bytes, tuple[Digest, ...]]:
         """One slice and its Merkle path."""
-        contribution = self._kept[key]
+        contribution = self._kept.get(key) or self._read(key)
         return contribution.payloads[index], merkle_path(contribution.digests, index)
 
     def forget(self, key: RoundKey) -> None:
         """Drops a contribution from memory; its blob goes when nothing names it."""
         self._kept.pop(key, None)
 
-    def read(self, key: RoundKey) -> Contribution:
-        """Reads a contribution back after a restart."""
-        fragment, payloads, _ = _parse(self._disk.read_blob(contribution_name(key)))
-        self._kept[key] = Contribution.of(fragment, payloads)
-        return self._kept[key]
+    def recall(self, key: RoundKey) -> None:
+        """Notes, after a restart, that the disk has a contribution to a round."""
+        self._kept[key] = None
 
     def read_drift(self, value: bytes) -> tuple[Float32, list[bool]]:
         """The drift that a "drift" key names, and which slices of it are taken out already."""
         name, included = unpack(value, max_bytes=_MAX_HEAD_BYTES)
         return _parse(self._disk.read_blob(name))[2], included
 
+    def _read(self, key: RoundKey) -> Contribution:
+        fragment, payloads, _ = _parse(self._disk.read_blob(contribution_name(key)))
+        return Contribution.of(fragment, payloads)
+
 
 class Results:
-    """Results by digest, with what their encoding lost where this peer made them."""
+    """Results by digest, with what their encoding lost where this peer made them.
+
+    Those of open rounds are in memory too; the others are read from disk when a latecomer asks.
+    """
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._kept: dict[Digest, bytes] = {}
-        self._losses: dict[Digest, Array] = {}
+        self._kept: dict[Digest, bytes | None] = {}
 
     def keep(self, root: Digest, payload: bytes, loss: Array | None = None) -> None:
-        """Durably keeps a result's bytes; `loss` stays in memory."""
+        """Durably keeps a result's bytes and what its encoding lost."""
+        if loss is not None:
+            self._disk.write_blob(loss_name(root), [raw(loss)])
         self._disk.write_blob(result_name(root), [payload])
         self._kept[root] = payload
-        if loss is not None:
-            self._losses[root] = loss
 
-    def read(self, root: Digest) -> None:
-        """Reads a result back after a restart."""
-        self._kept[root] = self._disk.read_blob(result_name(root))
+    def recall(self, root: Digest) -> None:
+        """Notes, after a restart, that the disk has a result."""
+        self._kept[root] = None
+
+    def release(self, root: Digest) -> None:
+        """Lets go of a result's memory: its round is decided, the disk has it."""
+        if root in self._kept:
+            self._kept[root] = None
+
+    def __contains__(self, root: Digest) -> bool:
+        return root in self._kept
 
     def get(self, root: Digest) -> bytes | None:
-        """A kept result's bytes."""
-        return self._kept.get(root)
+        """A kept result's bytes; read back if need be."""
+        held = self._kept.get(root)
+        if held is None and root in self._kept:
+            return self._disk.read_blob(result_name(root))
+        return held
 
-    def loss(self, root: Digest) -> Array | None:
+    def loss(self, root: Digest) -> Array:
         """What this peer's encoding of a result lost, in units of its residual."""
-        return self._losses.get(root)
+        return np.frombuffer(self._disk.read_blob(loss_name(root)), dtype=np.float32)
 
     def roots(self) -> set[Digest]:
         """All kept ones."""
@@ -145,7 +166,6 @@ class Results:
     def forget(self, root: Digest) -> None:
         """Drops a result from memory; its blob goes when nothing names it."""
         self._kept.pop(root, None)
-        self._losses.pop(root, None)
 
 
 def contribution_name(key: RoundKey) -> str:
@@ -156,6 +176,11 @@ def contribution_name(key: RoundKey) -> str:
 def result_name(root: Digest) -> str:
     """The blob of a result."""
     return f"result-{root.hex()}"
+
+
+def loss_name(root: Digest) -> str:
+    """The blob of what this peer's encoding of a result lost."""
+    return f"loss-{root.hex()}"
 
 
 def state_name(fragment: int, number: int) -> str:
@@ -175,7 +200,7 @@ def needed_blobs(stored: Mapping[str, bytes]) -> set[str]:
     for key, value in stored.items():
         kind, _, rest = key.partition("/")
         if kind == "result":
-            needed.add(f"result-{rest}")
+            needed |= {f"result-{rest}", f"loss-{rest}"}
         elif kind == "kept":
             needed.add(contribution_name(round_key(rest)))
         elif kind == "drift":

@@ -79,8 +79,9 @@ class Narrator:
                 update_norm=float(np.linalg.norm(update)),
             )
         )
-        me = self._state.me
-        if record.kind is RecordKind.ROUND and me in record.view and merge and not merge.included:
+        catching_up = bool(self._state.target)  # it was away, which it has said already
+        missed = record.kind is RecordKind.ROUND and merge is not None and not merge.included
+        if missed and self._state.me in record.view and not catching_up:
             self.note(
                 RoundLate(unix_s=0.0, round=record.number, reason="our contribution came too late")
             )

@@ -78,7 +78,7 @@ class Pinning:
         for name in path[1 : max(1, oldest + 2)]:
             for piece in chain.record(name).slices:
                 key = f"result/{piece.root.hex()}"
-                if self._vault.results.get(piece.root) is not None:
+                if piece.root in self._vault.results:
                     self._vault.results.forget(piece.root)
                     updates[key] = None
         for round_ in self._vault.contributions.rounds():

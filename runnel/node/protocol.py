@@ -55,9 +55,6 @@ WAKE_GAP_S = 5.0
 HISTORY_ROUNDS = 64
 """How many rounds back votes and sets are kept beyond those whose results are."""
 
-_IDLE = (Hello, Join, Leave, WantRecords, BranchCall)
-"""Messages that no decision waits for: what else is due comes with the next tick."""
-
 Handler = Callable[[PeerId, Any, float], list[Action]]
 
 
@@ -71,6 +68,7 @@ class RoundProtocol:
         self._elections = Elections(self.state)
         self._inbox = Inbox(self.state, self._elections)
         self._handlers = self._routes()
+        self._opened = Digest(b"")
 
     def _routes(self) -> dict[type, Handler]:
         state, inbox = self.state, self._inbox
@@ -97,8 +95,9 @@ class RoundProtocol:
             PeerError: the message is unusable and without effect.
         """
         self.state.members.hear(sender, now, self.state.chain.number)
+        self.state.news = False
         actions = self._handlers[type(message)](sender, message, now)
-        return actions if isinstance(message, _IDLE) else actions + self._advance(now)
+        return actions + self._advance(now) if self.state.news else actions
 
     def tick(self, now: float) -> list[Action]:
         """Lets time pass; call it several times a second."""
@@ -221,6 +220,9 @@ class RoundProtocol:
 
     def _open_rounds(self, now: float) -> list[Action]:
         chain, actions = self.state.chain, list[Action]()
+        if self._opened == chain.path[-1]:
+            return actions
+        self._opened = chain.path[-1]
         first = chain.number + 1
         for number in range(first, first + (0 if self.state.is_over else chain.open_rounds)):
             key = RoundKey(number, chain.base_of(number))
@@ -302,6 +304,7 @@ class RoundProtocol:
         state, chain = self.state, self.state.chain
         fork = chain.fork_to(path)
         chain.follow(path)
+        self._opened = Digest(b"")
         state.pulse.moved = now
         state.branches.forming = None
         updates: storage_keys.Updates = {storage_keys.HEAD: chain.head.hash}
@@ -384,5 +387,5 @@ class RoundProtocol:
         parent = chain.record(path[-1])
         voters = chain.voters_of(parent.number + 1, path)
         path.append(chain.add(branch_record(parent, forming, voters)))
-        following.aim(state, path)
+        following.aim(state, path)  # sets state.news
         return []

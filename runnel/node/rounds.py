@@ -138,10 +138,12 @@ class Round:
             return "a result by a peer that was not drawn to reduce it"
         return ""
 
-    def fits(self, slices: tuple[SliceResult, ...]) -> bool:
-        """Whether these are one possible result of each slice. The set must be decided."""
-        alike = len(slices) == len(self.slices)
-        return alike and not any(self.misfit(i, piece) for i, piece in enumerate(slices))
+    def could_be(self, record: Record) -> bool:
+        """Whether a record names the decided set and one possible result of each slice."""
+        if record.kind is not RecordKind.ROUND or record.shares != self.shares:
+            return False
+        alike = len(record.slices) == len(self.slices)
+        return alike and not any(self.misfit(i, piece) for i, piece in enumerate(record.slices))
 
     def missing(self, held: Container[Digest]) -> list[tuple[SliceResult, int]]:
         """Announced results that are not here, with their sizes in bytes (0: unknown)."""
@@ -170,7 +172,7 @@ class Round:
         return [Prepare(self.key, slices, self.shares, self.final)]
 
     def _take_results(self, record: Record) -> None:
-        if record.kind is RecordKind.ROUND and self.fits(record.slices):
+        if self.could_be(record):
             for piece, result in zip(self.slices, record.slices, strict=True):
                 piece.results.setdefault(result, 0)
 
@@ -192,8 +194,7 @@ def advance_data(
     chosen = state.best_held(held)
     actions += state.prepare(chosen) if chosen else []
     for record in state.candidates.values():
-        known = record.kind is RecordKind.ROUND and state.fits(record.slices)
-        if known and all(piece.root in held for piece in record.slices):
+        if state.could_be(record) and all(piece.root in held for piece in record.slices):
             actions += state.prepare(record.slices)
     return actions
 

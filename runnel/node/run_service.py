@@ -12,8 +12,8 @@ from typing import Any
 
 from runnel.dht.wire import pack, unpack
 from runnel.errors import NetworkError
-from runnel.node.ticket import RUN_ID_BYTES
 from runnel.node.records import blob, digest_of, items, row
+from runnel.node.ticket import RUN_ID_BYTES
 from runnel.protocols import Stream, Transport
 from runnel.types import Digest, PeerId
 

@@ -133,6 +133,10 @@ class Vault:
         for key in self.contributions.rounds():
             if key.number <= len(path) - 2 or key.base not in path[-64:]:
                 self.store.forget(key)
+                self.contributions.release(key)
+        for record in taken:
+            for piece in record.slices:
+                self.results.release(piece.root)
         for fragment in {merge.merge.fragment for merge in merges}:
             self._write_state(fragment, updates)
         return merges, updates
@@ -225,7 +229,7 @@ class Vault:
             if kind == "state":
                 self._resume_state(int(rest), value)
             elif kind == "result":
-                self.results.read(Digest(bytes.fromhex(rest)))
+                self.results.recall(Digest(bytes.fromhex(rest)))
         for key, value in sorted(stored.items()):
             kind, _, rest = key.partition("/")
             if kind == "kept":
@@ -252,8 +256,9 @@ class Vault:
         self._numbers[fragment] = number
 
     def _resume_contribution(self, key: RoundKey, is_open: Callable[[RoundKey], bool]) -> None:
-        contribution = self.contributions.read(key)
-        if is_open(key):
+        self.contributions.recall(key)
+        contribution = self.contributions.get(key) if is_open(key) else None
+        if contribution is not None:
             nothing = np.zeros(1, dtype=np.float32)  # its drift is recalled by fragment
             self.store.recall(key, contribution.fragment, contribution.payloads, nothing)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,10 +18,13 @@ _NOTICE = b"\nleaving in order; Ctrl-C again exits at once\n"
 
 
 @contextmanager
-def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+def stop_on_signals(
+    stop: threading.Event, *, before_exit: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Inside, the first SIGINT, SIGTERM or SIGHUP sets `stop`; the second one ends the process.
 
-    The second exits with `errors.EXIT_INTERRUPTED` and runs nothing else: no finally, no atexit.
+    The second calls `before_exit`, exits with `errors.EXIT_INTERRUPTED` and runs nothing else: no
+    finally, no atexit.
     Signals that are ignored (nohup) stay ignored. For the main thread only.
     """
     asked = False
@@ -30,7 +33,11 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
         nonlocal asked
         del signum, frame
         if asked:
-            os._exit(EXIT_INTERRUPTED)
+            try:
+                if before_exit is not None:
+                    before_exit()
+            finally:
+                os._exit(EXIT_INTERRUPTED)
         asked = True
         # Not print: the interrupted code may hold the buffer's lock. Not stop.set() here: it may
         # hold the event's.

@@ -214,19 +214,31 @@ class Agreement:
         if self.idle:
             self._since = now
 
-    def on_proposal(self, proposal: Proposal, now: float) -> None:
-        """Takes in a proposal; the first one of an attempt counts. Its signature was checked before."""
-        if proposal.proposer != self.electorate.proposer(proposal.attempt):
-            return
-        self._skip_to(proposal.attempt, now)
-        self._proposals.setdefault(proposal.attempt, proposal)
+    def on_proposal(self, proposal: Proposal, now: float) -> bool:
+        """Takes in a proposal whose signature was checked; whether it is news.
 
-    def on_vote(self, vote: Vote, now: float) -> None:
-        """Takes in a vote whose signature was checked; the first one of a voter and step counts."""
+        The first one of an attempt counts.
+        """
+        if proposal.proposer != self.electorate.proposer(proposal.attempt):
+            return False
+        if proposal.attempt in self._proposals:
+            return False
+        self._skip_to(proposal.attempt, now)
+        self._proposals[proposal.attempt] = proposal
+        return True
+
+    def on_vote(self, vote: Vote, now: float) -> bool:
+        """Takes in a vote whose signature was checked; whether it is news.
+
+        The first one of a voter and step counts.
+        """
         if vote.voter not in self.electorate.members or vote.step is Step.PROPOSE:
-            return
+            return False
+        if self._vote_of(vote.voter, vote.attempt, vote.step) is not None:
+            return False
         self._skip_to(vote.attempt, now)
         self._cast(vote)
+        return True
 
     def advance(self, host: AgreementHost, now: float) -> list[Action]:
         """Goes as far as the inputs allow."""
@@ -249,14 +261,14 @@ class Agreement:
         again: list[Action] = []
         if proposal is not None and proposal.proposer == me:
             again.append(proposal)
-        own = [self._own(me, self.attempt, step) for step in (Step.PREVOTE, Step.PRECOMMIT)]
+        own = [self._vote_of(me, self.attempt, step) for step in (Step.PREVOTE, Step.PRECOMMIT)]
         if own[0] is None and self.attempt:
-            own.append(self._own(me, self.attempt - 1, Step.PRECOMMIT))
+            own.append(self._vote_of(me, self.attempt - 1, Step.PRECOMMIT))
         return again + [vote for vote in own if vote is not None]
 
-    def _own(self, me: PeerId, attempt: int, step: Step) -> Vote | None:
+    def _vote_of(self, member: PeerId, attempt: int, step: Step) -> Vote | None:
         ballots = self._ballots.get((attempt, step))
-        return ballots.votes.get(me) if ballots else None
+        return ballots.votes.get(member) if ballots else None
 
     def _cast(self, vote: Vote) -> None:
         self._ballots.setdefault((vote.attempt, vote.step), _Ballots()).add(vote)
@@ -348,7 +360,7 @@ class Agreement:
         actions: list[Action],
         lock: Lock | None = None,
     ) -> None:
-        if self._own(self._signer.peer_id, self.attempt, step) or host.halted(self.instance):
+        if self._vote_of(self._signer.peer_id, self.attempt, step) or host.halted(self.instance):
             return
         vote = Vote(self.instance, self.attempt, step, value, self._signer.peer_id)
         vote = replace(vote, signature=self._signer.sign(vote.statement(self._run)))

@@ -169,11 +169,7 @@ class HivemindNetwork:
         deadline = asyncio.get_running_loop().time() + _CONTROL_S
         control, seen = self._daemon.control, []
         for peer in (await control.connected_peers(deadline=deadline))[:MAX_SEEN]:
-            try:
-                found = await control.find_addresses(peer, deadline=deadline)
-            except NetworkError as error:
-                _log.debug("a connected peer without addresses: %s", error)
-                continue
+            found = await control.find_addresses(peer, deadline=deadline)
             addresses = [PeerAddress(address, peer) for address in found]
             self._transport.learn(peer, map(str, addresses))
             seen.extend(addresses[:2])

@@ -1,0 +1,39 @@
+"""A child process of `benchmarks.allreduce`: one peer of one of the two sides, driven by lines of JSON."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.processes import answer_commands
+
+
+def main(arguments: list[str]) -> int:
+    """``SIDE INDEX FOLDER``; SIDE is runnel or hivemind."""
+    side, index, folder = arguments
+    # what a library prints must not land between the answers
+    sink = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    peer: Any
+    if side == "runnel":
+        from benchmarks.allreduce_runnel import RunnelPeer
+
+        peer = RunnelPeer(int(index), Path(folder))
+    else:
+        from benchmarks.allreduce_hivemind import HivemindPeer
+
+        peer = HivemindPeer(int(index), Path(folder))
+
+    def handle(command: Any) -> dict[str, Any]:
+        options = dict(command)
+        answer: dict[str, Any] = getattr(peer, options.pop("do"))(**options)
+        return answer
+
+    answer_commands(handle, sys.stdin, sink)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,246 @@
+"""The processes of a demo: one for each peer, and nothing left of them afterwards.
+
+Each has a session of its own, so that Ctrl-C in the terminal reaches the demo alone, which then
+stops the peers one after the other.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+import runnel
+from runnel.clock import Clock, SystemClock
+from runnel.errors import StorageError
+from runnel.tools.demo_tail import JournalTail
+
+PROGRAM = (sys.executable, "-m", "runnel")
+LEAVE_S = 15.0
+"""How long a peer that was asked to leave may take before it is killed."""
+
+_KILLED_S = 10.0
+_JOURNAL = "runs/*/journal.jsonl"
+_STATUS = "runs/*/status.json"
+_INVITE = re.compile(r"runnel:[A-Za-z0-9_-]{40,}")
+_LOOPBACK = ("--host", "127.0.0.1")
+
+
+@dataclass(slots=True)
+class Fate:
+    """What became of a peer's process.
+
+    Attributes:
+        name: that a reader sees.
+        started_unix_s: when its process was started.
+        killed_unix_s: when the demo killed it, as planned.
+        forced: it did not end when it should have, and was made to.
+        exit_code: None while it runs; negative for a signal.
+    """
+
+    name: str
+    started_unix_s: float
+    killed_unix_s: float | None = None
+    forced: bool = False
+    exit_code: int | None = None
+
+
+class PeerProcess:
+    """One peer: its process, its folder, its log and what it started itself."""
+
+    def __init__(self, name: str, folder: Path, command: Sequence[str], clock: Clock) -> None:
+        """Starts it; its log appears beside its home."""
+        self.home = folder / "homes" / name.replace(" ", "-")
+        self.log_path = folder / "logs" / f"{self.home.name}.log"
+        self._said_path = self.log_path.with_suffix(".out")
+        self.tail = JournalTail(self.home, _JOURNAL)
+        self.home.mkdir(parents=True)
+        self.log_path.parent.mkdir(exist_ok=True)
+        self.fate = Fate(name, clock.unix_s())
+        self._started: set[psutil.Process] = set()
+        with self._said_path.open("wb") as said, self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - our own program
+                [*command, *_LOOPBACK, "--home", str(self.home)],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=log,
+                cwd=folder,
+                env=environment(os.environ),
+                start_new_session=True,
+            )
+
+    @property
+    def runs(self) -> bool:
+        """Whether the process is there; notes its exit code."""
+        if self.fate.exit_code is None:
+            self.fate.exit_code = self._process.poll()
+        return self.fate.exit_code is None
+
+    def invite(self) -> str | None:
+        """The invite it printed, if it did."""
+        found = _INVITE.search(self._said_path.read_text(errors="replace"))
+        return found[0] if found else None
+
+    def status_path(self) -> Path | None:
+        """Its status.json, once it knows its run."""
+        return next(iter(sorted(self.home.glob(_STATUS))), None)
+
+    def last_words(self) -> str:
+        """The last line of its log: why it ended, if it did by itself."""
+        lines = [line for line in self.log_path.read_text(errors="replace").splitlines() if line]
+        return lines[-1].removeprefix("runnel: ") if lines else "it said nothing"
+
+    def ask_to_leave(self) -> None:
+        """The first Ctrl-C."""
+        self.note_descendants()
+        self._signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """SIGKILL to its process alone; what it had started must notice by itself."""
+        self.note_descendants()
+        self._signal(signal.SIGKILL)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until the process has ended; False if it has not within that time."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+        return not self.runs
+
+    def end_at_once(self) -> None:
+        """Kills the process and everything it started. Not for a planned death: see `kill`."""
+        self.kill()
+        for process in self._started:
+            with suppress(psutil.Error):
+                process.kill()  # psutil compares start times: a reused id is left alone
+
+    def left_behind(self) -> list[psutil.Process]:
+        """What it started and is still running."""
+        return [p for p in self._started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+    def note_descendants(self) -> None:
+        """Remembers what it has started so far: nobody can tell once it is gone."""
+        with suppress(psutil.Error):
+            self._started |= set(psutil.Process(self._process.pid).children(recursive=True))
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            self._process.send_signal(number)  # knows whether the process is still ours
+
+
+class PeerProcesses:
+    """All peers of a demo. Leaving the context ends those that still run: in order, or at once after an error.
+
+    Args:
+        folder: of the demo.
+        program: what is run with the arguments of the `runnel` command.
+        clock: for the times of starts and deaths.
+    """
+
+    def __init__(
+        self, folder: Path, *, program: Sequence[str] = PROGRAM, clock: Clock | None = None
+    ) -> None:
+        self._folder, self._program = folder, tuple(program)
+        self._clock = clock or SystemClock()
+        self.all: dict[int, PeerProcess] = {}
+
+    def __enter__(self) -> Self:
+        """Nothing runs yet."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing runs any more."""
+        try:
+            if kind is None:
+                self.leave()
+        finally:
+            self.end_at_once()
+
+    def launch(self, run_file: Path) -> PeerProcess:
+        """Starts number 0, which founds the run."""
+        return self._start(0, "launch", str(run_file))
+
+    def join(self, index: int, invite: str) -> PeerProcess:
+        """Starts number `index`, which joins."""
+        return self._start(index, "join", invite)
+
+    def kill(self, index: int) -> float:
+        """Kills a peer as planned; when, in seconds since 1970."""
+        peer = self.all[index]
+        peer.kill()
+        peer.fate.killed_unix_s = self._clock.unix_s()
+        peer.wait(_KILLED_S)
+        return peer.fate.killed_unix_s
+
+    def running(self) -> list[PeerProcess]:
+        """Those whose process is there."""
+        return [peer for peer in self.all.values() if peer.runs]
+
+    def leave(self) -> None:
+        """Asks one after the other to leave, the first one last, and makes those end that do not."""
+        for peer in reversed(self.running()):
+            peer.ask_to_leave()
+            if not peer.wait(LEAVE_S):
+                peer.fate.forced = True
+                peer.end_at_once()
+
+    def note_descendants(self) -> None:
+        """Remembers what the running ones have started so far."""
+        for peer in self.running():
+            peer.note_descendants()
+
+    def left_behind(self) -> list[str]:
+        """Names of peers that are gone while something they had started is not."""
+        gone = (peer for peer in self.all.values() if not peer.runs)
+        return [peer.fate.name for peer in gone if peer.left_behind()]
+
+    def kill_all(self) -> None:
+        """Kills everything that is left, also what peers started; does not wait. Any time, any thread."""
+        for peer in list(self.all.values()):
+            if peer.runs or peer.left_behind():
+                peer.end_at_once()
+
+    def end_at_once(self) -> None:
+        """`kill_all`, and nothing runs afterwards. Idempotent."""
+        self.kill_all()
+        for peer in self.all.values():
+            peer.wait(_KILLED_S)
+
+    def _start(self, index: int, *arguments: str) -> PeerProcess:
+        command = [*self._program, *arguments]
+        try:
+            peer = PeerProcess(f"peer {index}", self._folder, command, self._clock)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise StorageError(
+                f"peer {index} cannot be started ({reason}), expected room for another process and"
+                " its folder: free some"
+            ) from None
+        self.all[index] = peer
+        return peer
+
+
+def environment(own: Mapping[str, str]) -> dict[str, str]:
+    """What a peer's process shall see: this very runnel, one thread for arithmetic, the plain log."""
+    source = str(Path(runnel.__file__).parents[1])
+    paths = [source, *filter(None, own.get("PYTHONPATH", "").split(os.pathsep))]
+    changed = {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "OMP_NUM_THREADS": "1",
+        "RUNNEL_LOG": "INFO",
+    }
+    return {**own, **changed}
