@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runnel.clock import SystemClock
+from runnel.dht.daemon_process import free_port
 from runnel.dht.hivemind import HivemindNetwork, NetworkSettings, start_hivemind
 from runnel.dht.identity import Identity
 from runnel.errors import NetworkError, PeerError, RunMismatchError
+from runnel.node.atomic import write_atomically
+from runnel.node.config import MachineConfig
+from runnel.node.disk import DirectoryLock
 from runnel.node.manifest import SignedManifest
 from runnel.node.place import Joined, Local, Place
 from runnel.node.run_service import MANIFEST, ask
@@ -24,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _START_S = 60.0
 _ASK_S = 60.0
+_PORT_NAME = "port"
 _TICKET_YEARS_S = 10 * 365 * 86_400
 
 
@@ -41,6 +46,7 @@ class Entrance:
     identity: Identity
     owner: Identity | None
     manifest: SignedManifest | None
+    lock: DirectoryLock
 
     @property
     def peers(self) -> tuple[PeerId, ...]:
@@ -72,6 +78,7 @@ class Entrance:
             logger.warning("the network did not close in order: %s", error)
         finally:
             self.runtime.close()
+            self.lock.close()
 
 
 def enter(place: Place) -> Entrance:
@@ -89,17 +96,20 @@ def enter(place: Place) -> Entrance:
         Identity.load_or_create(machine.home / "owner.key") if isinstance(place, Local) else None
     )
     known = _known_manifest(place, owner)
-    if isinstance(place, Joined):
+    if isinstance(place, Joined) and known is None:  # a member returns whenever it likes
         place.invite.require_valid(SystemClock().unix_s())
+    lock = DirectoryLock(machine.home)  # one identity, one network: never two at once
     runtime = Runtime().start()
     try:
         settings = _settings(place, has_run=known is not None)
         network = runtime.call(start_hivemind, settings, identity, timeout_s=_START_S)
     except BaseException:
         runtime.close()
+        lock.close()
         raise
-    entrance = Entrance(place, runtime, network, identity, owner, known)
+    entrance = Entrance(place, runtime, network, identity, owner, known, lock)
     try:
+        _keep_port(machine, network.daemon.port)
         if known is None and isinstance(place, Joined):
             entrance.manifest = runtime.call(_ask_manifest, entrance, timeout_s=_ASK_S)
     except BaseException:
@@ -113,13 +123,26 @@ def _settings(place: Place, *, has_run: bool) -> NetworkSettings:
     bootstrap = place.invite.addresses if isinstance(place, Joined) else ()
     return NetworkSettings(
         listen_host=machine.listen_host,
-        port=machine.listen_port,
+        port=machine.listen_port or _kept_port(machine),
         identity_path=machine.identity_path,
         bootstrap=bootstrap,
         cache_path=machine.home / "peers.json",
         announce=machine.announce,
         allow_alone=has_run or isinstance(place, Local),
     )
+
+
+def _kept_port(machine: MachineConfig) -> int:
+    """The port of the last time if it is free, so that old invites still lead here; else 0."""
+    try:
+        kept = int((machine.home / _PORT_NAME).read_text())
+        return free_port(machine.listen_host, kept)
+    except (OSError, ValueError, NetworkError):
+        return 0
+
+
+def _keep_port(machine: MachineConfig, port: int) -> None:
+    write_atomically(machine.home / _PORT_NAME, str(port).encode())
 
 
 def _known_manifest(place: Place, owner: Identity | None) -> SignedManifest | None:
