@@ -105,7 +105,7 @@ def aim(state: ProtocolState, path: list[Digest]) -> None:
     """Wants `path` (all known) if it beats both ours and the one wanted so far."""
     if state.chain.prefers(path) and (not state.target or state.chain.prefers(path, state.target)):
         state.target = path
-        state.news = True
+        state.news.add(state.chain.number + 1)
 
 
 def next_step(state: ProtocolState, now: float) -> tuple[list[Action], list[Digest]]:

@@ -70,7 +70,7 @@ class Inbox:
             self._take(place, commitment, now)
         if proposal.value not in place.sets:
             place.sets[proposal.value] = message.commitments
-            self._state.news = True
+            self._state.news.add(place.key.number)
         return self._to_agreement(sender, proposal.instance, proposal, now)
 
     def on_propose_outcome(self, sender: PeerId, message: ProposeOutcome, now: float) -> list[Action]:
@@ -84,7 +84,7 @@ class Inbox:
             raise PeerError("malformed", "the proposed record is not what its digest says")
         if record.hash not in place.candidates:
             place.take_candidate(record)
-            self._state.news = True
+            self._state.news.add(place.key.number)
         return self._to_agreement(sender, proposal.instance, proposal, now)
 
     def on_vote(self, sender: PeerId, message: Cast, now: float) -> list[Action]:
@@ -126,7 +126,7 @@ class Inbox:
         results = place.slices[message.slice_index].results
         if not results.get(message.result):
             results[message.result] = message.size_bytes
-            self._state.news = True
+            self._state.news.add(place.key.number)
         return []
 
     def note(self, place: Round, commitment: Commitment, now: float) -> None:
@@ -134,7 +134,7 @@ class Inbox:
         if commitment.peer in place.commits:
             return
         place.commits[commitment.peer] = commitment
-        self._state.news = True
+        self._state.news.add(place.key.number)
         if place.half_at is not None:
             self._state.deadlines.commits.arrived(now - place.half_at)
         elif 2 * len(place.commits) >= len(place.voters):
@@ -146,7 +146,7 @@ class Inbox:
     ) -> list[Action]:
         """Takes up a decided set."""
         place.decide(commitments, certificate, now)
-        self._state.news = True
+        self._state.news.add(place.key.number)
         self._state.saved.sets[place.key] = commitments
         self._state.saved.certificates[place.key] = certificate
         names = tuple(short(c.peer) for c in commitments)
@@ -172,9 +172,11 @@ class Inbox:
         if agreement is None:
             return self._tell_set(sender, instance, since=now - TELL_AFTER_S)
         if isinstance(item, Vote):
-            self._state.news |= agreement.on_vote(item, now)
+            news = agreement.on_vote(item, now)
         else:
-            self._state.news |= agreement.on_proposal(item, now)
+            news = agreement.on_proposal(item, now)
+        if news:
+            self._state.news.add(instance.round)
         return []
 
     def _tell_set(

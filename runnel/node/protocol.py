@@ -95,9 +95,8 @@ class RoundProtocol:
             PeerError: the message is unusable and without effect.
         """
         self.state.members.hear(sender, now, self.state.chain.number)
-        self.state.news = False
         actions = self._handlers[type(message)](sender, message, now)
-        return actions + self._advance(now) if self.state.news else actions
+        return actions + self._advance(now)
 
     def tick(self, now: float) -> list[Action]:
         """Lets time pass; call it several times a second."""
@@ -108,7 +107,7 @@ class RoundProtocol:
         actions: list[Action] = []
         if now - pulse.hello > HELLO_S:
             actions += following.greet(self.state, now)
-        actions += self._advance(now)
+        actions += self._advance(now, all_rounds=True)
         if now - pulse.repeat > REPEAT_S:
             pulse.repeat = now
             actions += self._elections.repeats()
@@ -159,6 +158,7 @@ class RoundProtocol:
             if place.reducers(index)[0] == self.state.me:  # a standby's come after a deadline
                 self.state.deadlines.data.arrived(now - place.decided_at)
         piece.arrived.add(commitment)
+        self.state.news.add(key.number)
         return self._advance(now)
 
     def scatter_failed(self, key: RoundKey, index: int, to: PeerId) -> None:
@@ -176,6 +176,7 @@ class RoundProtocol:
             return []
         self.state.held[result.root] = key.number
         place.slices[index].results[result] = size_bytes
+        self.state.news.add(key.number)
         ready = ResultReady(key.number, key.base, index, result, size_bytes)
         return [Store(storage_keys.result_updates(result.root)), Send(ready), *self._advance(now)]
 
@@ -188,7 +189,7 @@ class RoundProtocol:
         if root in state.held:
             return []
         state.held[root] = state.chain.number + 1
-        return [Store(storage_keys.result_updates(root)), *self._advance(now)]
+        return [Store(storage_keys.result_updates(root)), *self._advance(now, all_rounds=True)]
 
     def fetch_failed(self, root: Digest) -> None:
         """Nobody gave a result; it is asked for again at a later tick."""
@@ -201,22 +202,30 @@ class RoundProtocol:
         place = self.state.rounds.get(key)
         if place is not None:
             place.prepared[slices] = state_root
+            self.state.news.add(key.number)
         return self._advance(now)
 
-    def _advance(self, now: float) -> list[Action]:
-        chain = self.state.chain
+    def _advance(self, now: float, *, all_rounds: bool = False) -> list[Action]:
+        """Goes as far as the inputs allow: in rounds with news, in all once the chain has moved."""
+        chain, state = self.state.chain, self.state
+        if not all_rounds and not state.news:
+            return []
         before = chain.path[-1]
         actions = self._catch_up(now)
-        moved = True
-        while moved:
-            head = chain.path[-1]
+        head = None if all_rounds or chain.path[-1] != before else before
+        while True:
+            anywhere, head = head != chain.path[-1], chain.path[-1]
             actions += self._open_rounds(now)
-            for place in list(self.state.rounds.values()):
-                actions += self._advance_round(place, now)
-            actions += self._advance_outcome(now)
+            for place in list(state.rounds.values()):
+                if anywhere or place.key.number in state.news:
+                    actions += self._advance_round(place, now)
+            if anywhere or chain.number + 1 in state.news:
+                actions += self._advance_outcome(now)
             actions += self._catch_up(now)
-            moved = chain.path[-1] != head
-        return actions if chain.path[-1] == before else actions + following.greet(self.state, now)
+            if chain.path[-1] == head:
+                break
+        state.news.clear()
+        return actions if head == before else actions + following.greet(state, now)
 
     def _open_rounds(self, now: float) -> list[Action]:
         chain, actions = self.state.chain, list[Action]()

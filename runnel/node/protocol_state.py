@@ -52,8 +52,8 @@ class ProtocolState:
     """One peer's view of the run; changed only by the protocol's parts, between inputs.
 
     `held` are the results that are durably here and the round each was for; `fetching` are those
-    under way and since when; `target` is a better path whose results are not all here yet; `news` is
-    set where a decision may have come nearer.
+    under way and since when; `target` is a better path whose results are not all here yet; `news` are
+    the rounds that something came in for since they were last looked at.
     """
 
     signer: Signer
@@ -67,7 +67,7 @@ class ProtocolState:
     held: dict[Digest, int] = field(default_factory=dict)
     fetching: dict[Digest, float] = field(default_factory=dict)
     target: list[Digest] = field(default_factory=list)
-    news: bool = False
+    news: set[int] = field(default_factory=set)
 
     @staticmethod
     def begin(signer: Signer, settings: ProtocolSettings, saved: Restored, now: float) -> ProtocolState:

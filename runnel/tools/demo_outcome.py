@@ -146,8 +146,15 @@ class Outcome:
 def find_problems(history: SwarmHistory, fates: Sequence[Fate]) -> list[str]:
     """What was promised and did not hold: the same bits everywhere, and that everybody got to the end."""
     problems = []
-    if not all(past.agreed for past in history.rounds.values()) or len(_final(history)) > 1:
+    finals = history.final_roots
+    torn = not all(past.agreed for past in history.rounds.values())
+    if torn or len({root for _, root in finals.values()}) > 1:
         problems.append(same_bits(history))
+    elif len({number for number, _ in finals.values()}) > 1:
+        told = ", ".join(
+            f"{name} at round {number}" for name, (number, _) in sorted(finals.items())
+        )
+        problems.append(f"The replicas that got to the end do not agree where it is: {told}.")
     if not any(past.kind == "record" for past in history.rounds.values()):
         problems.append("no round was decided")
     for fate in fates:
@@ -163,7 +170,11 @@ def kill_cost(history: SwarmHistory, events: Mapping[str, Sequence[Event]], fate
     victim = history.peers[fate.name].peer if fate.name in history.peers else ""
     others = [event for name, told in events.items() if name != fate.name for event in told]
     gone_s = min(
-        (e.unix_s for e in others if isinstance(e, MemberRemoved) and e.peer == victim),
+        (
+            event.unix_s
+            for event in others
+            if isinstance(event, MemberRemoved) and event.peer == victim and event.unix_s > died_s
+        ),
         default=None,
     )
     until_s = died_s + _AFTER_S if gone_s is None else gone_s
@@ -208,10 +219,6 @@ def catch_up(history: SwarmHistory, events: Sequence[Event], fate: Fate) -> Catc
         first_round=None if first is None else first.round,
         first_round_s=None if first is None else first.unix_s - fate.started_unix_s,
     )
-
-
-def _final(history: SwarmHistory) -> set[tuple[int, str]]:
-    return set(history.final_roots.values())
 
 
 def _fields(part: KillCost | CatchUp | None) -> dict[str, Any] | None:

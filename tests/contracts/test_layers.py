@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("tools", "node", "dht", "optim", "verification", "kernels")
-MODULES = ("protocols", "errors", "types", "clock", "hashing")
+MODULES = ("__main__", "protocols", "errors", "types", "clock", "hashing")
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:

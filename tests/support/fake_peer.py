@@ -1,8 +1,9 @@
 """Stands for the `runnel` command where only the handling of processes is tested.
 
-Writes the journal and the status that a peer would, at a pace of ten rounds a second, from the
-second at which ``run.toml`` was written until ``end.minutes`` later. Starts a process of its own, as
-a peer starts its daemon. ``FAKE_PEER`` changes what it does: "differs", "hangs", "fails", "refuses".
+Writes the journal and the status that a peer would, ten rounds a second, from the moment at which
+``run.toml`` was written until its ``end.minutes`` are over. Starts a process of its own, as a peer
+starts its daemon, and leaves its number in ``daemon.pid``. ``FAKE_PEER`` changes what it does:
+"differs", "hangs" and "fails" those who join, "refuses" the one that launches.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 import tomllib
 from pathlib import Path
 
+from runnel.clock import SystemClock
 from runnel.node.events import (
     InnerProgress,
     MemberRemoved,
@@ -33,59 +35,94 @@ ROUND_S = 0.1
 INVITE = "runnel:" + "x" * 60
 
 
+class FakePeer:
+    def __init__(self, command: str, home: Path, mode: str) -> None:
+        self.name, self.mode = home.name.ljust(8, "0"), mode
+        self.now = SystemClock().unix_s
+        self.folder = home / "runs" / "demo-00000000"
+        self.journal = Journal(self.folder / "journal.jsonl")
+        self.began = Path("run.toml").stat().st_mtime
+        minutes = tomllib.loads(Path("run.toml").read_text())["end"]["minutes"]
+        self.ends = self.began + 60 * minutes
+        self.stopped: list[int] = []
+        self.note = self.journal.append
+        self.note(PeerStarted(unix_s=self.now(), peer=self.name, run="0" * 64))
+        if command == "join":
+            self.note(
+                StateFetched(unix_s=self.now(), round=0, size_bytes=9, seconds=0.1, donors=("a",))
+            )
+        self.note(PeerReady(unix_s=self.now(), round=0, members=1, seconds=0.1))
+
+    def run(self) -> int:
+        number = int((self.now() - self.began) / ROUND_S) + 1
+        while self.now() < self.ends or self.mode == "hangs":
+            if self.stopped and self.mode != "hangs":
+                self.note(PeerStopped(unix_s=self.now(), reason="left"))
+                return 0
+            if self.mode == "fails" and self.now() > self.ends - 1:
+                print("runnel: the disk is full", file=sys.stderr)
+                return 6
+            self.round(number)
+            number += 1
+            time.sleep(max(0.0, self.began + number * ROUND_S - self.now()))
+        self.note(TrafficCounted(unix_s=self.now(), sent={"slice": 80, "blob": 20}))
+        root = self.root("e")
+        self.note(RunEnded(unix_s=self.now(), round=999, reason="minutes", state_root=root))
+        return 0
+
+    def round(self, number: int) -> None:
+        now = self.now()
+        self.note(
+            InnerProgress(
+                unix_s=now,
+                step=number,
+                round=number,
+                loss=5 / number,
+                tokens=10,
+                tokens_per_s=9.0,
+                lr=0.1,
+            )
+        )
+        self.note(
+            RoundDecided(
+                unix_s=now,
+                round=number,
+                kind="record",
+                fragment=0,
+                contributors=(self.name, "peer-000"),
+                members=2,
+                seconds=ROUND_S,
+                state_root=self.root(f"{number:x}"),
+            )
+        )
+        if number % 10 == 9:
+            self.note(MemberRemoved(unix_s=now, peer="peer-200", reason="not heard"))
+
+    def root(self, text: str) -> str:
+        return ("f" if self.mode == "differs" else text) * 8
+
+
 def main() -> int:
     command, home = sys.argv[1], Path(sys.argv[sys.argv.index("--home") + 1])
-    mode = os.environ.get("FAKE_PEER", "") if command == "join" else ""
-    if os.environ.get("FAKE_PEER") == "refuses":
+    mode = os.environ.get("FAKE_PEER", "")
+    if mode == "refuses":
         print("runnel: port 1 is in use, expected a free one", file=sys.stderr)
         return 4
-    name = home.name.ljust(8, "0")
-    stopped: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: stopped.append(number))
-    daemon = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True
-    )
-    folder = home / "runs" / "demo-00000000"
-    journal = Journal(folder / "journal.jsonl")
-    note = journal.append
-    began = Path("run.toml").stat().st_mtime
-    ends = began + 60 * tomllib.loads(Path("run.toml").read_text())["end"]["minutes"]
-    note(PeerStarted(unix_s=time.time(), peer=name, run="0" * 64))
-    if command == "join":
-        note(StateFetched(unix_s=time.time(), round=0, size_bytes=9, seconds=0.1, donors=("a",)))
-    note(PeerReady(unix_s=time.time(), round=0, members=1, seconds=0.1))
-    status = {"parameters": 1000, "sent_by_purpose": {"slice": 70}}
-    (folder / "status.json").write_text(json.dumps(status))
-    if command == "launch":
-        print(f"Others join with:\n\n  runnel join {INVITE}\n", flush=True)
-    elif sys.argv[2] != INVITE:
+    if command == "join" and sys.argv[2] != INVITE:
         return 2
-    number = int((time.time() - began) / ROUND_S) + 1
-    while time.time() < ends or mode == "hangs":
-        if stopped and mode != "hangs":
-            note(PeerStopped(unix_s=time.time(), reason="left"))
-            break
-        if mode == "fails" and time.time() > began + (ends - began) / 2:
-            print("runnel: the disk is full", file=sys.stderr)
-            journal.close()
-            return 6
-        root = f"{number:064x}" if mode != "differs" else "f" * 64
-        now = time.time()
-        note(InnerProgress(unix_s=now, step=number, round=number, loss=5 / number, tokens=10, tokens_per_s=9.0, lr=0.1))
-        note(RoundDecided(unix_s=now, round=number, kind="record", fragment=0, contributors=(name, "peer-000"), members=2, seconds=ROUND_S, state_root=root))
-        if number % 10 == 9:
-            note(MemberRemoved(unix_s=now, peer="peer-200", reason="not heard"))
-        number += 1
-        time.sleep(max(0.0, began + number * ROUND_S - time.time()))
-    else:
-        root = "e" * 64 if mode != "differs" else "f" * 64
-        note(TrafficCounted(unix_s=time.time(), sent={"slice": 80, "blob": 20}))
-        note(RunEnded(unix_s=time.time(), round=999, reason="minutes", state_root=root))
-    daemon.kill()
-    daemon.wait()
-    journal.close()
-    print("done")
-    return 0
+    peer = FakePeer(command, home, mode if command == "join" else "")
+    signal.signal(signal.SIGINT, lambda number, _: peer.stopped.append(number))
+    asleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with subprocess.Popen(asleep, start_new_session=True) as daemon:
+        (home / "daemon.pid").write_text(str(daemon.pid))
+        status = {"parameters": 1000, "sent_by_purpose": {"slice": 70}}
+        (peer.folder / "status.json").write_text(json.dumps(status))
+        if command == "launch":
+            print(f"Others join with:\n\n  runnel join {INVITE}\n", flush=True)
+        code = peer.run()
+        daemon.kill()
+    peer.journal.close()
+    return code
 
 
 if __name__ == "__main__":

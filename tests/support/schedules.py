@@ -175,7 +175,8 @@ class World:
         self.peers: dict[int, SimPeer] = {}
         self.gone: set[int] = set()
         self.doomed: dict[int, str | None] = {}
-        self.blocked: set[tuple[int, int]] = set()
+        self.blocked: frozenset[tuple[int, int]] = frozenset()
+        self._near: dict[Any, set[int]] = {}
         self.frozen: dict[int, float] = {}
         self.slow: dict[int, float] = {}
         self.stats: Counter[str] = Counter()
@@ -211,14 +212,19 @@ class World:
 
     def reachable(self, a: int, b: int) -> bool:
         """Members forward for each other: reachable while any path of live peers connects them."""
-        seen, todo = {a}, [a]
-        while todo:
-            x = todo.pop()
-            for y in self.peers:
-                if y not in seen and (min(x, y), max(x, y)) not in self.blocked:
-                    seen.add(y)
-                    todo.append(y)
-        return b in seen
+        if not self.blocked:
+            return True
+        key = (a, frozenset(self.peers), frozenset(self.blocked))
+        if key not in self._near:
+            seen, todo = {a}, [a]
+            while todo:
+                x = todo.pop()
+                for y in self.peers:
+                    if y not in seen and (min(x, y), max(x, y)) not in self.blocked:
+                        seen.add(y)
+                        todo.append(y)
+            self._near[key] = seen
+        return b in self._near[key]
 
     # -- carrying out actions
 
@@ -501,16 +507,16 @@ class World:
             pairs = [(a, b) for a in names for b in names if a < b]
             if rng.random() < 0.6:
                 side = {a: rng.randint(0, rng.choice((1, 1, 2))) for a in names}
-                self.blocked = {(a, b) for a, b in pairs if side[a] != side[b]}
+                self.blocked = frozenset((a, b) for a, b in pairs if side[a] != side[b])
             else:
-                self.blocked = {pair for pair in pairs if rng.random() < 0.5}
+                self.blocked = frozenset(pair for pair in pairs if rng.random() < 0.5)
         elif kind == "heal":
-            self.blocked = set()
+            self.blocked = frozenset()
         elif kind == "quiet":
             self._calm_down()
 
     def _calm_down(self) -> None:
-        self.blocked = set()
+        self.blocked = frozenset()
         self.loss, self.bulk_loss = min(self.loss, 0.02), 0
         for index in list(self.doomed):
             self.kill(index)
