@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,10 @@ from benchmarks.processes import answer_commands
 def main(arguments: list[str]) -> int:
     """``SIDE INDEX FOLDER``; SIDE is runnel or hivemind."""
     side, index, folder = arguments
+    logging.basicConfig(
+        level=os.environ.get("RUNNEL_LOG", "WARNING").upper(),
+        format="%(relativeCreated)d %(threadName)s %(name)s %(message)s",
+    )
     # what a library prints must not land between the answers
     sink = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,10 @@ from torch.nn import functional
 
 from runnel.node.corpus import file_corpus, stdlib_corpus
 from runnel.node.manifest_spec import InnerSection
-from runnel.optim import lr_factor
+from runnel.optim import clip_gradients, inner_optimizer, lr_factor
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 Tokens = npt.NDArray[np.int64]
 
@@ -111,6 +115,39 @@ def learning_rate(task: Task, step: int) -> float:
     return inner.lr * lr_factor(
         step / task.steps, warmup_share=inner.warmup_share, final_share=inner.final_lr_share
     )
+
+
+def inner_optimizer_of(model: nn.Module, task: Task) -> Optimizer:
+    """The optimizer of one replica's local steps."""
+    inner = task.inner
+    return inner_optimizer(
+        inner.optimizer,
+        model.parameters(),
+        lr=inner.lr,
+        weight_decay=inner.weight_decay,
+        beta1=inner.beta1,
+        beta2=inner.beta2,
+    )
+
+
+def train_step(
+    models: Sequence[CharGpt],
+    optimizers: Sequence[Optimizer],
+    batches: Tensor,
+    task: Task,
+    *,
+    step: int,
+) -> Tensor:
+    """One inner step of each model on its own batch, from [K, B, T + 1]; the losses before it, [K]."""
+    before = losses(models, batches)
+    before.sum().backward()  # type: ignore[no-untyped-call]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        clip_gradients(model.parameters(), task.inner.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(task, step)
+        optimizer.step()
+        optimizer.zero_grad()
+    return before.detach()
 
 
 class CharGpt(nn.Module):

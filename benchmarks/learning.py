@@ -6,6 +6,9 @@ step; the other methods exchange pseudo-gradients every 50 steps. All see the sa
 Bytes are payloads that a peer sends, in both directions; message headers, commitments and votes
 (a fixed size each round) are not counted. They are compared with a ring all-reduce of bf16
 gradients in each step, which sends 2 * (K - 1) / K * 2 bytes for each parameter.
+
+The methods are simulated in one process; one of them then runs again with a process for each peer
+and a network between them (`benchmarks.real_peers`), which must learn as much.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,21 +25,19 @@ from benchmarks.chars import (
     Task,
     Text,
     batch_of,
-    learning_rate,
-    losses,
+    inner_optimizer_of,
     read_text,
+    train_step,
     validation_loss,
 )
+from benchmarks.real_peers import Job, compare
 from benchmarks.report_line import Say, benchmark_parser, report
 from benchmarks.simulated_rounds import SimulatedRounds
 from runnel.clock import SystemClock
 from runnel.errors import ConfigError
 from runnel.node.manifest_spec import OuterSection
-from runnel.optim import clip_gradients, inner_optimizer, plan_model
+from runnel.optim import plan_model
 from runnel.types import Digest, short
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
 
 STEPS = 2_000
 QUICK_STEPS = 200
@@ -49,6 +50,9 @@ METHODS: Mapping[str, OuterSection] = {
     "whole_e3m0": OuterSection(every_steps=50, fragments=1),
 }
 """What is exchanged and how, by method; error feedback in both directions in all of them."""
+
+REAL = "streaming_e3m0"
+"""The method that real peers run, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +73,10 @@ class Outcome:
 def data_parallel(task: Task, text: Text) -> Outcome:
     """One model, each step on the batches of all peers at once."""
     model = CharGpt(task, text.vocab)
-    optimizer = _optimizer(model, task)
+    optimizer = inner_optimizer_of(model, task)
     for step in range(1, task.steps + 1):
         batch = torch.cat([batch_of(text, task, peer=p, step=step) for p in range(task.peers)])
-        _train([model], [optimizer], batch.unsqueeze(0), task, step=step)
+        train_step([model], [optimizer], batch.unsqueeze(0), task, step=step)
     numel = sum(parameter.numel() for parameter in model.parameters())
     per_step_bytes = 2 * (task.peers - 1) / task.peers * 2 * numel
     return Outcome(validation_loss(model, text, task), per_step_bytes * task.steps, ())
@@ -90,14 +94,14 @@ def simulate(task: Task, text: Text, outer: OuterSection) -> Outcome:
             f"the task has {task.steps} steps, expected at least every_steps {outer.every_steps}"
         )
     models = [CharGpt(task, text.vocab) for _ in range(task.peers)]
-    optimizers = [_optimizer(model, task) for model in models]
+    optimizers = [inner_optimizer_of(model, task) for model in models]
     plan = plan_model(models[0], outer.fragments)
     num_rounds = task.steps // outer.every_steps * outer.fragments
     rounds = SimulatedRounds(models, plan, outer, num_rounds)
     window_tokens = outer.every_steps * task.batch_size * task.context
     for step in range(1, task.steps + 1):
         batches = [batch_of(text, task, peer=peer, step=step) for peer in range(task.peers)]
-        _train(models, optimizers, torch.stack(batches), task, step=step)
+        train_step(models, optimizers, torch.stack(batches), task, step=step)
         rounds.after_step(step, tokens=window_tokens)
     states = tuple(rounds.finish())
     rounds.write_outer(0)
@@ -155,42 +159,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     methods = {name: METHODS[name] for name in options.methods}
 
     def run(say: Say) -> dict[str, Any]:
-        return {
-            "quick": options.quick,
-            **measure(task, read_text(options.text), methods, say),
-        }
+        result = measure(task, read_text(options.text), methods, say)
+        real = None
+        if REAL in methods:
+            simulated_loss = result["methods"][REAL]["val_loss"]
+            real = compare(Job(task, methods[REAL], options.text), simulated_loss, say)
+        return {"quick": options.quick, **result, "real_peers": real}
 
     return report(run, json_only=options.json)
-
-
-def _optimizer(model: CharGpt, task: Task) -> Optimizer:
-    inner = task.inner
-    return inner_optimizer(
-        inner.optimizer,
-        model.parameters(),
-        lr=inner.lr,
-        weight_decay=inner.weight_decay,
-        beta1=inner.beta1,
-        beta2=inner.beta2,
-    )
-
-
-def _train(
-    models: Sequence[CharGpt],
-    optimizers: Sequence[Optimizer],
-    batches: torch.Tensor,
-    task: Task,
-    *,
-    step: int,
-) -> None:
-    """One inner step of each model on its own batch: [models, sequences, T + 1]."""
-    losses(models, batches).sum().backward()  # type: ignore[no-untyped-call]
-    for model, optimizer in zip(models, optimizers, strict=True):
-        clip_gradients(model.parameters(), task.inner.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(task, step)
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def _row(done: Outcome, baseline: Outcome) -> dict[str, Any]:

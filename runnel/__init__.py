@@ -13,17 +13,18 @@ if TYPE_CHECKING:
     from runnel.errors import RunnelError
     from runnel.node.check import check
     from runnel.node.invite import Invite
-    from runnel.node.session import Peer, local
+    from runnel.node.session import Peer, invited, local
 
 __version__ = "0.1.0"
 
-__all__ = ["Invite", "Peer", "RunnelError", "__version__", "check", "local"]
+__all__ = ["Invite", "Peer", "RunnelError", "__version__", "check", "invited", "local"]
 
 _HOMES = {
     "Invite": "runnel.node.invite",
     "Peer": "runnel.node.session",
     "RunnelError": "runnel.errors",
     "check": "runnel.node.check",
+    "invited": "runnel.node.session",
     "local": "runnel.node.session",
 }
 

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from runnel.node.check import check
     from runnel.node.invite import Invite
     from runnel.node.manifest import RunSpec, SignedManifest
-    from runnel.node.session import Peer, local
+    from runnel.node.session import Peer, invited, local
 
-__all__ = ["Invite", "Peer", "RunSpec", "SignedManifest", "check", "local"]
+__all__ = ["Invite", "Peer", "RunSpec", "SignedManifest", "check", "invited", "local"]
 
 _HOMES = {
     "Invite": "runnel.node.invite",
@@ -22,6 +22,7 @@ _HOMES = {
     "RunSpec": "runnel.node.manifest",
     "SignedManifest": "runnel.node.manifest",
     "check": "runnel.node.check",
+    "invited": "runnel.node.session",
     "local": "runnel.node.session",
 }
 

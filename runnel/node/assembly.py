@@ -22,6 +22,7 @@ from runnel.node.entrance import Entrance
 from runnel.node.joining import Fetched, Source, genesis_blob
 from runnel.node.manifest import Genesis, SignedManifest
 from runnel.node.outcomes import genesis_record
+from runnel.node.outer_state import plan_updates
 from runnel.node.place import Local
 from runnel.node.protocol import RoundProtocol
 from runnel.node.protocol_state import ProtocolSettings, ProtocolState
@@ -100,19 +101,26 @@ def assemble(entrance: Entrance, model: nn.Module) -> Assembly:
             f"the model's parameters have fingerprint {plan.fingerprint().hex()[:8]}, the run's"
             f" {manifest.spec.model.fingerprint[:8]}: build the model with the names and shapes of the run"
         )
-    return _restore(entrance, manifest, plan, store, began_s)
+    return _restore(entrance, plan, store, began_s=began_s, founding=founding)
 
 
 def _found(entrance: Entrance, plan: FragmentPlan, first: bytes) -> SignedManifest:
-    """The manifest of a new run whose first member is this peer."""
+    """The manifest of a new run whose members are this peer and those its place names."""
     place, owner = entrance.place, entrance.owner
     if not isinstance(place, Local) or owner is None:
         raise ConfigError("only a run of your own can be founded here")
+    members = tuple(sorted({entrance.identity.peer_id, *place.members}))
+    limit = place.spec.rounds.max_members
+    if len(members) > limit:
+        raise ConfigError(
+            f"the run would start with {len(members)} members and rounds.max_members is {limit}:"
+            " raise it or found the run with fewer"
+        )
     published = place.spec.published()
     model = published.model.model_copy(update={"fingerprint": plan.fingerprint().hex()})
     genesis = Genesis(
         state_root=digest(first),
-        members=(entrance.identity.peer_id,),
+        members=members,
         created_unix_s=int(SystemClock().unix_s()),
         data_root=place.data_root,
     )
@@ -120,15 +128,12 @@ def _found(entrance: Entrance, plan: FragmentPlan, first: bytes) -> SignedManife
 
 
 def _restore(
-    entrance: Entrance,
-    manifest: SignedManifest,
-    plan: FragmentPlan,
-    store: OuterStore,
-    began_s: float,
+    entrance: Entrance, plan: FragmentPlan, store: OuterStore, *, began_s: float, founding: bool
 ) -> Assembly:
-    spec, folder = manifest.spec, entrance.folder()
+    manifest, folder = entrance.manifest, entrance.folder()
+    assert manifest is not None  # founded or found before
+    spec = manifest.spec
     folder.mkdir(parents=True, exist_ok=True)
-    manifest.write(folder / "manifest.bin")
     log = DurableLog(folder / "state")
     try:
         genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
@@ -138,7 +143,14 @@ def _restore(
             entrance.identity.peer_id,
             final_averaging=spec.outer.final_averaging,
         )
-        fetched = _bring_state(entrance, manifest, vault, log, genesis)
+        fetched = None
+        if founding:
+            _write_first(vault, log, genesis)
+        else:
+            fetched = _bring_state(entrance, manifest, vault, log, genesis)
+        log.write(plan_updates(plan))
+        # a founder that was killed before this line founds another run: nobody can know this one
+        manifest.write(folder / "manifest.bin")
         stored = log.load()
         saved = storage_keys.restore(stored, genesis, open_rounds=spec.rounds.open)
         protocol = RoundProtocol(
@@ -167,19 +179,21 @@ def _restore(
         raise
 
 
+def _write_first(vault: Vault, log: DurableLog, genesis: Record) -> None:
+    """Fills the log from the model of who founds the run."""
+    first = {"genesis": genesis_blob(vault.state_roots()), storage_keys.HEAD: genesis.hash}
+    log.write({**vault.write_all([-1] * vault.fragments), **first})
+
+
 def _bring_state(
     entrance: Entrance, manifest: SignedManifest, vault: Vault, log: DurableLog, genesis: Record
 ) -> Fetched | None:
-    """Fills store and log: from this folder, from the model of a run's first member, or from members."""
-    stored, fragments = log.load(), vault.fragments
+    """Fills store and log: from this folder, or from members."""
+    stored = log.load()
     if storage_keys.HEAD in stored:
         saved = storage_keys.restore(stored, genesis, open_rounds=manifest.spec.rounds.open)
         number = saved.chain.number
         log.write(vault.resume(stored, lambda key: _is_open(key, saved, number)))
-        return None
-    if genesis.view == (entrance.identity.peer_id,) and entrance.owner is not None:
-        first = {"genesis": genesis_blob(vault.state_roots()), storage_keys.HEAD: genesis.hash}
-        log.write({**vault.write_all([-1] * fragments), **first})
         return None
     return entrance.runtime.call(
         _fetch_all, entrance, manifest, vault, log, genesis, timeout_s=_FETCH_S
@@ -200,9 +214,8 @@ async def _fetch_all(
     state = ProtocolState.begin(
         entrance.identity, settings, saved, asyncio.get_running_loop().time()
     )
-    path = await joining.fetch_chain(source, state)
     every = manifest.spec.rounds.snapshot_every
-    fetched = await joining.fetch_state(source, vault.store, saved.chain, path, every=every)
+    fetched = await joining.catch_up(source, state, vault.store, every=every)
     updates = vault.write_all(fetched.numbers)
     updates |= {
         "genesis": await joining.fetch_genesis(source, genesis),

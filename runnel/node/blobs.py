@@ -54,21 +54,7 @@ class BlobFolder:
             InputFileError: there is none, or its hash is wrong.
             StorageError: the disk refused to read.
         """
-        path = self.path(name)
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size - _HASH_BYTES
-                content = file.read(max(size, 0))
-                suffix = file.read()
-        except FileNotFoundError as error:
-            raise InputFileError(f"{path} is missing: restore it from a backup") from error
-        except OSError as error:
-            raise storage_error("read", path, error) from error
-        if size < 0 or _hasher(name).update(content).digest() != suffix:
-            raise InputFileError(
-                f"{path} is damaged (its hash is wrong): check the disk, restore the file"
-            )
-        return content
+        return _read(self.path(name), name)
 
     def names(self) -> set[str]:
         """The names of all blobs."""
@@ -86,6 +72,33 @@ class BlobFolder:
                 f"{name!r} is no name for a blob: letters, digits, '_', '-' and '.' only"
             )
         return self._directory / name
+
+
+def read_blob(directory: Path, name: str) -> bytes:
+    """The content under `name` in a folder of blobs that another process may be writing to.
+
+    Raises:
+        InputFileError: there is none, or its hash is wrong.
+        StorageError: the disk refused to read.
+    """
+    return _read(directory / name, name)
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size - _HASH_BYTES
+            content = file.read(max(size, 0))
+            suffix = file.read()
+    except FileNotFoundError as error:
+        raise InputFileError(f"{path} is missing: restore it from a backup") from error
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    if size < 0 or _hasher(name).update(content).digest() != suffix:
+        raise InputFileError(
+            f"{path} is damaged (its hash is wrong): check the disk, restore the file"
+        )
+    return content
 
 
 def _hasher(name: str) -> blake3:

@@ -2,17 +2,21 @@
 
 After the stall time the lowest reachable member calls a branch that lists all it reaches; when all
 of them sign, the branch takes the next number, carries the highest locked record among its signers,
-and fixes the view of the rounds that follow. A signer votes no more on the interrupted outcome.
+and fixes the view of the rounds that follow. A signer votes no more on the interrupted outcome. The
+signatures are the branch's certificate, so that nobody else can speak for those it lists.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
+from runnel.dht.wire import pack
 from runnel.hashing import digest
+from runnel.node.chain import Certificate
 from runnel.node.records import Record, RecordKind
 from runnel.types import Digest, PeerId
-from runnel.verification.agreement import Lock
+from runnel.verification.votes import Instance, Lock, Step, Vote
 
 REACH_S = 3.5
 """A peer counts as reachable for so long after its last hello."""
@@ -23,6 +27,16 @@ PATIENCE_S = 5.0
 _EARLY_SHARE = 0.6
 
 
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """One peer's agreement to a branch, and the record it had locked."""
+
+    vote: Vote
+    ticket: bytes
+    lock: Lock | None
+    locked: Record | None
+
+
 @dataclass(slots=True)
 class Forming:
     """A branch this peer called and the signatures it has."""
@@ -30,7 +44,7 @@ class Forming:
     nonce: bytes
     parent: Digest
     group: tuple[PeerId, ...]
-    signed: dict[PeerId, tuple[Lock | None, Record | None]] = field(default_factory=dict)
+    signed: dict[PeerId, Signature] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -39,8 +53,14 @@ class Forming:
 
     def highest_lock(self) -> tuple[Lock, Record] | None:
         """The lock of the highest attempt among the signers, with its record."""
-        locks = [(lock, record) for lock, record in self.signed.values() if lock and record]
+        locks = [(s.lock, s.locked) for s in self.signed.values() if s.lock and s.locked]
         return max(locks, key=lambda pair: pair[0].attempt) if locks else None
+
+    def certificate(self, view: tuple[PeerId, ...]) -> Certificate:
+        """The signatures; `view` are the members, who need no ticket."""
+        order = sorted(self.signed)
+        tickets = tuple(b"" if peer in view else self.signed[peer].ticket for peer in order)
+        return Certificate(0, tuple(self.signed[peer].vote for peer in order), tickets)
 
 
 class Brancher:
@@ -77,26 +97,39 @@ class Brancher:
         )
         return head.number >= 0 and self._me not in head.view and now - since > wait_s and silent
 
-    def call(self, head: Record, stalled_since: float, now: float, *, orphaned: bool) -> Forming | None:
+    def call(
+        self, head: Record, stalled_since: float, now: float, *, orphaned: bool
+    ) -> Forming | None:
         """A branch to call now, or None. `stalled_since` is when the chain moved last."""
         if self._me not in head.view and not orphaned:
             return None
         group = self.reach(head, now, orphaned=orphaned)
         patience_s = RANK_S * group.index(self._me)
-        if now - stalled_since - self._stall_s < patience_s or now - self._signed_at < PATIENCE_S + patience_s:
+        if (
+            now - stalled_since - self._stall_s < patience_s
+            or now - self._signed_at < PATIENCE_S + patience_s
+        ):
             return None
         nonce = digest(self._me, head.hash, repr(now).encode())[:16]
         self.forming = Forming(nonce, head.hash, group)
         return self.forming
 
     def may_sign(
-        self, caller: PeerId, group: tuple[PeerId, ...], head: Record, stalled_since: float, now: float
+        self,
+        caller: PeerId,
+        group: tuple[PeerId, ...],
+        head: Record,
+        stalled_since: float,
+        now: float,
     ) -> bool:
         """Whether to sign `caller`'s branch from our head. A lower caller overrides a higher one."""
         orphaned = self.orphaned(head, stalled_since, now)
-        bound = now - self._signed_at < PATIENCE_S and caller != self._me and caller >= self._signed_for
+        bound = (
+            now - self._signed_at < PATIENCE_S and caller != self._me and caller >= self._signed_for
+        )
         return (
             self._me in group
+            and caller in group
             and now - stalled_since >= self._stall_s * _EARLY_SHARE
             and not bound
             and set(group) <= set(self.reach(head, now, orphaned=orphaned))
@@ -107,8 +140,39 @@ class Brancher:
         self._signed_at, self._signed_for = now, caller
 
 
-def branch_record(parent: Record, forming: Forming, voters: tuple[PeerId, ...]) -> Record:
-    """The record of a complete branch on `parent`; `voters` are those of the interrupted round."""
+def branch_vote(head: Record, nonce: bytes, group: tuple[PeerId, ...], signer: PeerId) -> Vote:
+    """What `signer` signs to go on from `head` with `group`; still without its signature."""
+    value = digest(b"branch", pack([nonce, list(group)]))
+    return Vote(Instance("branch", head.number + 1, head.hash), 0, Step.PRECOMMIT, value, signer)
+
+
+def branch_problem(
+    head: Record,
+    branch: Record,
+    certificate: Certificate,
+    *,
+    verify: Callable[[Vote], bool],
+    admits: Callable[[PeerId, bytes], bool],
+) -> str:
+    """Why a branch called from `head` is not what those it lists have signed, or nothing."""
+    if len(certificate.tickets) != len(certificate.votes):
+        return "a branch without a ticket for each signature"
+    signers = tuple(vote.voter for vote in certificate.votes)
+    if signers != branch.view or not signers:
+        return "a branch that lists others than have signed it"
+    for vote, ticket in zip(certificate.votes, certificate.tickets, strict=True):
+        expected = branch_vote(head, branch.nonce, branch.view, vote.voter)
+        if replace(vote, signature=b"") != expected or not verify(vote):
+            return "a branch with a signature for something else"
+        if vote.voter not in head.view and not admits(vote.voter, ticket):
+            return "a branch by a peer that is no member and has no ticket"
+    return ""
+
+
+def branch_record(
+    parent: Record, nonce: bytes, group: tuple[PeerId, ...], voters: tuple[PeerId, ...]
+) -> Record:
+    """The record of a branch on `parent`; `voters` are those of the interrupted round."""
     return Record(
         number=parent.number + 1,
         parent=parent.hash,
@@ -116,11 +180,11 @@ def branch_record(parent: Record, forming: Forming, voters: tuple[PeerId, ...]) 
         shares=(),
         slices=(),
         state_root=Digest(b""),
-        view=forming.group,
+        view=group,
         unproven=(),
         tokens=parent.tokens,
         progress=parent.progress,
         finished=parent.finished,
-        listed=len(set(forming.group) & set(voters)),
-        nonce=forming.nonce,
+        listed=len(set(group) & set(voters)),
+        nonce=nonce,
     )

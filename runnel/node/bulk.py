@@ -48,6 +48,10 @@ SizeLimit = Callable[[PeerId], int]
 ResultLookup = Callable[[Digest], Awaitable[bytes | None]]
 
 
+class GoneError(NetworkError):
+    """Every peer that could be asked for a result answered that it does not have it."""
+
+
 class Bulk:
     """Sends and serves slices and results over one transport."""
 
@@ -85,9 +89,10 @@ class Bulk:
         """A result's bytes from the first holder that has them; each gets `patience_s`.
 
         Raises:
+            GoneError: nobody has it.
             NetworkError: nobody gave it.
         """
-        reasons = []
+        reasons, refusals = [], 0
         for peer in holders:
             deadline = asyncio.get_running_loop().time() + patience_s
             try:
@@ -97,7 +102,9 @@ class Bulk:
                 continue
             if data is not None:
                 return data
-        raise NetworkError(
+            refusals += 1
+        kind = GoneError if refusals and not reasons else NetworkError
+        raise kind(
             f"no holder gave result {root[:4].hex()} ({'; '.join(reasons) or 'none has it'})"
         )
 

@@ -15,10 +15,15 @@ from runnel.verification.agreement import Vote
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """Why a record holds: the attempt it was decided in and a quorum of signed precommits."""
+    """Why a record holds: the attempt it was decided in and a quorum of signed precommits.
+
+    Of a record that a branch carries on from, a quorum of prevotes; of a branch, the signatures of all
+    whom it lists, and a ticket of each (empty for members of the record it was called from).
+    """
 
     attempt: int
     votes: tuple[Vote, ...]
+    tickets: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class Chain:
         return self._records[name]
 
     def certificate(self, name: Digest) -> Certificate | None:
-        """Why a known record holds, or None (genesis and branches have none)."""
+        """Why a known record holds, or None (genesis has none)."""
         return self._certificates.get(name)
 
     def add(self, record: Record, certificate: Certificate | None = None) -> Digest:

@@ -105,11 +105,18 @@ def check(model: nn.Module, *, fragments: int = 4) -> ModelReport:
 
     Args:
         model: any torch module; it is only looked at.
-        fragments: number of fragments that the run would use.
+        fragments: number of fragments that the run would use (``outer.fragments``).
+
+    Raises:
+        ConfigError: not a torch module.
     """
+    from torch import nn
+
     from runnel.optim.check import survey
     from runnel.optim.fragments import plan_fragments
 
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
     found = survey(model)
     problems, plan = found.problems, None
     try:

@@ -15,7 +15,7 @@ from typing import Any
 
 from runnel.errors import NetworkError, PeerError, RunnelError
 from runnel.node import actions as act
-from runnel.node.bulk import Bulk, PayloadSlice
+from runnel.node.bulk import Bulk, GoneError, PayloadSlice
 from runnel.node.contacts import Contacts
 from runnel.node.durable import DurableLog
 from runnel.node.events import (
@@ -25,6 +25,8 @@ from runnel.node.events import (
     MessageRefused,
     RoundCommitted,
 )
+from runnel.node.joining import Source
+from runnel.node.leaping import Leaper
 from runnel.node.links import Links
 from runnel.node.mailbox import HandedOver, Mailbox
 from runnel.node.messages import Message
@@ -64,6 +66,7 @@ class DriverParts:
     moved: Callable[[Sequence[Digest]], None]
     run: bytes
     max_slice_bytes: int
+    snapshot_every: int
 
 
 class Driver:
@@ -84,6 +87,7 @@ class Driver:
         )
         self._parcels = Parcels(parts.protocol.state)
         self._fetching: dict[Digest, float] = {}
+        self._leaper = Leaper(parts.protocol.state, every=parts.snapshot_every)
         self._narrator = Narrator(parts.protocol.state, parts.note, parts.transport.traffic)
 
     # -- life
@@ -94,6 +98,7 @@ class Driver:
         await self._bulk.serve()
         self._spawn(self._work(), "driver:work")
         self._spawn(self._tick(), "driver:tick")
+        self._spawn(self._follow_far(), "driver:follow")
 
     async def leave(self, deadline: float) -> bool:
         """Announces that this peer leaves and waits until the others have let it go; whether they did."""
@@ -129,9 +134,6 @@ class Driver:
     async def contribute(self, handed: HandedOver) -> None:
         """Takes the trainer's share of a round: encode, keep, commit."""
         parts, key = self._parts, handed.want.key
-        if handed.withheld:
-            self._note(ContributionWithheld(unix_s=0.0, round=key.number, reason=handed.withheld))
-            return
         try:
             handover = await self._in_codec(parts.vault.contribute, handed)
         except ValueError as error:
@@ -192,6 +194,23 @@ class Driver:
             self._post(self._parts.protocol.tick(self._now()))
             self._parcels.trim()
             await asyncio.sleep(TICK_S)
+
+    async def _follow_far(self) -> None:
+        """Catches up by state where results will not do."""
+        parts, state = self._parts, self._parts.protocol.state
+        while True:
+            await asyncio.sleep(_RETRY_S)
+            path = self._leaper.aim()
+            if not path:
+                continue
+            source = Source(parts.transport, self.contacts.near(self._now()), parts.run)
+            found = await self._leaper.fetch(source, path)
+            if found is not None:
+                fetched, states = found
+                await self._in_codec(parts.vault.land, path[-1], states)
+                state.landing = path
+                self._note(fetched.event())
+                self._post(parts.protocol.tick(self._now()))
 
     # -- actions
 
@@ -257,6 +276,8 @@ class Driver:
 
     async def _scatter(self, action: act.Scatter) -> None:
         parts = self._parts
+        if action.key not in parts.protocol.state.rounds:
+            return  # decided while this waited for the disk
         payload, path = parts.vault.contributions.slice_with_path(action.key, action.slice_index)
         piece = PayloadSlice(action.key, action.slice_index, action.commitment, path, payload)
         deadline = self._now() + parts.protocol.state.settings.limits.ceiling_s
@@ -269,6 +290,8 @@ class Driver:
 
     async def _reduce(self, action: act.Reduce) -> None:
         parts, me = self._parts, self._parts.protocol.state.me
+        if action.key not in parts.protocol.state.rounds:
+            return  # decided while this waited for the disk: its parcels are gone
         payloads = [
             parts.vault.contributions.slice_with_path(action.key, action.slice_index)[0]
             if sender.peer == me
@@ -299,6 +322,8 @@ class Driver:
             )
         except NetworkError as error:
             logger.debug("%s", error)
+            if isinstance(error, GoneError):
+                self._leaper.miss(action.root)
             self._fetching[action.root] = self._now() + _RETRY_S
             parts.protocol.fetch_failed(action.root)
             return

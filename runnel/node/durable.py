@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SNAPSHOT_ATTEMPTS = 16
+
 
 class DurableLog:
     """A small map from names to bytes whose every write is atomic and survives a crash.
@@ -143,7 +145,7 @@ class DurableLog:
 
     def _open(self) -> None:
         self._generation = _clean_up(self._directory)
-        self._state = self._read_state()
+        self._state = _written_state(self._directory, self._generation)
         path = self._path("log")
         data = path.read_bytes() if path.exists() else b""
         records, good = decode_records(self._generation, data, path)
@@ -159,16 +161,6 @@ class DurableLog:
             os.ftruncate(self._descriptor, good)
         sync_file(self._descriptor)
         sync_directory(self._directory)
-
-    def _read_state(self) -> dict[str, bytes]:
-        if self._generation == 0:
-            return {}
-        path = self._path("state")
-        data = path.read_bytes()
-        records, good = decode_records(self._generation, data, path)
-        if len(records) != 1 or good != len(data):
-            raise damaged(path, good)
-        return {name: value for name, value in records[0].items() if value is not None}
 
     def _compact(self) -> None:
         """Writes the state as generation + 1. Until its file has its name, the old generation counts."""
@@ -222,7 +214,62 @@ class DurableLog:
 
     def _path(self, kind: str, generation: int | None = None) -> Path:
         number = self._generation if generation is None else generation
-        return self._directory / f"{number:08d}.{kind}"
+        return _path(self._directory, kind, number)
+
+
+def read_snapshot(directory: Path) -> dict[str, bytes]:
+    """What a `DurableLog` held a moment ago; takes no lock and changes nothing.
+
+    Its owner may be writing meanwhile: a record that is not complete yet is left out, and files
+    that a compaction took away are looked for under their new generation.
+
+    Raises:
+        InputFileError: there is no log, or its files are damaged.
+        StorageError: the disk refused to read.
+    """
+    problem = InputFileError(
+        f"{directory} holds no saved state, expected what launch or join leave there: start the"
+        " peer once"
+    )
+    generation = -1
+    for _ in range(_SNAPSHOT_ATTEMPTS):
+        before, generation = generation, _newest_generation(directory)
+        try:
+            state = _written_state(directory, generation)
+            path = _path(directory, "log", generation)
+            for updates in decode_records(generation, path.read_bytes(), path)[0]:
+                _apply(state, updates)
+        except FileNotFoundError:
+            if before == generation:  # nothing took it away between two looks: it is not there
+                break
+        except InputFileError as error:  # a write may be rolled back while it is read
+            problem = error
+        except OSError as error:
+            raise storage_error("read", directory, error) from error
+        else:
+            return state
+    raise problem
+
+
+def _path(directory: Path, kind: str, generation: int) -> Path:
+    return directory / f"{generation:08d}.{kind}"
+
+
+def _newest_generation(directory: Path) -> int:
+    states = [int(path.stem) for path in directory.glob("*.state") if path.stem.isdecimal()]
+    return max(states, default=0)
+
+
+def _written_state(directory: Path, generation: int) -> dict[str, bytes]:
+    """The state that a generation begins with; FileNotFoundError if its file is gone."""
+    if generation == 0:
+        return {}
+    path = _path(directory, "state", generation)
+    data = path.read_bytes()
+    records, good = decode_records(generation, data, path)
+    if len(records) != 1 or good != len(data):
+        raise damaged(path, good)
+    return {name: value for name, value in records[0].items() if value is not None}
 
 
 def _apply(state: dict[str, bytes], updates: Mapping[str, bytes | None]) -> None:
@@ -239,8 +286,7 @@ def _state_bytes(state: Mapping[str, bytes]) -> int:
 
 def _clean_up(directory: Path) -> int:
     """Deletes what an interrupted or finished compaction left; returns the generation that counts."""
-    states = [int(path.stem) for path in directory.glob("*.state") if path.stem.isdecimal()]
-    current = max(states, default=0)
+    current = _newest_generation(directory)
     logs = [path for path in directory.glob("*.log") if path.stem.isdecimal()]
     for path in logs:
         if int(path.stem) > current and path.stat().st_size > 0:

@@ -12,6 +12,8 @@ from runnel.node.rounds import Round
 from runnel.types import Digest, PeerId
 from runnel.verification.agreement import (
     Action as AgreementAction,
+)
+from runnel.verification.agreement import (
     Agreement,
     Decided,
     Electorate,
@@ -70,7 +72,7 @@ class Elections:
         agreement = self.agreement(Instance("set", place.key.number, place.key.base), now)
         if agreement is None:
             return [], None
-        if place.half_at is None or now - place.half_at < self._state.deadlines.commits.deadline_s():
+        if not self._has_set(place, now):
             agreement.hold(now)
         return self._carry(agreement, agreement.advance(self, now))
 
@@ -132,6 +134,10 @@ class Elections:
         expected = round_record(self._state.chain.head, place, record.slices, record.state_root)
         return record == expected
 
+    def is_silent(self, peer: PeerId, now: float) -> bool:
+        """See `AgreementHost.is_silent`."""
+        return not self._expected(peer, now)
+
     def halted(self, instance: Instance) -> bool:
         """See `AgreementHost.halted`."""
         return instance.kind == "outcome" and instance.base in self._state.saved.stops
@@ -167,7 +173,9 @@ class Elections:
             proposed = saved.proposed.setdefault(place.key, {})
             if vote.value not in proposed:
                 proposed[vote.value] = place.sets[vote.value]
-                updates |= storage_keys.proposed_set_updates(place.key, vote.value, proposed[vote.value])
+                updates |= storage_keys.proposed_set_updates(
+                    place.key, vote.value, proposed[vote.value]
+                )
             return updates
         candidates = saved.candidates.setdefault(vote.instance.round, {})
         if vote.value not in candidates:
@@ -185,16 +193,21 @@ class Elections:
         return [Send(ProposeOutcome(proposal, place.candidates[proposal.value], signature))]
 
     def _set(self, place: Round, now: float) -> Digest | None:
-        if 2 * len(place.commits) < len(place.voters):
-            return None
-        patience_s = self._state.deadlines.commits.deadline_s()
-        waited = place.half_at is not None and now - place.half_at >= patience_s
-        if not waited and any(p not in place.commits and self._expected(p, now) for p in place.view):
+        if not self._has_set(place, now):
             return None
         chosen = tuple(sorted(place.commits.values(), key=lambda c: c.id))
         value = set_value([c.id for c in chosen])
         place.sets[value] = chosen
         return value
+
+    def _has_set(self, place: Round, now: float) -> bool:
+        """Whether half has committed, and then all who are waited for or the deadline is over."""
+        if place.half_at is None or 2 * len(place.commits) < len(place.voters):
+            return False
+        late = now - place.half_at >= self._state.deadlines.commits.deadline_s()
+        return late or not any(
+            p not in place.commits and self._expected(p, now) for p in place.view
+        )
 
     def _expected(self, peer: PeerId, now: float) -> bool:
         """Whether to wait for `peer`: one that fell silent costs a deadline once, not in each round."""
@@ -206,7 +219,9 @@ class Elections:
         root = place.prepared.get(chosen) if chosen else None
         if chosen and root:
             return round_record(self._state.chain.head, place, chosen, root)
-        return abort_record(self._state.chain.head) if self._may_abort(place, attempt, now) else None
+        return (
+            abort_record(self._state.chain.head) if self._may_abort(place, attempt, now) else None
+        )
 
     def _has_outcome(self, place: Round, now: float) -> bool:
         """Whether there is something to propose as yet."""

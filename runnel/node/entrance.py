@@ -74,7 +74,7 @@ class Entrance:
         """Takes the network and the runtime down."""
         try:
             self.runtime.call(self.network.aclose, timeout_s=10.0)
-        except (TimeoutError, NetworkError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever ended the loop, its threads must go
             logger.warning("the network did not close in order: %s", error)
         finally:
             self.runtime.close()

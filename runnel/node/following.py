@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 from runnel.errors import PeerError
 from runnel.node.actions import Action, Send
-from runnel.node.chain import Certificate
+from runnel.node.branches import branch_problem, branch_record
+from runnel.node.chain import Certificate, Chain
 from runnel.node.membership import JOIN_LAG
 from runnel.node.messages import MAX_RECORDS, Hello, Join, Leave, Records, WantRecords
-from runnel.node.protocol_state import ProtocolState
+from runnel.node.protocol_state import Handler, ProtocolState
 from runnel.node.records import Record, RecordKind
 from runnel.types import Digest, PeerId
 from runnel.verification.agreement import (
@@ -23,6 +27,18 @@ ASK_S = 0.5
 ASK_KNOWN_S = 5.0
 """How often a peer is asked that stays on a path we know and do not prefer: its proofs may be better."""
 _AHEAD = 4
+_ROOM_BYTES = 900_000
+
+
+def handlers(state: ProtocolState) -> dict[type, Handler]:
+    """Who takes in what, by type of message."""
+    return {
+        Hello: partial(on_hello, state),
+        WantRecords: partial(on_want_records, state),
+        Records: partial(on_records, state),
+        Join: partial(on_join, state),
+        Leave: partial(on_leave, state),
+    }
 
 
 def greet(state: ProtocolState, now: float) -> list[Action]:
@@ -58,10 +74,21 @@ def on_want_records(
     state: ProtocolState, sender: PeerId, message: WantRecords, _now: float
 ) -> list[Action]:
     """A peer asks for records: those after the newest one we share."""
-    records = state.chain.after(message.locator, MAX_RECORDS)
-    if not records:
-        return []
-    return [Send(Records(records, tuple(state.chain.certificate(r.hash) for r in records)), to=sender)]
+    records = records_after(state.chain, message.locator)
+    return [Send(records, to=sender)] if records.records else []
+
+
+def records_after(chain: Chain, locator: Sequence[Digest]) -> Records:
+    """Our records after the newest one of `locator`, as many as one message holds."""
+    records, certificates, room = list[Record](), list[Certificate | None](), _ROOM_BYTES
+    for record in chain.after(locator, MAX_RECORDS):
+        certificate = chain.certificate(record.hash)
+        room -= _size_bytes(record, certificate)
+        if room < 0 and records:
+            break
+        records.append(record)
+        certificates.append(certificate)
+    return Records(tuple(records), tuple(certificates))
 
 
 def on_join(state: ProtocolState, sender: PeerId, message: Join, now: float) -> list[Action]:
@@ -84,26 +111,28 @@ def on_records(state: ProtocolState, sender: PeerId, message: Records, now: floa
     chain = state.chain
     if not message.records or message.records[0].parent not in chain:
         return []  # nothing new, or an answer to what we asked before a restart
-    path = chain.lineage(message.records[0].parent)
+    path, news = chain.lineage(message.records[0].parent), False
     for record, certificate in zip(message.records, message.certificates, strict=True):
         if record.parent != path[-1]:
             raise PeerError("records", "a record does not follow the one before it")
         better = certificate is not None and chain.improves(record.hash, certificate)
         if record.hash not in chain or better:
+            news = True
             _check_record(state, path, record, certificate)
             chain.add(record, certificate)
         path.append(record.hash)
     aim(state, path)
-    if len(message.records) < MAX_RECORDS:
+    if not news:
         return []
     state.pulse.asked[sender] = now
     locator = (path[-1], *chain.locator())
     return [Send(WantRecords(locator), to=sender)]
 
 
-def aim(state: ProtocolState, path: list[Digest]) -> None:
-    """Wants `path` (all known) if it beats both ours and the one wanted so far."""
-    if state.chain.prefers(path) and (not state.target or state.chain.prefers(path, state.target)):
+def aim(state: ProtocolState, path: list[Digest], *, at_once: bool = False) -> None:
+    """Wants `path` (all known) if it beats both ours and, unless `at_once`, the one wanted so far."""
+    known = state.target if not at_once else []
+    if state.chain.prefers(path) and (not known or state.chain.prefers(path, known)):
         state.target = path
         state.news.add(state.chain.number + 1)
 
@@ -111,8 +140,11 @@ def aim(state: ProtocolState, path: list[Digest]) -> None:
 def next_step(state: ProtocolState, now: float) -> tuple[list[Action], list[Digest]]:
     """What to fetch for the next records of the path we want, and the path to move to (or empty)."""
     if not state.target or not state.chain.prefers(state.target):
-        state.target = []
+        state.target, state.landing = [], []
         return [], []
+    landing, state.landing = state.landing, []
+    if landing and state.chain.prefers(landing):
+        return [], landing
     place = state.chain.common(state.target)
     fetches: list[Action] = []
     for name in state.target[place : place + _AHEAD]:
@@ -130,7 +162,8 @@ def _check_record(
     parent = state.chain.record(path[-1])
     if record.number != parent.number + 1:
         raise PeerError("records", "a record does not follow the one before it")
-    if record.kind is RecordKind.BRANCH:
+    if record.kind is RecordKind.BRANCH and certificate is not None:
+        _check_branch(state, path, record, certificate)
         return
     if record.kind is RecordKind.GENESIS or certificate is None:
         raise PeerError("records", "a record without a certificate")
@@ -139,3 +172,33 @@ def _check_record(
     decided = Decided(instance, record.hash, certificate.attempt, certificate.votes)
     if not check_certificate(certificate.votes, decided, electorate, state.verify_vote):
         raise PeerError("certificate", f"record {record.number} lacks a quorum of its voters")
+
+
+def _check_branch(
+    state: ProtocolState, path: list[Digest], branch: Record, certificate: Certificate
+) -> None:
+    chain, parent = state.chain, state.chain.record(path[-1])
+    voters = chain.voters_of(branch.number, path)
+    if branch != branch_record(parent, branch.nonce, branch.view, voters):
+        raise PeerError("records", f"branch {branch.number} is not what follows from its parent")
+    called = certificate.votes[0].instance.base if certificate.votes else b""
+    if called not in {parent.hash, parent.parent}:  # the latter where it carries a locked record
+        raise PeerError("certificate", f"branch {branch.number} was called from another record")
+    problem = branch_problem(
+        chain.record(Digest(called)),
+        branch,
+        certificate,
+        verify=state.verify_vote,
+        admits=state.settings.admits,
+    )
+    if problem:
+        raise PeerError("certificate", problem)
+
+
+def _size_bytes(record: Record, certificate: Certificate | None) -> int:
+    """Not less than the encoded size; a message of this size also stays within the limit of values."""
+    votes = len(certificate.votes) + sum(map(len, certificate.tickets)) if certificate else 0
+    names = len(record.view) + len(record.unproven) + len(record.finished)
+    places = sum(len(piece.included) for piece in record.slices)
+    pieces = len(record.shares) + len(record.slices)
+    return 256 + 48 * names + 16 * places + 128 * pieces + 256 * votes

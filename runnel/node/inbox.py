@@ -17,7 +17,7 @@ from runnel.node.messages import (
     SetDecided,
     proposal_statement,
 )
-from runnel.node.protocol_state import ProtocolState
+from runnel.node.protocol_state import Handler, ProtocolState
 from runnel.node.records import Commitment, set_value
 from runnel.node.rounds import Round
 from runnel.types import PeerId, short
@@ -41,6 +41,17 @@ class Inbox:
     def __init__(self, state: ProtocolState, elections: Elections) -> None:
         self._state = state
         self._elections = elections
+
+    def handlers(self) -> dict[type, Handler]:
+        """Who takes in what, by type of message."""
+        return {
+            Commit: self.on_commit,
+            ProposeSet: self.on_propose_set,
+            ProposeOutcome: self.on_propose_outcome,
+            Cast: self.on_vote,
+            SetDecided: self.on_set_decided,
+            ResultReady: self.on_result,
+        }
 
     def on_commit(self, sender: PeerId, message: Commit, now: float) -> list[Action]:
         """A member's commitment; one that comes after the set is decided is told so."""
@@ -73,7 +84,9 @@ class Inbox:
             self._state.news.add(place.key.number)
         return self._to_agreement(sender, proposal.instance, proposal, now)
 
-    def on_propose_outcome(self, sender: PeerId, message: ProposeOutcome, now: float) -> list[Action]:
+    def on_propose_outcome(
+        self, sender: PeerId, message: ProposeOutcome, now: float
+    ) -> list[Action]:
         """A proposed record."""
         proposal, record = message.proposal, message.record
         place = self._state.round_of(proposal.instance)
@@ -115,11 +128,13 @@ class Inbox:
         self._elections.close(instance)
         return self.fix_set(place, message.commitments, message.certificate, now)
 
-    def on_result(self, _sender: PeerId, message: ResultReady, _now: float) -> list[Action]:
-        """A reducer's announcement of a slice."""
+    def on_result(self, sender: PeerId, message: ResultReady, _now: float) -> list[Action]:
+        """A member's announcement of a slice's result, its own or another's."""
         place = self._state.rounds.get(RoundKey(message.round, message.base))
         if place is None or place.decided is None:
             return []
+        if sender not in place.view:
+            raise PeerError("result", "a result told by a peer that is not a member of the round")
         problem = place.misfit(message.slice_index, message.result)
         if problem:
             raise PeerError("result", problem)
@@ -142,7 +157,11 @@ class Inbox:
             self._state.deadlines.half_committed(place.key, now)
 
     def fix_set(
-        self, place: Round, commitments: tuple[Commitment, ...], certificate: Certificate, now: float
+        self,
+        place: Round,
+        commitments: tuple[Commitment, ...],
+        certificate: Certificate,
+        now: float,
     ) -> list[Action]:
         """Takes up a decided set."""
         place.decide(commitments, certificate, now)
@@ -150,7 +169,9 @@ class Inbox:
         self._state.saved.sets[place.key] = commitments
         self._state.saved.certificates[place.key] = certificate
         names = tuple(short(c.peer) for c in commitments)
-        fact = SetDecidedEvent(unix_s=0.0, round=place.key.number, contributors=names, seconds=now - place.opened)
+        fact = SetDecidedEvent(
+            unix_s=0.0, round=place.key.number, contributors=names, seconds=now - place.opened
+        )
         return [Store(storage_keys.set_updates(place.key, commitments, certificate)), Note(fact)]
 
     def _take(self, place: Round, commitment: Commitment, now: float) -> None:
@@ -172,7 +193,10 @@ class Inbox:
         if agreement is None:
             return self._tell_set(sender, instance, since=now - TELL_AFTER_S)
         if isinstance(item, Vote):
+            waited_s = agreement.waited_for(item, now)
             news = agreement.on_vote(item, now)
+            if news and waited_s is not None:
+                self._state.deadlines.votes.arrived(waited_s)
         else:
             news = agreement.on_proposal(item, now)
         if news:

@@ -15,6 +15,7 @@ from runnel.errors import NetworkError, PeerError
 from runnel.hashing import digest
 from runnel.node import following
 from runnel.node.chain import Chain
+from runnel.node.events import StateFetched
 from runnel.node.messages import MAX_RECORDS, Records, decode, encode
 from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import Record, digest_of, items
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 _FETCH_S = 600.0
 _MAX_REQUESTS = 100_000
+_STRAGGLERS_S = 1.0
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,16 @@ class Fetched:
     donors: tuple[str, ...]
     numbers: tuple[int, ...]
 
+    def event(self) -> StateFetched:
+        """What the journal says of it."""
+        return StateFetched(
+            unix_s=0.0,
+            round=self.number,
+            size_bytes=self.size_bytes,
+            seconds=self.seconds,
+            donors=self.donors,
+        )
+
 
 def pins(path: Sequence[Digest], every: int) -> tuple[int, ...]:
     """Numbers of the two newest pinned records of a path; -1 is genesis."""
@@ -57,22 +70,56 @@ def pins(path: Sequence[Digest], every: int) -> tuple[int, ...]:
     return (newest, older) if newest >= 0 else (-1,)
 
 
-async def fetch_chain(source: Source, state: ProtocolState) -> list[Digest]:
-    """The best certified path among those that members name; every record is checked.
+async def catch_up(
+    source: Source, state: ProtocolState, store: OuterStore, *, every: int
+) -> Fetched:
+    """Fetches the chain and a pinned state; again with the newest records if all pins have moved on.
+
+    Raises:
+        NetworkError: nobody answered, or no state can be had.
+    """
+    problem = NetworkError("no state was asked for")
+    for _ in range(_ATTEMPTS):
+        source = Source(source.transport, await fetch_chain(source, state), source.run)
+        path = state.target or list(state.chain.path)
+        try:
+            return await fetch_state(source, store, state.chain, path, every=every)
+        except NetworkError as error:
+            problem = error
+    raise problem
+
+
+async def fetch_chain(source: Source, state: ProtocolState) -> tuple[PeerId, ...]:
+    """Makes the best certified path that members name the target; who told theirs.
+
+    All are asked at the same time; whoever says nothing long after the first does not count.
 
     Raises:
         NetworkError: nobody answered.
     """
-    answered, reasons = 0, []
-    for donor in source.donors:
+    loop, reasons, answered = asyncio.get_running_loop(), list[str](), list[PeerId]()
+
+    async def ask_one(donor: PeerId) -> None:
         try:
             await _fetch_path(source, state, donor)
-            answered += 1
+            answered.append(donor)
         except (NetworkError, PeerError, TimeoutError) as error:
             reasons.append(f"{short(donor)}: {str(error) or 'no answer in time'}")
+
+    asked = {loop.create_task(ask_one(donor)) for donor in source.donors}
+    try:
+        waiting = asked
+        while waiting and not answered:
+            _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if waiting:
+            await asyncio.wait(waiting, timeout=_STRAGGLERS_S)
+    finally:
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
     if not answered:
         raise NetworkError(f"no member told the run's records: {'; '.join(reasons)}")
-    return state.target or list(state.chain.path)
+    return tuple(answered)
 
 
 async def _fetch_path(source: Source, state: ProtocolState, donor: PeerId) -> None:

@@ -24,10 +24,7 @@ class DecidedMerge:
 
 @dataclass(frozen=True, slots=True)
 class HandedOver:
-    """The trainer's share of a round: its values, taken over by the codec thread, and what is behind them.
-
-    `withheld` says why the share must not be sent, or nothing.
-    """
+    """The trainer's share of a round: its values, taken over by the codec thread, and what is behind them."""
 
     want: WantHandover
     snapshot: Array
@@ -35,7 +32,6 @@ class HandedOver:
     tokens: int
     steps: int
     loss: float
-    withheld: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +93,9 @@ class Mailbox:
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """Hands the trainer what ended the runtime."""
+        """Hands the trainer what ended the runtime; the first reason stays."""
         with self._changed:
-            self._contents.failure = error
+            self._contents.failure = self._contents.failure or error
             self._changed.notify_all()
 
     # -- the trainer's side

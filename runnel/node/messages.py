@@ -1,161 +1,75 @@
-"""Control messages between members: types, canonical bytes, limits. No meaning, no I/O.
+"""Canonical bytes of control messages, and their limits. No meaning, no I/O.
 
-A message is ``[version, type, run, fields]``. The transport proves who sent it; what must hold
-beyond one hop (commitments, votes, proposals) carries a signature of its own.
+A message is ``[version, type, run, fields]``; decoders raise PeerError and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from runnel.dht.wire import pack, unpack
 from runnel.errors import PeerError
 from runnel.node.chain import Certificate
+from runnel.node.fields import blob, digest_of, integer, items, peer_id, row
+from runnel.node.message_types import (
+    BranchCall,
+    BranchSign,
+    Cast,
+    Commit,
+    Hello,
+    Join,
+    Leave,
+    Message,
+    ProposeOutcome,
+    ProposeSet,
+    Records,
+    ResultReady,
+    SetDecided,
+    WantRecords,
+)
 from runnel.node.records import (
     Commitment,
     Record,
     SliceResult,
-    blob,
-    digest_of,
     instance_from_wire,
-    integer,
-    items,
-    peer_id,
-    row,
     vote_from_wire,
     vote_to_wire,
 )
-from runnel.types import Digest, PeerId
-from runnel.verification.agreement import Lock, Proposal, Vote
+from runnel.verification.votes import Lock, Proposal
+
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "MAX_RECORDS",
+    "WIRE_VERSION",
+    "BranchCall",
+    "BranchSign",
+    "Cast",
+    "Commit",
+    "Hello",
+    "Join",
+    "Leave",
+    "Message",
+    "ProposeOutcome",
+    "ProposeSet",
+    "Records",
+    "ResultReady",
+    "SetDecided",
+    "WantRecords",
+    "certificate_from_wire",
+    "certificate_to_wire",
+    "decode",
+    "encode",
+    "lock_from_wire",
+    "lock_to_wire",
+    "proposal_statement",
+    "signed",
+]
 
 WIRE_VERSION = 1
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_RECORDS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """Sent every second and after each step of the chain: the head this peer follows."""
-
-    head: Digest
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """A member's commitment to a round."""
-
-    commitment: Commitment
-
-
-@dataclass(frozen=True, slots=True)
-class ProposeSet:
-    """A proposed set, with the commitments themselves so that nobody has to ask."""
-
-    proposal: Proposal
-    commitments: tuple[Commitment, ...]
-    signature: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ProposeOutcome:
-    """A proposed record."""
-
-    proposal: Proposal
-    record: Record
-    signature: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Cast:
-    """A vote."""
-
-    vote: Vote
-
-
-@dataclass(frozen=True, slots=True)
-class SetDecided:
-    """A decided set with its certificate, for those who did not see the votes."""
-
-    commitments: tuple[Commitment, ...]
-    certificate: Certificate
-
-
-@dataclass(frozen=True, slots=True)
-class ResultReady:
-    """A reducer has the only encoding of a slice; `size_bytes` lets receivers refuse more."""
-
-    round: int
-    base: Digest
-    slice_index: int
-    result: SliceResult
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class WantRecords:
-    """Asks for what follows the newest known record of `locator`."""
-
-    locator: tuple[Digest, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Records:
-    """Consecutive records of the sender's path with their certificates (None for branches)."""
-
-    records: tuple[Record, ...]
-    certificates: tuple[Certificate | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Join:
-    """Asks to become a member; repeated until the view says so."""
-
-    ticket: bytes
-    head: Digest
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """Says goodbye; repeated until the view says so."""
-
-
-@dataclass(frozen=True, slots=True)
-class BranchCall:
-    """Asks those who reach each other to go on from `parent` without the rest."""
-
-    nonce: bytes
-    parent: Digest
-    group: tuple[PeerId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BranchSign:
-    """Agrees to a branch and hands over the record locked for the interrupted round, if any."""
-
-    nonce: bytes
-    lock: Lock | None
-    locked: Record | None
-
-
-Message = (
-    Hello
-    | Commit
-    | ProposeSet
-    | ProposeOutcome
-    | Cast
-    | SetDecided
-    | ResultReady
-    | WantRecords
-    | Records
-    | Join
-    | Leave
-    | BranchCall
-    | BranchSign
-)
 
 
 def proposal_statement(run: bytes, proposal: Proposal) -> bytes:
@@ -191,15 +105,20 @@ def certificate_to_wire(certificate: Certificate | None) -> list[Any]:
     """Fields in wire order; empty for none."""
     if certificate is None:
         return []
-    return [certificate.attempt, [vote_to_wire(vote) for vote in certificate.votes]]
+    votes = [vote_to_wire(vote) for vote in certificate.votes]
+    return [certificate.attempt, votes, list(certificate.tickets)]
 
 
 def certificate_from_wire(fields: Any) -> Certificate | None:
     """Reads a certificate; PeerError for anything malformed."""
     if fields == []:
         return None
-    attempt, votes = row(fields, 2)
-    return Certificate(integer(attempt), tuple(vote_from_wire(vote) for vote in items(votes)))
+    attempt, votes, tickets = row(fields, 3)
+    return Certificate(
+        integer(attempt),
+        tuple(vote_from_wire(vote) for vote in items(votes)),
+        tuple(blob(ticket, 512) for ticket in items(tickets)),
+    )
 
 
 def lock_to_wire(lock: Lock | None) -> list[Any]:
@@ -249,7 +168,9 @@ def _propose_set(fields: Any) -> Message:
 
 def _propose_outcome(fields: Any) -> Message:
     proposal, record, signature = row(fields, 3)
-    return ProposeOutcome(_proposal_from_wire(proposal), Record.from_wire(record), blob(signature, 64))
+    return ProposeOutcome(
+        _proposal_from_wire(proposal), Record.from_wire(record), blob(signature, 64)
+    )
 
 
 def _set_decided(fields: Any) -> Message:
@@ -263,7 +184,11 @@ def _set_decided(fields: Any) -> Message:
 def _result_ready(fields: Any) -> Message:
     number, base, index, result, size = row(fields, 5)
     return ResultReady(
-        integer(number), digest_of(base), integer(index), SliceResult.from_wire(result), integer(size)
+        integer(number),
+        digest_of(base),
+        integer(index),
+        SliceResult.from_wire(result),
+        integer(size),
     )
 
 
@@ -296,9 +221,10 @@ def _branch_call(fields: Any) -> Message:
 
 
 def _branch_sign(fields: Any) -> Message:
-    nonce, lock, locked = row(fields, 3)
+    nonce, vote, ticket, lock, locked = row(fields, 5)
     record = Record.from_wire(locked) if locked != [] else None
-    return BranchSign(blob(nonce, 32), lock_from_wire(lock), record)
+    signature = vote_from_wire(vote)
+    return BranchSign(blob(nonce, 32), signature, blob(ticket, 512), lock_from_wire(lock), record)
 
 
 _ENCODERS: dict[type, Callable[[Any], tuple[int, list[Any]]]] = {
@@ -310,17 +236,32 @@ _ENCODERS: dict[type, Callable[[Any], tuple[int, list[Any]]]] = {
     ),
     ProposeOutcome: lambda m: (4, [_proposal_to_wire(m.proposal), m.record.to_wire(), m.signature]),
     Cast: lambda m: (5, vote_to_wire(m.vote)),
-    SetDecided: lambda m: (6, [[c.to_wire() for c in m.commitments], certificate_to_wire(m.certificate)]),
+    SetDecided: lambda m: (
+        6,
+        [[c.to_wire() for c in m.commitments], certificate_to_wire(m.certificate)],
+    ),
     ResultReady: lambda m: (7, [m.round, m.base, m.slice_index, m.result.to_wire(), m.size_bytes]),
     WantRecords: lambda m: (8, list(m.locator)),
     Records: lambda m: (
         9,
-        [[r.to_wire(), certificate_to_wire(c)] for r, c in zip(m.records, m.certificates, strict=True)],
+        [
+            [r.to_wire(), certificate_to_wire(c)]
+            for r, c in zip(m.records, m.certificates, strict=True)
+        ],
     ),
     Join: lambda m: (10, [m.ticket, m.head, m.number]),
     Leave: lambda _: (11, []),
     BranchCall: lambda m: (12, [m.nonce, m.parent, list(m.group)]),
-    BranchSign: lambda m: (13, [m.nonce, lock_to_wire(m.lock), m.locked.to_wire() if m.locked else []]),
+    BranchSign: lambda m: (
+        13,
+        [
+            m.nonce,
+            vote_to_wire(m.vote),
+            m.ticket,
+            lock_to_wire(m.lock),
+            m.locked.to_wire() if m.locked else [],
+        ],
+    ),
 }
 
 _DECODERS: dict[int, Callable[[Any], Message]] = {

@@ -98,7 +98,8 @@ class Narrator:
         for peer in sorted(set(record.view) - before):
             self.note(MemberJoined(unix_s=0.0, peer=short(peer)))
         for peer in sorted(before - set(record.view)):
-            left = self._state.members.said_goodbye(peer)
+            members = self._state.members
+            left = members.leaving if peer == self._state.me else members.said_goodbye(peer)
             name = short(peer)
             gone = MemberLeft(unix_s=0.0, peer=name)
             lost = MemberRemoved(unix_s=0.0, peer=name, reason="not heard for several rounds")

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runnel.clock import SystemClock
 from runnel.dht.blob_server import BlobServer
-from runnel.errors import ConfigError, RunnelError
+from runnel.dht.blob_shelf import BlobShelf
+from runnel.errors import ConfigError, RunnelError, StorageError
 from runnel.hashing import digest
 from runnel.kernels import warm_up
 from runnel.node import joining, run_service
@@ -22,14 +24,24 @@ from runnel.node.announcer import Announcer
 from runnel.node.assembly import Assembly, assemble
 from runnel.node.driver import Driver, DriverParts
 from runnel.node.entrance import Entrance
-from runnel.node.events import Event, PeerReady, PeerStarted, PeerStopped, RunEnded, StateFetched
+from runnel.node.events import (
+    ContributionWithheld,
+    Event,
+    PeerReady,
+    PeerStarted,
+    PeerStopped,
+    PeerWarned,
+    RunEnded,
+)
 from runnel.node.invite import Invite
 from runnel.node.journal import Journal
+from runnel.node.last_checkpoint import LastCheckpoint
 from runnel.node.mailbox import ChainView, HandedOver, Mailbox
 from runnel.node.narrator import stamped
 from runnel.node.pinning import Pinning
 from runnel.node.progress import Progress
 from runnel.node.records import FULL_PROGRESS
+from runnel.node.runtime import RuntimeClosedError
 from runnel.node.sampling import window_seed
 from runnel.node.status import StatusFile
 from runnel.optim.schedule import WindowSchedule
@@ -38,6 +50,7 @@ from runnel.types import Digest, PeerId, short
 if TYPE_CHECKING:
     from torch import nn
 
+    from runnel.optim.fragments import FragmentPlan
     from runnel.protocols import Float32
 
 logger = logging.getLogger(__name__)
@@ -45,6 +58,8 @@ logger = logging.getLogger(__name__)
 _CALL_S = 30.0
 _JOIN_S = 1200.0
 _STATUS_S = 2.0
+_TRAFFIC_TURNS = 3
+_LAST_S = 600.0
 _INVITE_DAYS_S = 30 * 86_400
 
 
@@ -53,11 +68,11 @@ class PeerNode:
 
     def __init__(self, entrance: Entrance, parts: Assembly) -> None:
         clock = SystemClock()
-        self.plan, self.spec = parts.plan, parts.manifest.spec
-        self.schedule = WindowSchedule(self.plan.num_fragments, self.spec.outer.every_steps)
+        self.spec = parts.manifest.spec
+        self.schedule = WindowSchedule(parts.plan.num_fragments, self.spec.outer.every_steps)
         self.mailbox = Mailbox(self._hand_over)
         self._entrance, self._parts = entrance, parts
-        self._journal = Journal(parts.folder / "journal.jsonl")
+        self._journal = Journal(parts.folder / "journal.jsonl", on_error=self._journal_failed)
         self._status = StatusFile(
             parts.folder / "status.json",
             self._fixed_facts(),
@@ -65,6 +80,13 @@ class PeerNode:
             clock,
         )
         self._driver = self._build_driver()
+        self._last = LastCheckpoint(
+            parts.folder,
+            parts.manifest,
+            parts.log,
+            disk=entrance.runtime.disk,
+            note=self.note,
+        )
         self._closed = False
         self._listeners: list[Any] = []
 
@@ -84,6 +106,16 @@ class PeerNode:
     def clock(self) -> SystemClock:
         """Where seconds come from."""
         return SystemClock()
+
+    @property
+    def plan(self) -> FragmentPlan:
+        """Which parameters are in which fragment."""
+        return self._parts.plan
+
+    @property
+    def shelf(self) -> BlobShelf:
+        """Content by hash that this peer serves to others while it takes part; any thread."""
+        return self._parts.shelf
 
     @property
     def run_id(self) -> Digest:
@@ -111,6 +143,22 @@ class PeerNode:
         beacon = chain.path[min(window * self.plan.num_fragments, len(chain.path) - 1)]
         return window_seed(beacon, self.peer, window)
 
+    def check(self) -> None:
+        """Raises, in the trainer's thread, what ended this peer, or that it was closed."""
+        self.mailbox.check()
+        failure = self._entrance.runtime.failure
+        if failure is not None:
+            raise failure
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether this peer has stopped."""
+        return self._closed
+
+    def reachable(self) -> tuple[PeerId, ...]:
+        """Peers of the run that were heard in the last ten seconds."""
+        return self._entrance.runtime.call(self._near, timeout_s=_CALL_S)
+
     def status(self) -> dict[str, Any]:
         """What `runnel status --json` shows."""
         return self._status.describe(self.mailbox.chain)
@@ -135,7 +183,8 @@ class PeerNode:
         self._status.take(event)
         line = event.diary()
         if line is not None:
-            logger.info("%s", line)
+            level = logging.WARNING if isinstance(event, ContributionWithheld) else logging.INFO
+            logger.log(level, "%s", line)
         for listener in self._listeners:
             listener(event)
 
@@ -151,15 +200,7 @@ class PeerNode:
         )
         fetched = self._parts.fetched
         if fetched is not None:
-            self.note(
-                StateFetched(
-                    unix_s=0.0,
-                    round=fetched.number,
-                    size_bytes=fetched.size_bytes,
-                    seconds=fetched.seconds,
-                    donors=fetched.donors,
-                )
-            )
+            self.note(fetched.event())
         runtime = self._entrance.runtime
         runtime.call(runtime.codec, warm_up, timeout_s=_JOIN_S)
         runtime.call(self._start, timeout_s=_CALL_S)
@@ -179,8 +220,10 @@ class PeerNode:
         if self._closed:
             return
         try:
+            if self.mailbox.chain.is_over:
+                self._entrance.runtime.call(self._last.write, timeout_s=_LAST_S)
             self._entrance.runtime.call(self._leave, timeout_s, timeout_s=timeout_s + 5)
-        except (RunnelError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever ended the loop, what follows must be done
             logger.warning("left without the others' consent: %s", error)
         self.close("left")
 
@@ -190,10 +233,16 @@ class PeerNode:
             return
         self._closed = True
         over = self.mailbox.chain.is_over
+        self.mailbox.fail(
+            RuntimeClosedError(
+                "this peer has left its run: make a new runnel.Peer to take part again"
+            )
+        )
         try:
             self._entrance.runtime.call(self._driver.aclose, timeout_s=_CALL_S)
-        except (RunnelError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever ended the loop, files and threads must go
             logger.warning("the peer did not stop in order: %s", error)
+        self.note(self._status.traffic())
         self.note(PeerStopped(unix_s=0.0, reason="the run ended" if over else reason))
         self._entrance.close()
         self._status.write(self.mailbox.chain, "ended" if over else reason)
@@ -220,6 +269,7 @@ class PeerNode:
                 moved=self._moved,
                 run=self.run_id,
                 max_slice_bytes=parts.max_slice_bytes,
+                snapshot_every=self.spec.rounds.snapshot_every,
             )
         )
 
@@ -249,13 +299,22 @@ class PeerNode:
     def _announcer(self) -> Announcer:
         return Announcer(self._entrance.network, self.run_id, self._driver.contacts.seed)
 
+    async def _near(self) -> tuple[PeerId, ...]:
+        return self._driver.contacts.near(asyncio.get_running_loop().time())
+
     async def _leave(self, timeout_s: float) -> None:
         await self._driver.leave(asyncio.get_running_loop().time() + timeout_s)
 
     async def _keep_status(self) -> None:
-        while True:
+        for turn in count():
             await self._entrance.runtime.disk(self._status.write, self.mailbox.chain)
+            if turn % _TRAFFIC_TURNS == 0:
+                self.note(self._status.traffic())
             await asyncio.sleep(_STATUS_S)
+
+    def _journal_failed(self, error: StorageError) -> None:
+        text = f"{error}; until then events are lost, training goes on"
+        self.note(PeerWarned(unix_s=0.0, text=text))
 
     def _hand_over(self, handed: HandedOver) -> None:
         self._entrance.runtime.own(self._driver.contribute, handed)
@@ -275,6 +334,7 @@ class PeerNode:
                     unix_s=0.0, round=number, reason="its end is reached", state_root=root.hex()
                 )
             )
+            self._entrance.runtime.own(self._last.write)
 
     def _tell(self) -> None:
         state = self._parts.protocol.state
@@ -282,7 +342,7 @@ class PeerNode:
         self.mailbox.tell(
             ChainView(
                 number=head.number,
-                tokens=head.tokens,
+                tokens=head.tokens // self.plan.num_fragments,  # each counts once per fragment
                 progress=head.progress / FULL_PROGRESS,
                 members=tuple(short(peer) for peer in head.view),
                 beacon=head.hash,

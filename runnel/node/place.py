@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from runnel.dht.identity import public_key_of
 from runnel.errors import ConfigError
-from runnel.node.config import MachineConfig
+from runnel.node.config import ANY_HOST, MachineConfig
 from runnel.node.invite import Invite
 from runnel.node.manifest import RunSpec, make_spec, parse_overrides
 from runnel.types import DIGEST_BYTES, Digest, PeerId
@@ -23,13 +24,15 @@ class Local:
     """A run that starts on this machine, or goes on if its folder holds it already.
 
     `data_root` names the corpus that all peers train on, if the run has one. `members` are those who
-    found the run together with this peer; a run that goes on keeps the members it has.
+    found the run together with this peer; a run that goes on keeps the members it has. A `scratch`
+    home is removed when its peer leaves.
     """
 
     spec: RunSpec
     machine: MachineConfig
     data_root: Digest = NO_DATA
     members: tuple[PeerId, ...] = ()
+    scratch: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,11 +57,12 @@ def local(
 
     Args:
         settings: as with ``--set``: "section.field=value".
-        home: folder of keys and state; a new temporary one if not given.
+        home: folder of keys and state, in which the run goes on if it is there already; if not
+            given, a temporary one that is removed when the peer leaves.
         host: IP address to listen on; 0.0.0.0 lets other machines join.
         port: TCP port; 0 lets the system choose.
-        members: peers that are members, with a vote, before the first round: they join by the
-            invite as others do, and no round is decided before most of them have.
+        members: peers that are members, with a vote, from the start: they come by the invite as
+            others do, and until most of them have, no round is decided within ``rounds.stall_s``.
 
     Raises:
         ConfigError: an unknown setting, a value out of range, or a member that is no peer id.
@@ -67,20 +71,54 @@ def local(
     spec = make_spec(tables, source="runnel.local")
     for member in members:
         _check_member(member)
-    folder = Path(home) if home is not None else Path(tempfile.mkdtemp(prefix="runnel-"))
+    folder = Path(home) if home is not None else _scratch_folder()
     machine = MachineConfig.at(folder, host=host, port=port)
-    return Local(spec=spec, machine=machine, members=tuple(members))
+    return Local(spec=spec, machine=machine, members=tuple(members), scratch=home is None)
 
 
-def resolve(place: str | Place) -> Place:
+def invited(
+    invite: str | Invite,
+    *,
+    home: str | Path | None = None,
+    host: str = ANY_HOST,
+    port: int = 0,
+) -> Joined:
+    """The run that an invite names, where the invite's text alone is not enough.
+
+    Args:
+        invite: "runnel:...".
+        home: folder of keys and state; the user's own if not given. One peer at a time uses a home:
+            a second peer on this machine needs another one.
+        host: IP address to listen on; 127.0.0.1 stays on this machine.
+        port: TCP port; 0 lets the system choose.
+
+    Raises:
+        ConfigError: an unusable invite, or a value out of range.
+    """
+    parsed = Invite.parse(invite) if isinstance(invite, str) else invite
+    folder = Path(home) if home is not None else None
+    return Joined(invite=parsed, machine=MachineConfig.at(folder, host=host, port=port))
+
+
+def resolve(place: str | Invite | Place) -> Place:
     """The place that an author named, an invite's text included.
 
     Raises:
-        ConfigError: an unusable invite.
+        ConfigError: an unusable invite, or nothing that names a run.
     """
-    if isinstance(place, str):
-        return Joined(invite=Invite.parse(place), machine=MachineConfig.at())
+    if isinstance(place, str | Invite):
+        return invited(place)
+    if not isinstance(place, Local | Joined):
+        raise ConfigError(
+            f'the run is given as a {type(place).__name__}, expected an invite ("runnel:...") or'
+            " runnel.local()"
+        )
     return place
+
+
+def _scratch_folder() -> Path:
+    """A path of its own for a home that is made, private, when its peer starts."""
+    return Path(tempfile.gettempdir()) / f"runnel-{secrets.token_hex(8)}"
 
 
 def _check_member(member: PeerId) -> None:

@@ -18,7 +18,8 @@ class Progress:
     def __init__(self, spec: RunSpec, created_unix_s: float, clock: Clock) -> None:
         self._end, self._clock, self._created_unix_s = spec.end, clock, created_unix_s
         # the rounds after the one that says "done": those already open, and a final one per fragment
-        self._tail_rounds = spec.rounds.open + spec.outer.fragments
+        self._fragments = spec.outer.fragments
+        self._tail_rounds = spec.rounds.open + self._fragments
 
     def at(self, number: int, chain: Chain) -> int:
         """Share of the run done, in millionths, as of round `number`."""
@@ -26,7 +27,8 @@ class Progress:
         if self._end.rounds:
             shares.append((number + 1) / max(1, self._end.rounds - self._tail_rounds + 1))
         if self._end.tokens:
-            shares.append(chain.head.tokens / self._end.tokens)
+            # a record counts the tokens behind one fragment; each token is behind all fragments in turn
+            shares.append(chain.head.tokens / (self._fragments * self._end.tokens))
         if self._end.minutes:
             shares.append((self._clock.unix_s() - self._created_unix_s) / 60 / self._end.minutes)
         return max(0, min(FULL_PROGRESS, int(max(shares) * FULL_PROGRESS)))

@@ -8,10 +8,7 @@ carries out the returned actions in order and feeds results back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from runnel.node import following, storage_keys
+from runnel.node import branching, following, storage_keys, taking_part
 from runnel.node.actions import (
     Action,
     Adopt,
@@ -21,33 +18,21 @@ from runnel.node.actions import (
     Store,
     WantHandover,
 )
-from runnel.node.branches import branch_record
 from runnel.node.chain import Certificate
 from runnel.node.elections import Elections
 from runnel.node.inbox import Inbox
 from runnel.node.messages import (
-    BranchCall,
-    BranchSign,
-    Cast,
     Commit,
-    Hello,
-    Join,
-    Leave,
     Message,
-    ProposeOutcome,
-    ProposeSet,
-    Records,
     ResultReady,
     SetDecided,
-    WantRecords,
-    signed,
 )
-from runnel.node.protocol_state import ProtocolSettings, ProtocolState
-from runnel.node.records import Commitment, SliceResult
-from runnel.node.rounds import Round, RoundFacts, SliceState, advance_data, slice_bounds
+from runnel.node.protocol_state import Handler, ProtocolSettings, ProtocolState
+from runnel.node.records import SliceResult
+from runnel.node.rounds import Round, advance_data
 from runnel.protocols import Signer
 from runnel.types import Digest, PeerId
-from runnel.verification.agreement import Decided, Instance
+from runnel.verification.agreement import Decided
 
 HELLO_S = 1.0
 REPEAT_S = 1.0
@@ -55,38 +40,27 @@ WAKE_GAP_S = 5.0
 HISTORY_ROUNDS = 64
 """How many rounds back votes and sets are kept beyond those whose results are."""
 
-Handler = Callable[[PeerId, Any, float], list[Action]]
-
 
 class RoundProtocol:
     """One peer's protocol. All public methods return actions to carry out in order."""
 
     def __init__(
-        self, signer: Signer, settings: ProtocolSettings, saved: storage_keys.Restored, *, now: float
+        self,
+        signer: Signer,
+        settings: ProtocolSettings,
+        saved: storage_keys.Restored,
+        *,
+        now: float,
     ) -> None:
         self.state = ProtocolState.begin(signer, settings, saved, now)
         self._elections = Elections(self.state)
         self._inbox = Inbox(self.state, self._elections)
-        self._handlers = self._routes()
-        self._opened = Digest(b"")
-
-    def _routes(self) -> dict[type, Handler]:
-        state, inbox = self.state, self._inbox
-        return {
-            Hello: lambda p, m, t: following.on_hello(state, p, m, t),
-            WantRecords: lambda p, m, t: following.on_want_records(state, p, m, t),
-            Records: lambda p, m, t: following.on_records(state, p, m, t),
-            Join: lambda p, m, t: following.on_join(state, p, m, t),
-            Leave: lambda p, m, t: following.on_leave(state, p, m, t),
-            Commit: inbox.on_commit,
-            ProposeSet: inbox.on_propose_set,
-            ProposeOutcome: inbox.on_propose_outcome,
-            Cast: inbox.on_vote,
-            SetDecided: inbox.on_set_decided,
-            ResultReady: inbox.on_result,
-            BranchCall: self._on_branch_call,
-            BranchSign: self._on_branch_sign,
+        self._handlers: dict[type, Handler] = {
+            **following.handlers(self.state),
+            **branching.handlers(self.state),
+            **self._inbox.handlers(),
         }
+        self._opened = Digest(b"")
 
     def receive(self, sender: PeerId, message: Message, now: float) -> list[Action]:
         """Takes in a control message from an authenticated sender.
@@ -112,10 +86,11 @@ class RoundProtocol:
             pulse.repeat = now
             actions += self._elections.repeats()
             for place in self.state.rounds.values():
-                actions += self._repeat(place, now)
+                actions += taking_part.repeat(self.state, place, now)
         for place in self.state.rounds.values():
-            actions += self._hurry(place, now)
-        return actions + self._branch_if_stalled(now)
+            actions += taking_part.hurry(self.state, place, now)
+        actions += branching.call_if_stalled(self.state, now)
+        return actions + self._advance(now)
 
     def handed_over(self, handover: Handover, progress: int, now: float) -> list[Action]:
         """The trainer's contribution is encoded and kept: commit to it, if its round still stands.
@@ -123,39 +98,26 @@ class RoundProtocol:
         `progress` is the share of the run done as this peer sees it, in millionths.
         """
         place = self.state.rounds.get(handover.key)
-        me, members = self.state.me, self.state.members
+        me = self.state.me
         if place is None or me in place.commits or me not in place.view or place.decided:
             return []
-        view = self.state.chain.head.view
-        commitment = Commitment(
-            peer=me,
-            round=handover.key.number,
-            base=handover.key.base,
-            payload_root=handover.payload_root,
-            slice_norms=handover.slice_norms,
-            tokens=handover.tokens,
-            steps=handover.steps,
-            loss=handover.loss,
-            progress=progress,
-            joins=members.joins(view, now),
-            leaves=members.leaves(view, now),
-            unheard=members.unheard(view, now, self.state.chain.number),
-        )
-        statement = commitment.statement(self.state.settings.run)
-        commitment = signed(commitment, self.state.signer.sign(statement))
+        commitment = taking_part.commitment_of(self.state, handover, progress, now)
         self.state.saved.commits[place.key] = commitment
         self._inbox.note(place, commitment, now)
         updates = {**handover.updates, **storage_keys.commitment_updates(commitment)}
         return [Store(updates), Send(Commit(commitment)), *self._advance(now)]
 
-    def slice_arrived(self, key: RoundKey, index: int, commitment: Digest, now: float) -> list[Action]:
+    def slice_arrived(
+        self, key: RoundKey, index: int, commitment: Digest, now: float
+    ) -> list[Action]:
         """A checked payload slice is here."""
         place = self.state.rounds.get(key)
         if place is None:
             return []
         piece = place.slices[index]
-        if place.decided is not None and commitment not in piece.arrived:
-            if place.reducers(index)[0] == self.state.me:  # a standby's come after a deadline
+        if place.decided and commitment not in piece.arrived:
+            worker, _ = place.reducers(index)
+            if worker == self.state.me:  # what comes to a standby waited for a deadline first
                 self.state.deadlines.data.arrived(now - place.decided_at)
         piece.arrived.add(commitment)
         self.state.news.add(key.number)
@@ -241,28 +203,14 @@ class RoundProtocol:
 
     def _open(self, key: RoundKey, now: float) -> list[Action]:
         state = self.state
-        sizes, view = state.settings.fragment_sizes, state.chain.view_of(key.number)
-        facts = RoundFacts(
-            key=key,
-            fragment=key.number % len(sizes),
-            final=state.chain.is_final(key.number),
-            view=view,
-            voters=state.chain.voters_of(key.number),
-            opened=now,
-        )
-        slices = [SliceState() for _ in slice_bounds(sizes[facts.fragment], len(view))]
-        place = state.rounds[key] = Round(facts, slices)
-        fragment, saved = facts.fragment, state.saved
-        place.sets.update(saved.proposed.get(key, {}))
-        for record in saved.candidates.get(key.number, {}).values():
-            place.take_candidate(record)
-        if key in saved.sets:
-            place.decide(saved.sets[key], saved.certificates.get(key), now)
-        own = saved.commits.get(key)
+        place = taking_part.open_round(state, key, now)
+        own = state.saved.commits.get(key)
         if own is not None:
             self._inbox.note(place, own, now)
             return [Send(Commit(own))]
-        return [WantHandover(key, fragment, len(slices), urgent=False)] if state.me in view else []
+        if state.me not in place.view:
+            return []
+        return [WantHandover(key, place.fragment, len(place.slices), urgent=False)]
 
     def _advance_round(self, place: Round, now: float) -> list[Action]:
         state = self.state
@@ -330,71 +278,3 @@ class RoundProtocol:
         state.held = {root: number for root, number in state.held.items() if number > recent}
         updates |= state.saved.expire(recent - HISTORY_ROUNDS)
         return [Adopt(fork, tuple(path), updates)]
-
-    def _hurry(self, place: Round, now: float) -> list[Action]:
-        """Once half has committed and half the deadline is over, asks the trainer for what it has."""
-        state = self.state
-        late = place.half_at is not None and now - place.half_at > state.deadlines.hurry_s
-        if not late or state.me in place.commits or place.decided or state.me not in place.view:
-            return []
-        return [WantHandover(place.key, place.fragment, len(place.slices), urgent=True)]
-
-    def _repeat(self, place: Round, now: float) -> list[Action]:
-        """Own commitment and results again, in case they were lost; late ones from all who hold them."""
-        own, me = place.commits.get(self.state.me), self.state.me
-        late = now - place.decided_at > self.state.deadlines.data.deadline_s()
-        actions: list[Action] = [Send(Commit(own))] if own and place.decided is None else []
-        for index, piece in enumerate(place.slices):
-            for result, size in piece.results.items():
-                if (late or result.reducer == me) and result.root in self.state.held:
-                    key = place.key
-                    actions.append(Send(ResultReady(key.number, key.base, index, result, size)))
-        return actions
-
-    def _branch_if_stalled(self, now: float) -> list[Action]:
-        state = self.state
-        head, since = state.chain.head, state.pulse.moved
-        if now - since <= state.settings.limits.stall_s or state.is_over:
-            return []
-        orphaned = state.branches.orphaned(head, since, now)
-        forming = state.branches.call(head, since, now, orphaned=orphaned)
-        if forming is None:
-            return []
-        call = BranchCall(forming.nonce, forming.parent, forming.group)
-        return [Send(call), *self._on_branch_call(state.me, call, now)]
-
-    def _on_branch_call(self, sender: PeerId, message: BranchCall, now: float) -> list[Action]:
-        state, head = self.state, self.state.chain.head
-        if message.parent != head.hash:
-            return []
-        if not state.branches.may_sign(sender, message.group, head, state.pulse.moved, now):
-            return []
-        state.branches.sign(sender, now)
-        state.saved.stops.add(head.hash)
-        instance = Instance("outcome", head.number + 1, head.hash)
-        lock = state.saved.locks.get(instance.key)
-        place = state.round_of(instance)
-        locked = place.candidates.get(lock.value) if lock and place else None
-        answer = BranchSign(message.nonce, lock if locked else None, locked)
-        stop: list[Action] = [Store(storage_keys.stop_updates(head.hash))]
-        if sender == state.me:
-            return stop + self._on_branch_sign(sender, answer, now) + self._advance(now)
-        return [*stop, Send(answer, to=sender)]
-
-    def _on_branch_sign(self, sender: PeerId, message: BranchSign, now: float) -> list[Action]:
-        state, forming = self.state, self.state.branches.forming
-        if forming is None or forming.nonce != message.nonce or sender not in forming.group:
-            return []
-        forming.signed[sender] = (message.lock, message.locked)
-        if not forming.complete:
-            return []
-        path, chain = list(state.chain.path), state.chain
-        carried = forming.highest_lock()
-        if carried is not None:
-            lock, record = carried
-            path.append(chain.add(record, Certificate(lock.attempt, lock.proof)))
-        parent = chain.record(path[-1])
-        voters = chain.voters_of(parent.number + 1, path)
-        path.append(chain.add(branch_record(parent, forming, voters)))
-        following.aim(state, path)  # sets state.news
-        return []

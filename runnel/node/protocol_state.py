@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from runnel.node.actions import Action, Fetch, RoundKey
 from runnel.node.branches import Brancher
@@ -15,6 +16,9 @@ from runnel.node.storage_keys import Restored
 from runnel.protocols import Signer
 from runnel.types import Digest, PeerId
 from runnel.verification.agreement import Instance, Vote
+
+Handler = Callable[[PeerId, Any, float], list[Action]]
+"""Takes in one type of message, from whom and when."""
 
 FETCH_AGAIN_S = 10.0
 """After so long without any answer a result is asked for again."""
@@ -52,8 +56,9 @@ class ProtocolState:
     """One peer's view of the run; changed only by the protocol's parts, between inputs.
 
     `held` are the results that are durably here and the round each was for; `fetching` are those
-    under way and since when; `target` is a better path whose results are not all here yet; `news` are
-    the rounds that something came in for since they were last looked at.
+    under way and since when; `target` is a better path whose results are not all here yet;
+    `landing` a part of it at whose end we can go on, as the state there was fetched; `news` are the
+    rounds that something came in for since they were last looked at.
     """
 
     signer: Signer
@@ -67,10 +72,13 @@ class ProtocolState:
     held: dict[Digest, int] = field(default_factory=dict)
     fetching: dict[Digest, float] = field(default_factory=dict)
     target: list[Digest] = field(default_factory=list)
+    landing: list[Digest] = field(default_factory=list)
     news: set[int] = field(default_factory=set)
 
     @staticmethod
-    def begin(signer: Signer, settings: ProtocolSettings, saved: Restored, now: float) -> ProtocolState:
+    def begin(
+        signer: Signer, settings: ProtocolSettings, saved: Restored, now: float
+    ) -> ProtocolState:
         """The state at start-up, from what was read back from disk."""
         return ProtocolState(
             signer,

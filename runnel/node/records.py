@@ -14,12 +14,42 @@ from typing import Any
 from runnel.dht.wire import pack
 from runnel.errors import PeerError
 from runnel.hashing import digest
-from runnel.types import DIGEST_BYTES, PEER_ID_BYTES, Digest, PeerId
-from runnel.verification.agreement import Instance, Step, Vote
+from runnel.node.fields import (
+    MAX_MEMBERS,
+    blob,
+    digest_of,
+    integer,
+    items,
+    number_of,
+    peer_id,
+    row,
+)
+from runnel.node.vote_fields import instance_from_wire, vote_from_wire, vote_to_wire
+from runnel.types import Digest, PeerId
+
+__all__ = [
+    "FULL_PROGRESS",
+    "MAX_MEMBERS",
+    "Commitment",
+    "JoinRequest",
+    "Record",
+    "RecordKind",
+    "Share",
+    "SliceResult",
+    "blob",
+    "digest_of",
+    "instance_from_wire",
+    "integer",
+    "items",
+    "peer_id",
+    "row",
+    "set_value",
+    "vote_from_wire",
+    "vote_to_wire",
+]
 
 FULL_PROGRESS = 1_000_000
 """`progress` of a run that has reached its end."""
-MAX_MEMBERS = 64
 
 
 class RecordKind(IntEnum):
@@ -95,9 +125,21 @@ class Commitment:
         Raises:
             PeerError: a field is missing, of the wrong type or out of bounds.
         """
-        peer, number, base, root, norms, tokens, steps, loss, progress, joins, leaves, unheard, sig = row(
-            fields, 13
-        )
+        (
+            peer,
+            number,
+            base,
+            root,
+            norms,
+            tokens,
+            steps,
+            loss,
+            progress,
+            joins,
+            leaves,
+            unheard,
+            sig,
+        ) = row(fields, 13)
         return Commitment(
             peer_id(peer),
             integer(number),
@@ -213,9 +255,21 @@ class Record:
     @staticmethod
     def from_wire(fields: Any) -> Record:
         """Reads fields in wire order; PeerError for anything malformed."""
-        (number, parent, kind, shares, slices, state, view, unproven, tokens, progress, done, listed, nonce) = row(
-            fields, 13
-        )
+        (
+            number,
+            parent,
+            kind,
+            shares,
+            slices,
+            state,
+            view,
+            unproven,
+            tokens,
+            progress,
+            done,
+            listed,
+            nonce,
+        ) = row(fields, 13)
         if kind not in tuple(RecordKind):
             raise PeerError("malformed", f"record kind {kind!r}")
         return Record(
@@ -223,7 +277,8 @@ class Record:
             digest_of(parent, optional=True),
             RecordKind(kind),
             tuple(
-                Share(peer_id(p), digest_of(c), integer(t)) for p, c, t in (row(share, 3) for share in items(shares))
+                Share(peer_id(p), digest_of(c), integer(t))
+                for p, c, t in (row(share, 3) for share in items(shares))
             ),
             tuple(SliceResult.from_wire(piece) for piece in items(slices)),
             digest_of(state, optional=True),
@@ -240,90 +295,3 @@ class Record:
 def set_value(commitments: Sequence[Digest]) -> Digest:
     """The digest that members vote on to decide a set of commitments."""
     return digest(b"set", pack(list(commitments)))
-
-
-def vote_to_wire(vote: Vote) -> list[Any]:
-    """A vote's fields in wire order."""
-    instance = vote.instance
-    return [
-        instance.kind,
-        instance.round,
-        instance.base,
-        vote.attempt,
-        int(vote.step),
-        vote.value,
-        vote.voter,
-        vote.signature,
-    ]
-
-
-def vote_from_wire(fields: Any) -> Vote:
-    """Reads a vote; PeerError for anything malformed."""
-    kind, number, base, attempt, step, value, voter, signature = row(fields, 8)
-    if step not in (1, 2):
-        raise PeerError("malformed", f"vote in step {step!r}")
-    return Vote(
-        instance_from_wire([kind, number, base]),
-        integer(attempt),
-        Step(step),
-        digest_of(value, optional=True),
-        peer_id(voter),
-        blob(signature, 64),
-    )
-
-
-def instance_from_wire(fields: Any) -> Instance:
-    """Reads an instance; PeerError for anything malformed."""
-    kind, number, base = row(fields, 3)
-    if kind not in ("set", "outcome"):
-        raise PeerError("malformed", f"instance kind {kind!r}")
-    return Instance(kind, integer(number), digest_of(base))
-
-
-def row(value: Any, length: int) -> list[Any]:
-    """`value` if it is an array of `length` fields; PeerError otherwise."""
-    if not isinstance(value, list) or len(value) != length:
-        raise PeerError("malformed", f"expected an array of {length} fields")
-    return value
-
-
-def items(value: Any, limit: int = MAX_MEMBERS) -> list[Any]:
-    """`value` if it is an array of at most `limit` items; PeerError otherwise."""
-    if not isinstance(value, list) or len(value) > limit:
-        raise PeerError("malformed", f"expected an array of at most {limit} items")
-    return value
-
-
-def integer(value: Any, *, low: int = 0) -> int:
-    """`value` if it is an integer from `low` to 2^62; PeerError otherwise."""
-    if type(value) is not int or not low <= value < 1 << 62:
-        raise PeerError("malformed", "expected an integer in range")
-    return value
-
-
-def number_of(value: Any) -> float:
-    """`value` if it is a finite non-negative-or-any float; PeerError otherwise."""
-    if type(value) is not float or value != value or value in (float("inf"), float("-inf")):
-        raise PeerError("malformed", "expected a finite number")
-    return value
-
-
-def blob(value: Any, limit: int) -> bytes:
-    """`value` if it is at most `limit` bytes; PeerError otherwise."""
-    if not isinstance(value, bytes) or len(value) > limit:
-        raise PeerError("malformed", f"expected at most {limit} bytes")
-    return value
-
-
-def digest_of(value: Any, *, optional: bool = False) -> Digest:
-    """`value` if it is a digest (or empty, where `optional`); PeerError otherwise."""
-    if not isinstance(value, bytes) or not (len(value) == DIGEST_BYTES or (optional and not value)):
-        raise PeerError("malformed", "expected a digest")
-    return Digest(value)
-
-
-def peer_id(value: Any) -> PeerId:
-    """`value` if it has the length of a peer id; PeerError otherwise."""
-    if not isinstance(value, bytes) or len(value) != PEER_ID_BYTES:
-        raise PeerError("malformed", "expected a peer id")
-    return PeerId(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from runnel.hashing import digest
 from runnel.node.actions import Action, Prepare, Reduce, RoundKey, Scatter
@@ -20,7 +21,7 @@ def slice_bounds(numel: int, members: int) -> tuple[tuple[int, int], ...]:
     blocks = -(-numel // SLICE_ALIGNMENT)
     count = max(1, min(members, blocks))
     edges = [min(numel, blocks * i // count * SLICE_ALIGNMENT) for i in range(count + 1)]
-    return tuple(zip(edges[:-1], edges[1:], strict=True))
+    return tuple(pairwise(edges))
 
 
 @dataclass(slots=True)
@@ -216,7 +217,9 @@ def _scatter(state: Round, index: int, me: PeerId, *, late: bool) -> list[Action
     return actions
 
 
-def _reduce(state: Round, index: int, me: PeerId, *, waited_s: float, data_s: float) -> list[Action]:
+def _reduce(
+    state: Round, index: int, me: PeerId, *, waited_s: float, data_s: float
+) -> list[Action]:
     piece, members = state.slices[index], state.decided or ()
     worker, standby = state.reducers(index)
     if piece.reducing or me not in (worker, standby):

@@ -7,7 +7,7 @@ draws of two peers are independent, so their data are identically distributed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +133,13 @@ def validation_batches(text: bytes, batch_size: int, context: int) -> Iterator[T
         yield from_numpy(values[starts[:, None] + np.arange(context + 1)].astype(np.int64))
 
 
-def dataset_batches(dataset: Any, batch_size: int, seed: Callable[[], bytes]) -> Iterator[Any]:
+def dataset_batches(
+    dataset: Any,
+    batch_size: int,
+    seed: Callable[[], bytes],
+    *,
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> Iterator[Any]:
     """Endless batches of a user's dataset, collated as torch's DataLoader does.
 
     A dataset with ``__len__`` and ``__getitem__`` is drawn by index: whenever `seed` gives another
@@ -145,26 +151,33 @@ def dataset_batches(dataset: Any, batch_size: int, seed: Callable[[], bytes]) ->
         dataset: map-style or iterable.
         batch_size: items per batch, at least 1.
         seed: gives the current window's seed; asked once per batch.
+        collate: makes a batch of a list of items; by default torch's `default_collate`.
 
     Raises:
         ConfigError: no dataset, an empty one, a DataLoader, or a batch size below 1.
     """
     from torch.utils.data import DataLoader, default_collate
 
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")
     if isinstance(dataset, DataLoader):
-        raise ConfigError("got a DataLoader, which makes its own batches; pass its .dataset")
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        raise ConfigError(
+            "got a DataLoader, which makes its own batches: pass its .dataset, and its collate_fn"
+            " as collate"
+        )
+    by_key = isinstance(dataset, str | bytes | Mapping)
+    if not by_key and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        if len(dataset) < 1:
+            raise ConfigError("the dataset has 0 items, expected at least 1")
         batches_of_items = _mapped(dataset, batch_size, seed)
-    elif hasattr(dataset, "__iter__"):
+    elif not by_key and hasattr(dataset, "__iter__"):
         batches_of_items = _streamed(dataset, batch_size, seed())
     else:
         raise ConfigError(
-            f"got a {type(dataset).__name__}, expected a dataset with __len__ and __getitem__, or"
-            " an iterable"
+            f"got a {type(dataset).__name__}, expected a dataset with __len__ and __getitem__ by"
+            " number, or an iterable of items"
         )
-    return map(default_collate, batches_of_items)
+    return map(collate or default_collate, batches_of_items)
 
 
 def _mapped(dataset: Any, batch_size: int, seed: Callable[[], bytes]) -> Iterator[list[Any]]:

@@ -7,13 +7,20 @@ same loop works alone, with others, in a script and in a notebook.
 from __future__ import annotations
 
 import html
+import logging
+import operator
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from runnel.errors import ConfigError
+from runnel.node.check import require
+from runnel.node.ending import Ending, remove
 from runnel.node.entrance import enter
 from runnel.node.events import Event
+from runnel.node.invite import Invite
 from runnel.node.peer import PeerNode
-from runnel.node.place import Place, local, resolve
+from runnel.node.place import Local, Place, invited, local, resolve
 from runnel.node.sampling import dataset_batches
 from runnel.node.trainer import Trainer
 from runnel.optim.binding import ModelBinding
@@ -22,7 +29,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Peer", "local"]
+__all__ = ["Peer", "invited", "local"]
+
+logger = logging.getLogger(__name__)
+
+Listener = Callable[[Event], None]
 
 
 class Peer:
@@ -37,20 +48,25 @@ class Peer:
             optimizer.step()
             optimizer.zero_grad()
             peer.step(loss)
+        peer.leave()
+
+    A ``with`` block leaves by itself, also after an exception. A peer that is dropped, or left alone
+    by the end of the program, stops without a goodbye.
     """
 
     def __init__(
         self,
-        place: str | Place,
+        place: str | Invite | Place,
         *,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
-        on_event: Callable[[Event], None] | None = None,
+        on_event: Listener | None = None,
     ) -> None:
         """Joins, or starts, a run with `model`; returns once the model holds the run's parameters.
 
         Args:
-            place: an invite ("runnel:..."), or `runnel.local()` for a run that starts here.
+            place: an invite ("runnel:..."), `runnel.local()` for a run that starts here, or
+                `runnel.invited()` for an invite with a home of its own.
             model: all its trainable parameters are exchanged; see `runnel.check(model)`.
             optimizer: only looked at, for reports; its state stays yours.
             on_event: gets every event of this peer, from several threads.
@@ -60,7 +76,15 @@ class Peer:
             NetworkError: nobody of the run can be reached.
             RunMismatchError: the model is not the run's.
         """
-        self._take(PeerNode.attach(enter(resolve(place)), model), model, optimizer, on_event)
+        where = resolve(place)
+        require(model, fragments=1)
+        _check_optimizer(optimizer, model)
+        scratch = where.machine.home if isinstance(where, Local) and where.scratch else None
+        try:
+            self._take(PeerNode.attach(enter(where), model), model, optimizer, on_event, scratch)
+        except BaseException:
+            remove(scratch)
+            raise
 
     @classmethod
     def on(
@@ -68,11 +92,11 @@ class Peer:
         node: PeerNode,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None,
-        on_event: Callable[[Event], None] | None,
+        on_event: Listener | None,
     ) -> Self:
         """The session of a node that is wired already."""
         peer = cls.__new__(cls)
-        peer._take(node, model, optimizer, on_event)
+        peer._take(node, model, optimizer, on_event, None)
         return peer
 
     def _take(
@@ -80,56 +104,82 @@ class Peer:
         node: PeerNode,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None,
-        on_event: Callable[[Event], None] | None,
+        on_event: Listener | None,
+        scratch: Path | None,
     ) -> None:
         self._node, self._optimizer = node, optimizer
+        self._ending = Ending(node, scratch)
         if on_event is not None:
-            node.listen(on_event)
+            node.listen(_guarded(on_event))
         try:
             self._trainer = Trainer(node, ModelBinding(model, node.plan))
             node.begin()
         except BaseException:
-            node.close("failed to start")
+            self._ending.close("failed to start")
             raise
+        self._ending.watch(self)
 
-    def batches(self, dataset: Any, batch_size: int) -> Iterator[Any]:
-        """Batches of this peer's part of `dataset`, until the run ends.
+    def batches(
+        self,
+        dataset: Any,
+        batch_size: int,
+        *,
+        collate: Callable[[list[Any]], Any] | None = None,
+    ) -> Iterator[Any]:
+        """Batches of this peer's part of `dataset`, until the run ends or this peer leaves.
 
         Which part follows from the run's public seed, this peer and the round, so that peers need
-        no coordinator to see different data. Map-style datasets and iterables of tensors work.
+        no coordinator to see different data. A run without an end ([end] in its settings) has
+        batches for ever: break out of the loop.
+
+        Args:
+            dataset: map-style (``len`` and ``dataset[i]``) or an iterable that can start again.
+            batch_size: items per batch.
+            collate: makes a batch of a list of items; by default torch's ``default_collate``.
+
+        Raises:
+            ConfigError: a DataLoader, an empty dataset, or none at all; before the first batch.
         """
-        for batch in dataset_batches(dataset, batch_size, self._node.window_seed):
-            if self.is_over:
-                return
-            yield batch
+        endless = dataset_batches(dataset, batch_size, self._node.window_seed, collate=collate)
+        return self._until_the_end(endless)
+
+    def _until_the_end(self, endless: Iterator[Any]) -> Iterator[Any]:
+        while not (self.is_over or self._node.is_closed):
+            yield next(endless)
 
     def step(self, loss: torch.Tensor | float, *, tokens: int = 1) -> None:
         """Call once after each optimizer step: counts it, hands over what is due, applies what arrived.
 
         Args:
-            loss: of this step; a NaN or infinite one withholds this peer's next contribution.
-            tokens: behind this step: the weight of its contribution.
+            loss: of this step, one number; a NaN or infinite one withholds what is due, with a
+                warning, until the steps of another share were finite.
+            tokens: behind this step: the weight of its contribution, in any unit that all peers of
+                the run share (tokens, samples, or 1 for a step).
 
         Raises:
-            ConfigError: `tokens` is below 1.
-            RunnelError: what ended the peer's network side; training on alone is the caller's choice.
+            ConfigError: `loss` is not one number, or `tokens` not a whole one of at least 1.
+            RunMismatchError: a parameter of the model was replaced since it joined.
+            RunnelError: what ended the peer's network side, or that this peer has left. Training on
+                alone is the caller's choice.
         """
-        value = float(loss) if isinstance(loss, int | float) else float(loss.detach())
         if self._optimizer is not None:
             self._trainer.lr = float(self._optimizer.param_groups[0]["lr"])
-        self._trainer.step(value, tokens)
+        self._trainer.step(_number(loss), _count(tokens))
 
     def take_last_state(self) -> None:
         """Puts the newest outer parameters into the model: after the run's end, what all replicas hold."""
         self._trainer.take_outer_state()
 
     def leave(self, timeout_s: float = 10.0) -> None:
-        """Says goodbye, waits until the swarm has let this peer go, and stops. Idempotent."""
-        self._node.leave(timeout_s)
+        """Says goodbye, waits until the swarm has let this peer go, and stops. Idempotent.
+
+        An interrupt while it waits stops at once.
+        """
+        self._ending.leave(timeout_s)
 
     def close(self) -> None:
         """Stops at once; the others notice by themselves. Idempotent."""
-        self._node.close()
+        self._ending.close("stopped")
 
     def __enter__(self) -> Self:
         """The peer itself."""
@@ -155,7 +205,10 @@ class Peer:
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, 0 to 1, the same for all peers: for learning-rate schedules."""
+        """Share of the run that is done, 0 to 1, the same for all peers: for learning-rate schedules.
+
+        It moves when a round is decided; 0 for ever in a run without an end.
+        """
         return self._node.mailbox.chain.progress
 
     @property
@@ -169,8 +222,13 @@ class Peer:
         return self._node.mailbox.chain.is_over
 
     def status(self) -> dict[str, Any]:
-        """Run, round, members, loss, bytes: what `runnel status --json` shows."""
+        """Run, round, members, loss, bytes: what `runnel status --json` shows; also after leaving."""
         return self._node.status()
+
+    def __repr__(self) -> str:
+        facts = self.status()
+        state = "left" if self._node.is_closed else "over" if self.is_over else "training"
+        return f"<runnel.Peer {facts['peer']} of run {facts['run']}: round {self.round}, {state}>"
 
     def _repr_html_(self) -> str:
         rows = (
@@ -178,3 +236,53 @@ class Peer:
             for key, value in self.status().items()
         )
         return f"<table>{''.join(rows)}</table>"
+
+
+def _number(loss: object) -> float:
+    """A number, or a tensor or array of one element."""
+    detach = getattr(loss, "detach", None)
+    try:
+        if isinstance(loss, str | bytes):
+            raise TypeError  # noqa: TRY301 - float would read them
+        return float(loss if detach is None else detach())  # type: ignore[arg-type]  # or it is refused
+    except (TypeError, ValueError, RuntimeError):
+        shape = tuple(getattr(loss, "shape", ()))
+        seen = f"a {type(loss).__name__}" + (f" of shape {shape}" if shape else "")
+        raise ConfigError(
+            f"the loss is {seen}, expected one number: pass loss.mean() or loss.item()"
+        ) from None
+
+
+def _count(tokens: object) -> int:
+    try:
+        return operator.index(tokens)  # type: ignore[arg-type]  # or it is refused
+    except TypeError:
+        raise ConfigError(
+            f"tokens is {tokens!r}, expected a whole number of at least 1: pass what the batch holds"
+        ) from None
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer | None, model: nn.Module) -> None:
+    if optimizer is None:
+        return
+    groups = getattr(optimizer, "param_groups", None)
+    if groups is None:
+        raise ConfigError(
+            f"the optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer or None"
+        )
+    stepped = {id(parameter) for group in groups for parameter in group["params"]}
+    if stepped.isdisjoint(map(id, model.parameters())):
+        raise ConfigError(
+            "the optimizer holds no parameter of the model, expected one made from"
+            " model.parameters(): make it after the model"
+        )
+
+
+def _guarded(listener: Listener) -> Listener:
+    def call(event: Event) -> None:
+        try:
+            listener(event)
+        except Exception:  # the border to a listener of yours: it must not end the peer
+            logger.exception("on_event failed for %s", type(event).__name__)
+
+    return call

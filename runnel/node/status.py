@@ -8,7 +8,7 @@ from typing import Any
 
 from runnel.clock import Clock
 from runnel.node.atomic import write_atomically
-from runnel.node.events import Evaluated, Event, InnerProgress
+from runnel.node.events import Evaluated, Event, InnerProgress, TrafficCounted
 from runnel.node.mailbox import ChainView
 from runnel.protocols import Traffic
 
@@ -36,6 +36,15 @@ class StatusFile:
             }
         elif isinstance(event, Evaluated):
             self._values["validation_loss"] = event.loss
+
+    def traffic(self) -> TrafficCounted:
+        """Bytes by purpose so far, as an event; any thread."""
+        ledger, names = self._traffic, self._traffic.purposes()
+        return TrafficCounted(
+            unix_s=0.0,
+            sent={name: ledger.sent(name) for name in names},
+            received={name: ledger.received(name) for name in names},
+        )
 
     def describe(self, chain: ChainView, state: str | None = None) -> dict[str, Any]:
         """Everything known, as `runnel status --json` shows it."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from runnel.dht.wire import pack, unpack
 from runnel.errors import InputFileError, PeerError
@@ -44,7 +45,9 @@ def vote_updates(stored: StoreVote) -> Updates:
 
 def record_updates(record: Record, certificate: Certificate | None) -> Updates:
     """What to write when the chain takes up a record."""
-    return {f"record/{record.hash.hex()}": pack([record.to_wire(), certificate_to_wire(certificate)])}
+    return {
+        f"record/{record.hash.hex()}": pack([record.to_wire(), certificate_to_wire(certificate)])
+    }
 
 
 def set_updates(
@@ -148,37 +151,69 @@ def restore(stored: Mapping[str, bytes], genesis: Record, *, open_rounds: int) -
 
 def _restore_one(found: Restored, key: str, value: bytes) -> None:
     kind, _, rest = key.partition("/")
-    if kind == "record":
-        record, certificate = row(unpack(value, max_bytes=_MAX_VALUE_BYTES), 2)
-        found.chain.add(Record.from_wire(record), certificate_from_wire(certificate))
-    elif kind == "vote":
-        vote = vote_from_wire(unpack(value, max_bytes=_MAX_VALUE_BYTES))
-        found.votes.setdefault(vote.instance, []).append(vote)
-    elif kind == "lock":
-        lock = lock_from_wire(unpack(value, max_bytes=_MAX_VALUE_BYTES))
-        if lock is not None:
-            found.locks[rest] = lock
-    elif kind == "set":
-        parts, proof = row(unpack(value, max_bytes=_MAX_VALUE_BYTES), 2)
-        found.sets[_round_key(rest)] = tuple(Commitment.from_wire(part) for part in items(parts))
-        certificate = certificate_from_wire(proof)
-        if certificate is not None:
-            found.certificates[_round_key(rest)] = certificate
-    elif kind == "proposed":
-        parts = items(unpack(value, max_bytes=_MAX_VALUE_BYTES))
-        where, _, name = rest.rpartition("/")
-        known = found.proposed.setdefault(_round_key(where), {})
-        known[Digest(bytes.fromhex(name))] = tuple(Commitment.from_wire(part) for part in parts)
-    elif kind == "candidate":
-        candidate = Record.from_wire(unpack(value, max_bytes=_MAX_VALUE_BYTES))
-        found.candidates.setdefault(candidate.number, {})[candidate.hash] = candidate
-    elif kind == "com":
-        commitment = Commitment.from_wire(unpack(value, max_bytes=_MAX_VALUE_BYTES))
-        found.commits[_round_key(rest)] = commitment
-    elif kind == "result":
-        found.results.add(Digest(bytes.fromhex(rest)))
-    elif kind == "stop":
-        found.stops.add(Digest(bytes.fromhex(rest)))
+    reader = _READERS.get(kind)
+    if reader is not None:
+        reader(found, rest, unpack(value, max_bytes=_MAX_VALUE_BYTES) if value else None)
+
+
+def _read_record(found: Restored, _rest: str, value: Any) -> None:
+    record, certificate = row(value, 2)
+    found.chain.add(Record.from_wire(record), certificate_from_wire(certificate))
+
+
+def _read_vote(found: Restored, _rest: str, value: Any) -> None:
+    vote = vote_from_wire(value)
+    found.votes.setdefault(vote.instance, []).append(vote)
+
+
+def _read_lock(found: Restored, rest: str, value: Any) -> None:
+    lock = lock_from_wire(value)
+    if lock is not None:
+        found.locks[rest] = lock
+
+
+def _read_set(found: Restored, rest: str, value: Any) -> None:
+    parts, proof = row(value, 2)
+    key, certificate = _round_key(rest), certificate_from_wire(proof)
+    found.sets[key] = tuple(Commitment.from_wire(part) for part in items(parts))
+    if certificate is not None:
+        found.certificates[key] = certificate
+
+
+def _read_proposed(found: Restored, rest: str, value: Any) -> None:
+    where, _, name = rest.rpartition("/")
+    proposed = tuple(Commitment.from_wire(part) for part in items(value))
+    found.proposed.setdefault(_round_key(where), {})[Digest(bytes.fromhex(name))] = proposed
+
+
+def _read_candidate(found: Restored, _rest: str, value: Any) -> None:
+    record = Record.from_wire(value)
+    found.candidates.setdefault(record.number, {})[record.hash] = record
+
+
+def _read_commitment(found: Restored, rest: str, value: Any) -> None:
+    found.commits[_round_key(rest)] = Commitment.from_wire(value)
+
+
+def _read_result(found: Restored, rest: str, _value: Any) -> None:
+    found.results.add(Digest(bytes.fromhex(rest)))
+
+
+def _read_stop(found: Restored, rest: str, _value: Any) -> None:
+    found.stops.add(Digest(bytes.fromhex(rest)))
+
+
+_READERS: dict[str, Callable[[Restored, str, Any], None]] = {
+    "record": _read_record,
+    "vote": _read_vote,
+    "lock": _read_lock,
+    "set": _read_set,
+    "proposed": _read_proposed,
+    "candidate": _read_candidate,
+    "com": _read_commitment,
+    "result": _read_result,
+    "stop": _read_stop,
+}
 
 
 def _vote_name(vote: Vote) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from runnel.errors import ConfigError
 from runnel.node.actions import WantHandover
-from runnel.node.events import InnerProgress, MergeApplied
+from runnel.node.events import ContributionWithheld, InnerProgress, MergeApplied
 from runnel.node.mailbox import DecidedMerge, HandedOver
 from runnel.node.peer import PeerNode
 from runnel.optim.binding import ModelBinding
@@ -31,6 +33,7 @@ class Window:
     handed_at: dict[int, int] = field(default_factory=dict)
     handed_tokens: dict[int, int] = field(default_factory=dict)
     withheld: str = ""
+    withheld_round: int = -1
 
 
 class Trainer:
@@ -52,9 +55,10 @@ class Trainer:
 
         Raises:
             ConfigError: `tokens` is below 1.
-            RunnelError: what ended the peer's network side.
+            RunMismatchError: a parameter of the model was replaced.
+            RunnelError: what ended the peer's network side, or that it has left.
         """
-        self._node.mailbox.check()
+        self._node.check()
         self._count(loss, tokens)
         self._merge()
         self._hand_over_due()
@@ -86,8 +90,14 @@ class Trainer:
             window.withheld = f"the loss was {loss}"
 
     def _merge(self) -> None:
+        newest = self._node.mailbox.chain.number
         for decided in self._node.mailbox.take_merges(self._is_time_for):
             self._apply(decided)
+        # What is still noted of decided rounds was aborted: nothing comes back.
+        for number, handed in list(self.window.handed_at.items()):
+            if number <= newest and self.window.steps >= handed + self._outer.overlap_steps:
+                del self.window.handed_at[number]
+                self.window.handed_tokens.pop(number, None)
 
     def _is_time_for(self, decided: DecidedMerge) -> bool:
         """Own contributions come back `overlap_steps` after their hand-over, everything else at once."""
@@ -121,18 +131,24 @@ class Trainer:
         self._binding.write(fragment, values)
 
     def _hand_over_due(self) -> None:
-        for want in self._node.mailbox.wants():
-            due = self.window.steps_since_commit >= self._node.schedule.steps_before(
-                want.key.number
-            )
+        for place, want in enumerate(self._node.mailbox.wants()):
+            share = self._node.schedule.steps_before(want.key.number)
+            # shares differ by a step: a later round must not be due before the one that is next
+            due = place == 0 and self.window.steps_since_commit >= share
             if self.window.steps_since_commit > 0 and (due or want.urgent):
                 self._hand_over(want)
                 return
 
     def _hand_over(self, want: WantHandover) -> None:
         window, fragment = self.window, want.fragment
+        self._binding.require_same()
         snapshot = self._binding.new_buffer(fragment)
         self._binding.read(fragment, snapshot)
+        if not math.isfinite(float(snapshot.sum(dtype=np.float64))):
+            window.withheld = "the model's parameters are not all finite"
+        if window.withheld:
+            self._withhold(want)
+            return
         tokens = max(1, min(window.tokens[fragment], self._outer.max_weight_tokens))
         contribution = HandedOver(
             want=want,
@@ -141,13 +157,20 @@ class Trainer:
             tokens=tokens,
             steps=window.steps_since_commit,
             loss=sum(window.losses) / len(window.losses) if window.losses else 0.0,
-            withheld=window.withheld,
         )
         window.handed_at[want.key.number] = window.steps
         window.handed_tokens[want.key.number] = tokens
         window.next_round = want.key.number + 1
-        window.steps_since_commit, window.losses, window.withheld = 0, [], ""
+        window.steps_since_commit, window.losses = 0, []
         self._node.mailbox.hand_over(contribution)
+
+    def _withhold(self, want: WantHandover) -> None:
+        """Leaves a request unanswered for another share of steps; says so once per round."""
+        window, number, reason = self.window, want.key.number, self.window.withheld
+        window.steps_since_commit, window.losses, window.withheld = 0, [], ""
+        if window.withheld_round != number:
+            window.withheld_round = number
+            self._node.note(ContributionWithheld(unix_s=0.0, round=number, reason=reason))
 
     def _wait_if_asked(self) -> None:
         """Where the run says so, waits for a round that is due back, then for the next one to open."""

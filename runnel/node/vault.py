@@ -45,6 +45,7 @@ class Vault:
         self.results = Results(disk)
         self._disk, self._me = disk, me
         self._final_averaging = final_averaging
+        self._landing: tuple[Digest, Mapping[int, tuple[Float32, Float32]]] | None = None
         self._numbers = [-1] * len(store.sizes)
 
     @property
@@ -129,7 +130,11 @@ class Vault:
         lost = [record for record in fork.given_up if record.kind is RecordKind.ROUND]
         taken = [record for record in fork.adopted if record.kind is RecordKind.ROUND]
         merges = [self._give_up(chain, record) for record in lost]
-        merges += [self._adopt(chain, record, path, updates) for record in taken]
+        landing, self._landing = self._landing, None
+        if landing is not None and path[-1] == landing[0]:
+            merges += self._leap(chain, taken, path, landing[1], updates)
+        else:
+            merges += [self._adopt(chain, record, path, updates) for record in taken]
         for key in self.contributions.rounds():
             if key.number <= len(path) - 2 or key.base not in path[-64:]:
                 self.store.forget(key)
@@ -167,6 +172,38 @@ class Vault:
         merge = self.store.adopt((record.number, record.slices), outcome)
         self._numbers[outcome.fragment] = record.number
         return DecidedMerge(record.number, merge, any(outcome.included))
+
+    def land(self, record: Digest, states: Mapping[int, tuple[Float32, Float32]]) -> None:
+        """The next step may go to `record` without results: here is what changes up to it, by fragment."""
+        self._landing = (record, states)
+
+    def _leap(
+        self,
+        chain: Chain,
+        taken: Sequence[Record],
+        path: Sequence[Digest],
+        states: Mapping[int, tuple[Float32, Float32]],
+        updates: Updates,
+    ) -> list[DecidedMerge]:
+        """Takes up all these records at once, fragment by fragment."""
+        outcomes: dict[int, list[Outcome]] = {}
+        for record in taken:
+            outcome, key = self._outcome(chain, record, path[: record.number + 1])
+            handed = self.store.handed(key)
+            if handed is not None and handed.snapshot is not None:
+                updates |= self.contributions.taken_out(key, outcome.fragment, outcome.included)
+            outcomes.setdefault(outcome.fragment, []).append(outcome)
+        numbers = {record.number % self.fragments: record.number for record in taken}
+        for fragment, number in numbers.items():
+            self._numbers[fragment] = number
+        return [
+            DecidedMerge(
+                numbers[fragment],
+                self.store.leap(fragment, *states[fragment], outcomes[fragment]),
+                any(any(outcome.included) for outcome in outcomes[fragment]),
+            )
+            for fragment in sorted(outcomes)
+        ]
 
     def _give_up(self, chain: Chain, record: Record) -> DecidedMerge:
         path = chain.lineage(record.parent)

@@ -30,7 +30,8 @@ class ModelBinding:
     Parameters may be float32, float64, float16 or bfloat16, contiguous or not, on any device; the
     buffers are float32 on the CPU. Half-precision parameters are updated in float32 and then
     rounded to nearest even. Gradients and optimizer state are never touched. The model's parameters
-    must stay the same objects: ``load_state_dict`` is fine, replacing a module is not.
+    must stay the same objects: ``load_state_dict`` is fine, replacing a module is not (see
+    `require_same`).
 
     Raises:
         ConfigError: a parameter that cannot be exchanged.
@@ -43,7 +44,21 @@ class ModelBinding:
             raise ConfigError(_first_of(found.problems))
         _check_shapes(found.exchanged, plan.shapes)
         self.plan = plan
-        self._parameters = exchanged_parameters(model)
+        self._model, self._parameters = model, exchanged_parameters(model)
+
+    def require_same(self) -> None:
+        """Checks that the model still has the parameters that it had at first.
+
+        Raises:
+            RunMismatchError: one was replaced or removed; its training would not reach the swarm.
+        """
+        present = {id(parameter) for parameter in self._model.parameters()}
+        for name, parameter in self._parameters.items():
+            if id(parameter) not in present:
+                raise RunMismatchError(
+                    f"parameter {name!r} is not in the model any more, expected the parameters that"
+                    " it had at first: change modules before joining, later only values in place"
+                )
 
     def new_buffer(self, fragment: int) -> Float32:
         """A float32 array of a fragment's size, zeros."""

@@ -180,7 +180,9 @@ class OuterStore:
             np.subtract(sent, piece, out=sent)
             norms.append(_norm(sent))
         for earlier in self._handed.values():
-            if earlier.fragment == fragment:  # of a round of another path: its drift is in this one's
+            if (
+                earlier.fragment == fragment
+            ):  # of a round of another path: its drift is in this one's
                 earlier.snapshot = earlier.after = None
         self._handed[key] = Handed(fragment, tuple(payloads), snapshot, after)
         return Encoded(tuple(payloads), tuple(norms), drift)
@@ -189,12 +191,16 @@ class OuterStore:
         """Drops a contribution that no record will include: what it holds is still in ``theta - w``."""
         self._handed.pop(key, None)
 
-    def recall(self, key: Hashable, fragment: int, payloads: tuple[bytes, ...], drift: Array) -> None:
+    def recall(
+        self, key: Hashable, fragment: int, payloads: tuple[bytes, ...], drift: Array
+    ) -> None:
         """After a restart: a contribution read back. Its drift joins the residual, as the trainer's is gone."""
         self._fragments[fragment].residual += drift
         self._handed[key] = Handed(fragment, payloads, None, None)
 
-    def load(self, fragment: int, parameters: Array, momentum: Array, residual: Array | None = None) -> None:
+    def load(
+        self, fragment: int, parameters: Array, momentum: Array, residual: Array | None = None
+    ) -> None:
         """Replaces a fragment's state by one read back or fetched."""
         own = self._fragments[fragment]
         own.theta[:], own.momentum[:] = parameters, momentum
@@ -203,7 +209,13 @@ class OuterStore:
             own.residual[:] = residual
 
     def reduce(
-        self, payloads: Sequence[bytes | memoryview], weights: Array, norms: Array, *, numel: int, own: int
+        self,
+        payloads: Sequence[bytes | memoryview],
+        weights: Array,
+        norms: Array,
+        *,
+        numel: int,
+        own: int,
     ) -> Reduced:
         """Aggregates payloads of one slice and encodes the result once.
 
@@ -227,7 +239,15 @@ class OuterStore:
             total *= total.dtype.type(_loss_factor(factors[own]))
         return Reduced(encoded, total, norm)
 
-    def prepare(self, tag: Hashable, fragment: int, bounds: Bounds, payloads: Sequence[bytes], *, final: bool) -> Digest:
+    def prepare(
+        self,
+        tag: Hashable,
+        fragment: int,
+        bounds: Bounds,
+        payloads: Sequence[bytes],
+        *,
+        final: bool,
+    ) -> Digest:
         """Computes the fragment's state after these results, keeps it under `tag`, and names it."""
         own = self._fragments[fragment]
         known = own.ready.get(tag)
@@ -248,23 +268,31 @@ class OuterStore:
         if tag not in own.ready:
             raise BugError(f"fragment {outcome.fragment} has no prepared state to adopt")
         theta, momentum, _ = own.ready[tag]
-        handed = self._handed.pop(outcome.key, None)
+        return self.leap(outcome.fragment, theta, momentum, [outcome])
+
+    def leap(
+        self, fragment: int, parameters: Array, momentum: Array, outcomes: Sequence[Outcome]
+    ) -> Merge:
+        """Takes up several decided rounds of a fragment at once, given the state after the last of them."""
+        own = self._fragments[fragment]
         owed = np.zeros_like(own.residual)
-        delta = theta - own.theta
-        rows = zip(outcome.bounds, outcome.included, outcome.losses, strict=True)
-        for index, ((low, high), included, loss) in enumerate(rows):
-            if included and handed is not None and handed.after is not None:
-                own.residual[low:high] = handed.after[low:high]
-                delta[low:high] = theta[low:high] - handed.snapshot[low:high]
-            elif included:
-                owed[low:high] -= self._decoded(outcome.payloads[index], high - low)
-            if loss is not None:
-                owed[low:high] += loss
-        self._owe(outcome.fragment, owed, delta)
-        own.theta, own.momentum = theta, momentum
+        delta = parameters - own.theta
+        for outcome in outcomes:
+            handed = self._handed.pop(outcome.key, None)
+            rows = zip(outcome.bounds, outcome.included, outcome.losses, strict=True)
+            for index, ((low, high), included, loss) in enumerate(rows):
+                if included and handed is not None and handed.after is not None:
+                    own.residual[low:high] = handed.after[low:high]
+                    delta[low:high] = parameters[low:high] - handed.snapshot[low:high]
+                elif included:
+                    owed[low:high] -= self._decoded(outcome.payloads[index], high - low)
+                if loss is not None:
+                    owed[low:high] += loss
+        self._owe(fragment, owed, delta)
+        own.theta, own.momentum = parameters, momentum
         own.ready.clear()
         own.version += 1
-        return Merge(outcome.fragment, own.version, delta, theta)
+        return Merge(fragment, own.version, delta, parameters)
 
     def give_up(self, outcome: Outcome, parameters: Array, momentum: Array) -> Merge:
         """Takes back a record this peer's chain gives up: what was decoded from it is owed again."""

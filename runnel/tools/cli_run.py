@@ -42,7 +42,7 @@ def save_checkpoint(folder: Path, out: Path) -> Path:
     Raises:
         RunnelError: there is none, or it cannot be written.
     """
-    from runnel.node.checkpoint import save_checkpoint as save
+    from runnel.node.export import save_checkpoint as save
 
     return save(folder, out)
 
@@ -53,6 +53,6 @@ def sample_text(folder: Path, *, prompt: str, tokens: int, seed: int) -> str:
     Raises:
         RunnelError: there is no state yet, or the model makes no text.
     """
-    from runnel.node.checkpoint import sample_text as sample
+    from runnel.node.export import sample_text as sample
 
     return sample(folder, prompt=prompt, tokens=tokens, seed=seed)

@@ -19,7 +19,7 @@ _NOTICE = b"\nleaving in order; Ctrl-C again exits at once\n"
 
 @contextmanager
 def stop_on_signals(
-    stop: threading.Event, *, before_exit: Callable[[], None] | None = None
+    stop: threading.Event, *, before_exit: Callable[[], object] | None = None
 ) -> Iterator[None]:
     """Inside, the first SIGINT, SIGTERM or SIGHUP sets `stop`; the second one ends the process.
 

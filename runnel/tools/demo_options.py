@@ -113,7 +113,7 @@ def run_spec(options: DemoOptions) -> RunSpec:
         "model": parse_model(options.model),
         "data": {"text": TEXT_NAME if options.text else "stdlib", "batch_size": 8},
         "inner": {"lr": 4e-3, "warmup_share": 0.05},
-        "outer": {"every_steps": 24, "fragments": 4, "overlap_steps": 2},
+        "outer": {"every_steps": 32, "fragments": 4, "overlap_steps": 2},
         "rounds": {"deadline_ceiling_s": 10.0, "stall_s": 15.0},
         "end": {"minutes": float(options.minutes)},
     }

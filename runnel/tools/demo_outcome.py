@@ -29,6 +29,7 @@ class KillCost:
     Attributes:
         peer: who died.
         aborted: rounds given up until it was out of the view; their work went into the next ones.
+        branches: rounds closed by a branch in that time, because no quorum was left.
         late: contributions of others that missed a round meanwhile.
         removed_after_s: until it was out of the view; None if that did not happen.
         longest_wait_s: the longest time between two rounds in the half minute after it.
@@ -37,6 +38,7 @@ class KillCost:
 
     peer: str
     aborted: int
+    branches: int
     late: int
     removed_after_s: float | None
     longest_wait_s: float
@@ -49,8 +51,9 @@ class KillCost:
             if self.removed_after_s is None
             else f"the others had removed it after {self.removed_after_s:.1f} s"
         )
+        branched = f", {count_text(self.branches, 'branch')}" if self.branches else ""
         return (
-            f"Killing {self.peer} cost {count_text(self.aborted, 'aborted round')} and"
+            f"Killing {self.peer} cost {count_text(self.aborted, 'aborted round')}{branched} and"
             f" {count_text(self.late, 'late contribution')} of the others; the longest wait for a round"
             f" was {self.longest_wait_s:.1f} s instead of the usual {self.usual_wait_s:.1f} s, and {gone}."
         )
@@ -182,12 +185,11 @@ def kill_cost(history: SwarmHistory, events: Mapping[str, Sequence[Event]], fate
     waits = [(later, later - sooner) for sooner, later in itertools.pairwise(times)]
     before = [wait for later, wait in waits if later <= died_s][-_USUAL_ROUNDS:]
     after = [wait for later, wait in waits if died_s < later <= died_s + _AFTER_S]
+    kinds = [past.kind for past in history.rounds.values() if died_s < past.decided_s <= until_s]
     return KillCost(
         peer=fate.name,
-        aborted=sum(
-            past.kind != "record" and died_s < past.decided_s <= until_s
-            for past in history.rounds.values()
-        ),
+        aborted=kinds.count("abort"),
+        branches=kinds.count("branch"),
         late=sum(isinstance(e, RoundLate) and died_s < e.unix_s <= until_s for e in others),
         removed_after_s=None if gone_s is None else gone_s - died_s,
         longest_wait_s=max(after, default=0.0),

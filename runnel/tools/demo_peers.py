@@ -1,16 +1,19 @@
 """The processes of a demo: one for each peer, and nothing left of them afterwards.
 
 Each has a session of its own, so that Ctrl-C in the terminal reaches the demo alone, which then
-stops the peers one after the other.
+stops the peers one after the other. An environment variable marks them and whatever they start, so
+that this can be found after its parent is gone.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +32,11 @@ PROGRAM = (sys.executable, "-m", "runnel")
 LEAVE_S = 15.0
 """How long a peer that was asked to leave may take before it is killed."""
 
+MARK = "RUNNEL_DEMO"
+"""The variable that names the demo which a process belongs to."""
+
 _KILLED_S = 10.0
+_POLL_S = 0.05
 _JOURNAL = "runs/*/journal.jsonl"
 _STATUS = "runs/*/status.json"
 _INVITE = re.compile(r"runnel:[A-Za-z0-9_-]{40,}")
@@ -56,18 +63,25 @@ class Fate:
 
 
 class PeerProcess:
-    """One peer: its process, its folder, its log and what it started itself."""
+    """One peer: its process, its folder and its log.
 
-    def __init__(self, name: str, folder: Path, command: Sequence[str], clock: Clock) -> None:
-        """Starts it; its log appears beside its home."""
+    Args:
+        fate: with its name.
+        folder: of the demo; home and log appear in there.
+        command: what to run; where to listen and the home are added.
+        variables: its environment.
+    """
+
+    def __init__(
+        self, fate: Fate, folder: Path, command: Sequence[str], variables: Mapping[str, str]
+    ) -> None:
+        self.fate, name = fate, fate.name
         self.home = folder / "homes" / name.replace(" ", "-")
         self.log_path = folder / "logs" / f"{self.home.name}.log"
         self._said_path = self.log_path.with_suffix(".out")
         self.tail = JournalTail(self.home, _JOURNAL)
         self.home.mkdir(parents=True)
         self.log_path.parent.mkdir(exist_ok=True)
-        self.fate = Fate(name, clock.unix_s())
-        self._started: set[psutil.Process] = set()
         with self._said_path.open("wb") as said, self.log_path.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 [*command, *_LOOPBACK, "--home", str(self.home)],
@@ -75,7 +89,7 @@ class PeerProcess:
                 stdout=said,
                 stderr=log,
                 cwd=folder,
-                env=environment(os.environ),
+                env=variables,
                 start_new_session=True,
             )
 
@@ -102,12 +116,10 @@ class PeerProcess:
 
     def ask_to_leave(self) -> None:
         """The first Ctrl-C."""
-        self.note_descendants()
         self._signal(signal.SIGINT)
 
     def kill(self) -> None:
         """SIGKILL to its process alone; what it had started must notice by itself."""
-        self.note_descendants()
         self._signal(signal.SIGKILL)
 
     def wait(self, timeout_s: float) -> bool:
@@ -115,22 +127,6 @@ class PeerProcess:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout_s)
         return not self.runs
-
-    def end_at_once(self) -> None:
-        """Kills the process and everything it started. Not for a planned death: see `kill`."""
-        self.kill()
-        for process in self._started:
-            with suppress(psutil.Error):
-                process.kill()  # psutil compares start times: a reused id is left alone
-
-    def left_behind(self) -> list[psutil.Process]:
-        """What it started and is still running."""
-        return [p for p in self._started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
-    def note_descendants(self) -> None:
-        """Remembers what it has started so far: nobody can tell once it is gone."""
-        with suppress(psutil.Error):
-            self._started |= set(psutil.Process(self._process.pid).children(recursive=True))
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
@@ -151,6 +147,7 @@ class PeerProcesses:
     ) -> None:
         self._folder, self._program = folder, tuple(program)
         self._clock = clock or SystemClock()
+        self._variables = {**environment(os.environ), MARK: secrets.token_hex(16)}
         self.all: dict[int, PeerProcess] = {}
 
     def __enter__(self) -> Self:
@@ -188,7 +185,7 @@ class PeerProcesses:
 
     def running(self) -> list[PeerProcess]:
         """Those whose process is there."""
-        return [peer for peer in self.all.values() if peer.runs]
+        return [peer for peer in list(self.all.values()) if peer.runs]
 
     def leave(self) -> None:
         """Asks one after the other to leave, the first one last, and makes those end that do not."""
@@ -196,34 +193,45 @@ class PeerProcesses:
             peer.ask_to_leave()
             if not peer.wait(LEAVE_S):
                 peer.fate.forced = True
-                peer.end_at_once()
+                peer.kill()
+                peer.wait(_KILLED_S)
 
-    def note_descendants(self) -> None:
-        """Remembers what the running ones have started so far."""
-        for peer in self.running():
-            peer.note_descendants()
+    def kill_all(self) -> bool:
+        """Kills everything that is left, also what peers started; whether there was anything.
 
-    def left_behind(self) -> list[str]:
-        """Names of peers that are gone while something they had started is not."""
-        gone = (peer for peer in self.all.values() if not peer.runs)
-        return [peer.fate.name for peer in gone if peer.left_behind()]
-
-    def kill_all(self) -> None:
-        """Kills everything that is left, also what peers started; does not wait. Any time, any thread."""
-        for peer in list(self.all.values()):
-            if peer.runs or peer.left_behind():
-                peer.end_at_once()
+        Does not wait. Any time, any thread.
+        """
+        running = self.running()
+        for peer in running:
+            peer.kill()
+        strays = self._marked() if self.all else []
+        for process in strays:
+            with suppress(psutil.Error):
+                process.kill()  # psutil compares start times: a reused number is left alone
+        return bool(running or strays)
 
     def end_at_once(self) -> None:
         """`kill_all`, and nothing runs afterwards. Idempotent."""
-        self.kill_all()
-        for peer in self.all.values():
-            peer.wait(_KILLED_S)
+        until = self._clock.monotonic_s() + _KILLED_S
+        while self.kill_all() and self._clock.monotonic_s() < until:
+            for peer in self.all.values():
+                peer.wait(_KILLED_S)
+            time.sleep(_POLL_S)
+
+    def _marked(self) -> list[psutil.Process]:
+        """Living processes that bear this demo's mark."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if process.environ().get(MARK) == self._variables[MARK]:
+                    found.append(process)
+        return found
 
     def _start(self, index: int, *arguments: str) -> PeerProcess:
         command = [*self._program, *arguments]
         try:
-            peer = PeerProcess(f"peer {index}", self._folder, command, self._clock)
+            fate = Fate(f"peer {index}", self._clock.unix_s())
+            peer = PeerProcess(fate, self._folder, command, self._variables)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise StorageError(

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from runnel.tools.live import View
 
 POLL_S = 0.25
-NOTE_S = 2.0
 START_S = 120.0
 """How long the first peer may take until there is an invite: it loads torch and compiles kernels."""
 
@@ -112,7 +111,6 @@ class Conductor:
 
     def run(self, view: View, stop: threading.Event) -> Course:
         """Returns when all peers have ended, or were made to."""
-        note_s = 0.0
         while self._peers.running():
             if stop.wait(POLL_S):
                 self.course.stopped = True
@@ -123,9 +121,6 @@ class Conductor:
             for step in self._plan.due(elapsed_s, self._contributed):
                 self._carry_out(step, view)
             self._look_after(elapsed_s)
-            if elapsed_s >= note_s:
-                self._peers.note_descendants()
-                note_s = elapsed_s + NOTE_S
         self._follow(view)
         self._conclude()
         return self.course
@@ -154,10 +149,10 @@ class Conductor:
             self._contributed.update(number for number in known if number is not None)
 
     def _look_after(self, elapsed_s: float) -> None:
-        """Notes who ended by itself without need, and ends those who go on for too long."""
+        """Notes who failed, and ends those who go on for too long."""
         for index, peer in self._peers.all.items():
             fate = peer.fate
-            if not peer.runs and fate.exit_code and fate.killed_unix_s is None:
+            if not peer.runs and fate.exit_code and not fate.forced and fate.killed_unix_s is None:
                 self._say_once(index, f"{fate.name} ended with code {fate.exit_code}")
         if elapsed_s > self._lasts_s + GRACE_S:
             late = self._peers.running()

@@ -9,98 +9,48 @@ be durable before the actions after it are carried out. So a vote can never be f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
-from runnel.hashing import digest
 from runnel.protocols import Signer
 from runnel.types import Digest, PeerId
+from runnel.verification.votes import (
+    NIL,
+    Action,
+    Ballots,
+    Decided,
+    Electorate,
+    Instance,
+    Lock,
+    Proposal,
+    Step,
+    StoreVote,
+    Vote,
+    check_certificate,
+    majority,
+)
 
-NIL = Digest(b"")
-"""The vote for no value."""
-
-
-class Step(IntEnum):
-    """Where an attempt stands."""
-
-    PROPOSE = 0
-    PREVOTE = 1
-    PRECOMMIT = 2
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Instance:
-    """One decision: what it is about, of which round, and the record it derives from."""
-
-    kind: str
-    round: int
-    base: Digest
-
-    @property
-    def key(self) -> str:
-        """Unique text for storage keys."""
-        return f"{self.kind}/{self.round}/{self.base.hex()}"
-
-
-@dataclass(frozen=True, slots=True)
-class Vote:
-    """One member's vote in one step of one attempt; `value` is `NIL` for none."""
-
-    instance: Instance
-    attempt: int
-    step: Step
-    value: Digest
-    voter: PeerId
-    signature: bytes = b""
-
-    def statement(self, run: bytes) -> bytes:
-        """The bytes that the signature covers."""
-        place = f"vote/{self.instance.key}/{self.attempt}/{int(self.step)}/".encode()
-        return b"runnel1" + run + place + self.value
+__all__ = [
+    "NIL",
+    "Action",
+    "Agreement",
+    "AgreementHost",
+    "Decided",
+    "Electorate",
+    "Instance",
+    "Lock",
+    "Proposal",
+    "Step",
+    "StoreVote",
+    "Vote",
+    "check_certificate",
+    "majority",
+]
 
 
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """What an attempt's proposer puts to the vote; a value locked before comes with its prevotes."""
-
-    instance: Instance
-    attempt: int
-    value: Digest
-    proposer: PeerId
-    lock_attempt: int = -1
-    proof: tuple[Vote, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Lock:
-    """The value a member precommitted last, and the prevotes that allowed it."""
-
-    attempt: int
-    value: Digest
-    proof: tuple[Vote, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """A quorum precommitted `value`; `certificate` holds those votes."""
-
-    instance: Instance
-    value: Digest
-    attempt: int
-    certificate: tuple[Vote, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StoreVote:
-    """To be durable before anything after it is sent."""
-
-    vote: Vote
-    lock: Lock | None = None
-
-
-Action = StoreVote | Proposal | Vote | Decided
+SILENT_STEP_S = 0.1
+"""How long the proposal of a member may take that has been silent for some time."""
 
 
 class AgreementHost(Protocol):
@@ -118,53 +68,17 @@ class AgreementHost(Protocol):
         """Whether everything that `value` names is durably here."""
         ...
 
+    def is_silent(self, peer: PeerId, now: float) -> bool:
+        """Whether `peer` has not been heard for so long that nobody waits for its proposal."""
+        ...
+
     def halted(self, instance: Instance) -> bool:
         """Whether this peer promised to vote no more here (it signed a branch)."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Electorate:
-    """Who votes, in what order they propose, and how many make a quorum."""
-
-    members: tuple[PeerId, ...]
-    quorum: int
-    offset: int
-
-    @staticmethod
-    def of(instance: Instance, members: Sequence[PeerId], quorum: Callable[[int], int]) -> Electorate:
-        """The proposer's order follows from the instance, so that nobody chooses it."""
-        offset = int.from_bytes(digest(instance.key.encode())[:8], "big")
-        return Electorate(tuple(members), quorum(len(members)), offset)
-
-    def proposer(self, attempt: int) -> PeerId:
-        """Who proposes in `attempt`."""
-        return self.members[(self.offset + attempt) % len(self.members)]
-
-
-def majority(members: int) -> int:
-    """Quorum of circle runs, where members crash but do not lie: 1, 2, 2, 3 of 1, 2, 3, 4."""
-    return members // 2 + 1
-
-
-@dataclass(slots=True)
-class _Ballots:
-    """The votes of one step of one attempt; the first vote of a member counts."""
-
-    votes: dict[PeerId, Vote] = field(default_factory=dict)
-    counts: dict[Digest, int] = field(default_factory=dict)
-
-    def add(self, vote: Vote) -> None:
-        if vote.voter not in self.votes:
-            self.votes[vote.voter] = vote
-            self.counts[vote.value] = self.counts.get(vote.value, 0) + 1
-
-    def winner(self, quorum: int) -> Digest | None:
-        """The value with a quorum; `NIL` is a value here. At most one has a majority."""
-        return next((value for value, count in self.counts.items() if count >= quorum), None)
-
-    def supporters(self, value: Digest) -> tuple[Vote, ...]:
-        return tuple(v for _, v in sorted(self.votes.items()) if v.value == value)
+_MOST_PATIENT = 18
+"""From this attempt on the steps grow no longer, so that no far attempt makes anybody wait for ever."""
 
 
 class Agreement:
@@ -188,7 +102,7 @@ class Agreement:
         self._signer, self._run = signer, run
         self._since, self._step_s = now, step_s
         self._proposals: dict[int, Proposal] = {}
-        self._ballots: dict[tuple[int, Step], _Ballots] = {}
+        self._ballots: dict[tuple[int, Step], Ballots] = {}
         self._lock = Lock(-1, NIL, ())
 
     def restore(self, votes: Sequence[Vote], lock: Lock | None) -> None:
@@ -240,6 +154,18 @@ class Agreement:
         self._cast(vote)
         return True
 
+    def waited_for(self, vote: Vote, now: float) -> float | None:
+        """How long this member, having cast the same vote, waited for that of another.
+
+        None for any other vote: who votes `NIL` or comes late to a step may have waited for a
+        deadline, and deadlines must not be measured by themselves.
+        """
+        own = self._vote_of(self._signer.peer_id, vote.attempt, vote.step)
+        current = (vote.attempt, vote.step) == (self.attempt, self.step)
+        if not vote.value or not current or own is None or own.value != vote.value:
+            return None
+        return now - self._since
+
     def advance(self, host: AgreementHost, now: float) -> list[Action]:
         """Goes as far as the inputs allow."""
         actions: list[Action] = []
@@ -271,19 +197,22 @@ class Agreement:
         return ballots.votes.get(member) if ballots else None
 
     def _cast(self, vote: Vote) -> None:
-        self._ballots.setdefault((vote.attempt, vote.step), _Ballots()).add(vote)
+        self._ballots.setdefault((vote.attempt, vote.step), Ballots()).add(vote)
 
     def _skip_to(self, attempt: int, now: float) -> None:
         if attempt > self.attempt:
             self.attempt, self.step, self._since = attempt, Step.PROPOSE, now
 
     def _late(self, now: float) -> bool:
-        return now - self._since > self._step_s * (1 + self.attempt / 2)
+        patience = 1 + min(self.attempt, _MOST_PATIENT) / 2
+        return now - self._since > self._step_s * patience
 
     def _tally(self, step: Step) -> tuple[int, Digest | None]:
         """How many voted in this attempt, and the value with a quorum if there is one."""
         ballots = self._ballots.get((self.attempt, step))
-        return (len(ballots.votes), ballots.winner(self.electorate.quorum)) if ballots else (0, None)
+        return (
+            (len(ballots.votes), ballots.winner(self.electorate.quorum)) if ballots else (0, None)
+        )
 
     def _try_decide(self, host: AgreementHost, actions: list[Action]) -> None:
         for (attempt, step), ballots in self._ballots.items():
@@ -312,8 +241,13 @@ class Agreement:
         proposal = self._proposals.get(self.attempt)
         if proposal is not None and self._may_prevote(proposal, host, now):
             self._vote(Step.PREVOTE, proposal.value, host, now, actions)
-        elif self._late(now):
+        elif self._late(now) or self._skips_proposer(host, now):
             self._vote(Step.PREVOTE, NIL, host, now, actions)
+
+    def _skips_proposer(self, host: AgreementHost, now: float) -> bool:
+        """Whether the proposer seems to be gone: each of its turns would cost the others a whole step."""
+        silent = host.is_silent(self.electorate.proposer(self.attempt), now)
+        return silent and now - self._since > SILENT_STEP_S
 
     def _may_prevote(self, proposal: Proposal, host: AgreementHost, now: float) -> bool:
         proved = proposal.lock_attempt < 0 or self._proves(proposal)
@@ -351,7 +285,7 @@ class Agreement:
         if value == NIL or (count >= self.electorate.quorum and self._late(now)):
             self.attempt, self.step, self._since = self.attempt + 1, Step.PROPOSE, now
 
-    def _vote(  # noqa: PLR0913, PLR0917 - the five facts of a vote, in one private place
+    def _vote(
         self,
         step: Step,
         value: Digest,
@@ -368,25 +302,3 @@ class Agreement:
         self._lock = lock or self._lock
         self.step, self._since = step, now
         actions.extend((StoreVote(vote, lock), vote))
-
-
-def check_certificate(
-    votes: Sequence[Vote], decided: Decided, electorate: Electorate, verify: Callable[[Vote], bool]
-) -> bool:
-    """Whether `votes` hold a quorum of correctly signed votes for `decided`'s value at its attempt.
-
-    All are precommits of a decided value, or all are prevotes of a locked one (which only a branch
-    may carry on from).
-    """
-    steps = {vote.step for vote in votes}
-    if len(steps) != 1:
-        return False
-    good = {
-        vote.voter
-        for vote in votes
-        if vote.voter in electorate.members
-        and vote.instance == decided.instance
-        and (vote.attempt, vote.value) == (decided.attempt, decided.value)
-        and verify(vote)
-    }
-    return len(good) >= electorate.quorum

@@ -203,3 +203,21 @@ def test_what_is_no_dataset_is_a_config_error(
 def test_choosing_chunks_loads_no_torch() -> None:
     code = "import sys, runnel.node.sampling; raise SystemExit(int('torch' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("dataset", [None, 3, "text", b"text", {"a": 1}], ids=repr)
+def test_what_is_no_dataset_is_refused_before_the_first_batch(dataset: object) -> None:
+    with pytest.raises(ConfigError, match="expected a dataset"):
+        dataset_batches(dataset, 2, lambda: b"seed")
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, "2", True], ids=repr)
+def test_a_batch_size_that_is_no_count_is_refused_before_the_first_batch(size: object) -> None:
+    with pytest.raises(ConfigError, match="batch_size"):
+        dataset_batches([1, 2], size, lambda: b"seed")  # type: ignore[arg-type]
+
+
+def test_batches_are_made_by_the_callers_collate() -> None:
+    items = [torch.zeros(length) for length in range(1, 9)]  # torch's own refuses to stack these
+    made = next(dataset_batches(items, 4, lambda: b"seed", collate=len))
+    assert made == 4

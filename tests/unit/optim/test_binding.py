@@ -253,3 +253,20 @@ def test_a_model_on_the_gpu_gives_the_same_bits(dtype: torch.dtype) -> None:
         theirs.add(fragment, delta)
     for one, other in zip(read_all(ours), read_all(theirs), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_replaced_or_removed_parameter_is_named() -> None:
+    model = Net()
+    binding = bound(model)
+    binding.require_same()
+    model.first = nn.Linear(6, 6)
+    with pytest.raises(RunMismatchError, match=r"first\.bias"):
+        binding.require_same()
+
+
+def test_values_may_be_replaced_in_place() -> None:
+    model = Net()
+    binding = bound(model)
+    model.load_state_dict(Net().state_dict())
+    model.double()
+    binding.require_same()

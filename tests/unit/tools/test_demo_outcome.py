@@ -73,7 +73,7 @@ def test_the_cost_of_a_death_is_counted_until_the_dead_is_out(
     events: dict[str, list[Event]],
 ) -> None:
     cost = kill_cost(swarm_of(events), events, FATES[2])
-    assert (cost.aborted, cost.late) == (1, 1)
+    assert (cost.aborted, cost.branches, cost.late) == (1, 0, 1)
     assert cost.removed_after_s == pytest.approx(3.5)
     assert cost.longest_wait_s == pytest.approx(3.0)
     assert cost.usual_wait_s == pytest.approx(1.0)

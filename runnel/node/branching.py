@@ -1,0 +1,86 @@
+"""Calling and signing branches for one peer: what `branches` decides, carried out on its state. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from runnel.errors import PeerError
+from runnel.node import following, storage_keys
+from runnel.node.actions import Action, Send, Store
+from runnel.node.branches import Signature, branch_record, branch_vote
+from runnel.node.chain import Certificate
+from runnel.node.messages import BranchCall, BranchSign
+from runnel.node.protocol_state import Handler, ProtocolState
+from runnel.types import PeerId
+from runnel.verification.votes import Instance
+
+
+def handlers(state: ProtocolState) -> dict[type, Handler]:
+    """Who takes in what, by type of message."""
+    return {BranchCall: partial(on_call, state), BranchSign: partial(on_sign, state)}
+
+
+def call_if_stalled(state: ProtocolState, now: float) -> list[Action]:
+    """Calls a branch if the chain has not moved for the stall time and it is this peer's turn."""
+    head, since = state.chain.head, state.pulse.moved
+    if now - since <= state.settings.limits.stall_s or state.is_over:
+        return []
+    orphaned = state.branches.orphaned(head, since, now)
+    forming = state.branches.call(head, since, now, orphaned=orphaned)
+    if forming is None:
+        return []
+    call = BranchCall(forming.nonce, forming.parent, forming.group)
+    return [Send(call), *on_call(state, state.me, call, now)]
+
+
+def on_call(state: ProtocolState, sender: PeerId, message: BranchCall, now: float) -> list[Action]:
+    """A peer asks to go on without those it cannot reach; a signer votes no more on this outcome."""
+    head = state.chain.head
+    if message.parent != head.hash:
+        return []
+    if not state.branches.may_sign(sender, message.group, head, state.pulse.moved, now):
+        return []
+    state.branches.sign(sender, now)
+    state.saved.stops.add(head.hash)
+    stop: list[Action] = [Store(storage_keys.stop_updates(head.hash))]
+    answer = _signature(state, message)
+    if sender == state.me:
+        return stop + on_sign(state, sender, answer, now)
+    return [*stop, Send(answer, to=sender)]
+
+
+def on_sign(state: ProtocolState, sender: PeerId, message: BranchSign, _now: float) -> list[Action]:
+    """A signature for the branch this peer called; the last one completes it."""
+    forming, chain = state.branches.forming, state.chain
+    if forming is None or forming.nonce != message.nonce or sender not in forming.group:
+        return []
+    head = chain.record(forming.parent)
+    expected = branch_vote(head, forming.nonce, forming.group, sender)
+    if replace(message.vote, signature=b"") != expected or not state.verify_vote(message.vote):
+        raise PeerError("signature", "a branch signed with something else")
+    forming.signed[sender] = Signature(message.vote, message.ticket, message.lock, message.locked)
+    if not forming.complete:
+        return []
+    path = list(chain.path)
+    carried = forming.highest_lock()
+    if carried is not None:
+        lock, record = carried
+        path.append(chain.add(record, Certificate(lock.attempt, lock.proof)))
+    parent = chain.record(path[-1])
+    voters = chain.voters_of(parent.number + 1, path)
+    branch = branch_record(parent, forming.nonce, forming.group, voters)
+    path.append(chain.add(branch, forming.certificate(head.view)))
+    # Even if a better path is known: we stalled because what it takes to follow it cannot be had.
+    following.aim(state, path, at_once=True)
+    return []
+
+
+def _signature(state: ProtocolState, call: BranchCall) -> BranchSign:
+    head, saved = state.chain.head, state.saved
+    vote = branch_vote(head, call.nonce, call.group, state.me)
+    vote = replace(vote, signature=state.signer.sign(vote.statement(state.settings.run)))
+    instance = Instance("outcome", head.number + 1, head.hash)
+    lock = saved.locks.get(instance.key)
+    locked = saved.candidates.get(instance.round, {}).get(lock.value) if lock else None
+    return BranchSign(call.nonce, vote, state.settings.ticket, lock if locked else None, locked)

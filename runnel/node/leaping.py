@@ -1,0 +1,89 @@
+"""Catching up by state: a peer that was away for long takes a pinned state instead of all results.
+
+Members keep results for some rounds only, and a state costs as much as a few dozen of them. What
+this peer learned stays: records on the way are settled with its residual as if followed one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from runnel.dht.blob_fetch import BlobFetcher
+from runnel.errors import NetworkError, PeerError
+from runnel.node.joining import Fetched, Source, pins
+from runnel.node.protocol_state import ProtocolState
+from runnel.node.records import Record, RecordKind
+from runnel.optim.store import raw
+from runnel.protocols import Float32
+from runnel.types import Digest, short
+
+logger = logging.getLogger(__name__)
+
+REPLAYED_WINDOWS = 16
+"""Behind by more windows (a round of each fragment), a state is cheaper than results at four bits."""
+_FETCH_S = 600.0
+_PAUSE_S = 0.5
+
+States = dict[int, tuple[Float32, Float32]]
+"""Parameters and momentum by fragment."""
+
+
+class Leaper:
+    """Decides when to leap, and downloads what a leap needs. States are pinned each `every` rounds."""
+
+    def __init__(self, state: ProtocolState, *, every: int) -> None:
+        self._state, self._every = state, every
+        self._gone: set[Digest] = set()
+
+    def miss(self, root: Digest) -> None:
+        """Notes that no member has a result any more."""
+        self._gone.add(root)
+
+    def aim(self) -> list[Digest]:
+        """The path to a record to leap to, or nothing."""
+        chain, target = self._state.chain, self._state.target
+        if not target or not chain.prefers(target):
+            self._gone.clear()
+            return []
+        meet = chain.common(target)
+        pin = pins(target, self._every)[0]
+        first = chain.record(target[meet])
+        far = len(target) - meet > REPLAYED_WINDOWS * len(self._state.settings.fragment_sizes)
+        gone = any(piece.root in self._gone for piece in first.slices)
+        return list(target[: pin + 2]) if (far or gone) and pin + 1 > meet else []
+
+    async def fetch(self, source: Source, path: Sequence[Digest]) -> tuple[Fetched, States] | None:
+        """Downloads all states that change up to the end of `path`; None if they cannot be had now."""
+        states: States = {}
+        loop, size, givers = asyncio.get_running_loop(), 0, set[str]()
+        began, fetcher = loop.time(), BlobFetcher(source.transport)
+        try:
+            for fragment, record in self._changed(path).items():
+                numel = self._state.settings.fragment_sizes[fragment]
+                both = np.empty(2 * numel, dtype=np.float32)
+                report = await fetcher.fetch_tree(
+                    record.state_root,
+                    source.donors,
+                    out=raw(both),
+                    max_total_bytes=both.nbytes,
+                    deadline=loop.time() + _FETCH_S,
+                )
+                states[fragment] = (both[:numel], both[numel:])
+                size += report.size_bytes
+                givers |= {short(peer) for peer, count in report.bytes_by_donor.items() if count}
+        except (NetworkError, PeerError, TimeoutError) as error:
+            logger.debug("the state after round %d cannot be had: %s", len(path) - 2, error)
+            await asyncio.sleep(_PAUSE_S)
+            return None
+        took_s = loop.time() - began
+        return Fetched(len(path) - 2, size, took_s, tuple(sorted(givers)), ()), states
+
+    def _changed(self, path: Sequence[Digest]) -> dict[int, Record]:
+        """The newest record of each fragment that `path` has and we have not followed."""
+        chain, count = self._state.chain, len(self._state.settings.fragment_sizes)
+        records = [chain.record(name) for name in path[chain.common(path) :]]
+        return {r.number % count: r for r in records if r.kind is RecordKind.ROUND}

@@ -1,0 +1,224 @@
+"""The outer state of a run by parameter name, from what a peer keeps on disk.
+
+Nothing is believed: each fragment's values must have the root that the chain's newest record of that
+fragment names. Reading a folder takes no lock, so that it works beside the peer that owns it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runnel.dht.blobs import tree_root
+from runnel.dht.wire import unpack
+from runnel.errors import ConfigError, InputFileError, PeerError, RunMismatchError
+from runnel.hashing import digest
+from runnel.node.blobs import read_blob
+from runnel.node.checkpoint import CheckpointContent, CheckpointMeta
+from runnel.node.durable import read_snapshot
+from runnel.node.fields import digest_of, items
+from runnel.node.keepsakes import state_name
+from runnel.node.manifest import SignedManifest
+from runnel.node.outcomes import genesis_record
+from runnel.node.storage_keys import HEAD, Updates, restore
+from runnel.optim.fragments import FragmentPlan, ParameterShape, plan_fragments
+
+if TYPE_CHECKING:
+    from runnel.node.chain import Chain
+    from runnel.node.records import Record
+    from runnel.protocols import Float32
+    from runnel.types import Digest
+
+PLAN = "plan"
+GENESIS = "genesis"
+STATE_FOLDER = "state"
+
+_ATTEMPTS = 20
+_ADVICE = "move this peer's folder away and join again"
+
+ReadBlob = Callable[[str], bytes]
+
+
+def plan_updates(plan: FragmentPlan) -> Updates:
+    """What to write so that the folder alone tells the names and shapes of the parameters."""
+    shapes = [[shape.name, list(shape.shape)] for shape in plan.shapes]
+    return {PLAN: json.dumps(shapes, separators=(",", ":")).encode()}
+
+
+def read_outer_state(folder: Path) -> tuple[SignedManifest, CheckpointContent]:
+    """The newest state of the run in `folder`, also while a peer trains there.
+
+    Raises:
+        InputFileError: there is no run or no state yet, or something is damaged.
+        RunMismatchError: the state is not the one that the run's records name.
+        StorageError: the disk refused to read.
+    """
+    manifest = SignedManifest.read(folder / "manifest.bin")
+    state, attempts = folder / STATE_FOLDER, 0
+    before: dict[str, bytes] | None = None
+    while True:
+        stored, attempts = read_snapshot(state), attempts + 1
+        try:
+            content = outer_state(manifest, stored, lambda name: read_blob(state / "blobs", name))
+        except (InputFileError, RunMismatchError):
+            # Blobs of a state that is no longer the newest go away; if it still is, they are lost.
+            if _moving(stored) == before or attempts == _ATTEMPTS:
+                raise
+            before = _moving(stored)
+        else:
+            return manifest, content
+
+
+def outer_state(
+    manifest: SignedManifest, stored: Mapping[str, bytes], read: ReadBlob
+) -> CheckpointContent:
+    """The state that durable keys name, every fragment checked against its record.
+
+    Equal on all peers that follow the same chain up to the same round. Costs the values once, and a
+    fragment's besides.
+
+    Args:
+        manifest: of the run.
+        stored: what the log holds, all of it from one moment.
+        read: gives a blob.
+
+    Raises:
+        InputFileError: something is missing or damaged.
+        RunMismatchError: the values are not those that the records name, or the parameters' names
+            and shapes not those of the run.
+    """
+    if HEAD not in stored:
+        raise InputFileError("the run's folder holds no state yet: wait until its peer is ready")
+    genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
+    chain = restore(stored, genesis, open_rounds=manifest.spec.rounds.open).chain
+    plan = _plan_of(manifest, stored)
+    roots = _first_roots(manifest, stored, plan.num_fragments)
+    parameters, momentum = _empty(plan), _empty(plan)
+    for fragment, size in enumerate(plan.sizes):
+        record = chain.last_update(fragment, plan.num_fragments)
+        number = record.number if record else -1
+        roots[fragment] = record.state_root if record else roots[fragment]
+        values = _values(stored, read, fragment, number)
+        if values.size != 2 * size or tree_root([values.data]) != roots[fragment]:
+            raise RunMismatchError(
+                f"the saved state of fragment {fragment} is not the one that the record of round"
+                f" {number} names ({roots[fragment].hex()[:8]}): {_ADVICE}"
+            )
+        _spread(plan, fragment, values[:size], parameters)
+        _spread(plan, fragment, values[size:], momentum)
+    return CheckpointContent(
+        parameters=_shaped(plan, parameters),
+        momentum=_shaped(plan, momentum),
+        meta=_meta(manifest, chain, plan.num_fragments, roots),
+    )
+
+
+def _moving(stored: Mapping[str, bytes]) -> dict[str, bytes]:
+    """What changes when the chain moves."""
+    return {key: value for key, value in stored.items() if key == HEAD or key.startswith("state/")}
+
+
+def _plan_of(manifest: SignedManifest, stored: Mapping[str, bytes]) -> FragmentPlan:
+    spec, saved = manifest.spec, stored.get(PLAN)
+    if saved is None and spec.model.kind != "gpt":
+        raise InputFileError(
+            "the folder does not tell the names of the model's parameters, expected them from its"
+            " peer: start the peer once"
+        )
+    plan = _plan_of_gpt(manifest) if saved is None else _saved_plan(saved, spec.outer.fragments)
+    if plan.fingerprint().hex() != spec.model.fingerprint:
+        raise RunMismatchError(
+            f"the saved parameters have fingerprint {plan.fingerprint().hex()[:8]}, the run's"
+            f" {spec.model.fingerprint[:8]}: {_ADVICE}"
+        )
+    return plan
+
+
+def _saved_plan(saved: bytes, fragments: int) -> FragmentPlan:
+    try:
+        shapes = [ParameterShape(str(name), tuple(shape)) for name, shape in json.loads(saved)]
+        return plan_fragments(shapes, fragments)
+    except (ConfigError, TypeError, ValueError) as error:
+        raise InputFileError(
+            f"the saved names of parameters are damaged ({error}): {_ADVICE}"
+        ) from error
+
+
+def _plan_of_gpt(manifest: SignedManifest) -> FragmentPlan:
+    from runnel.node.run_model import build_model  # torch takes seconds to load
+    from runnel.optim.binding import plan_model
+
+    return plan_model(build_model(manifest.spec), manifest.spec.outer.fragments)
+
+
+def _first_roots(
+    manifest: SignedManifest, stored: Mapping[str, bytes], count: int
+) -> list[Digest]:
+    """Roots of the fragments before the first round."""
+    names = stored.get(GENESIS, b"")
+    if digest(names) != manifest.genesis.state_root:
+        raise RunMismatchError(f"the saved first state is not the one of the manifest: {_ADVICE}")
+    try:
+        return [digest_of(root) for root in items(unpack(names, max_bytes=1 << 20), count)]
+    except PeerError as error:
+        raise InputFileError(f"the saved first state is damaged ({error}): {_ADVICE}") from error
+
+
+def _values(
+    stored: Mapping[str, bytes], read: ReadBlob, fragment: int, number: int
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Parameters, then momentum, of a fragment after record `number`."""
+    try:
+        saved, _ = unpack(stored[f"state/{fragment}"], max_bytes=256)
+    except (KeyError, PeerError, TypeError, ValueError) as error:
+        raise InputFileError(
+            f"the saved state of fragment {fragment} is missing or damaged: {_ADVICE}"
+        ) from error
+    if saved != number:
+        raise RunMismatchError(
+            f"the saved state of fragment {fragment} is of round {saved}, its newest record of round"
+            f" {number}: {_ADVICE}"
+        )
+    content = read(state_name(fragment, number))
+    if len(content) % 4:
+        raise InputFileError(f"the saved state of fragment {fragment} is cut off: {_ADVICE}")
+    return np.frombuffer(content, dtype="<f4")
+
+
+def _empty(plan: FragmentPlan) -> dict[str, Float32]:
+    return {shape.name: np.zeros(shape.numel, dtype=np.float32) for shape in plan.shapes}
+
+
+def _spread(
+    plan: FragmentPlan, fragment: int, values: Float32, out: Mapping[str, Float32]
+) -> None:
+    for piece in plan.fragments[fragment]:
+        source = values[piece.offset : piece.offset + piece.numel]
+        out[piece.parameter][piece.start : piece.stop] = source
+
+
+def _shaped(plan: FragmentPlan, flat: Mapping[str, Float32]) -> dict[str, Float32]:
+    return {shape.name: flat[shape.name].reshape(shape.shape) for shape in plan.shapes}
+
+
+def _meta(
+    manifest: SignedManifest, chain: Chain, fragments: int, roots: list[Digest]
+) -> CheckpointMeta:
+    """Where the state stands: at the newest record that changed it, whatever was aborted after it."""
+    updates = [chain.last_update(fragment, fragments) for fragment in range(fragments)]
+    newest: Record = max(
+        (record for record in updates if record is not None),
+        key=lambda record: record.number,
+        default=chain.record(chain.path[0]),
+    )
+    return CheckpointMeta(
+        run_id=manifest.run_id,
+        round=newest.number,
+        tokens=newest.tokens // fragments,  # each counts once per fragment
+        record_hash=newest.hash,
+        state_root=digest(*roots),
+    )

@@ -1,0 +1,77 @@
+"""This peer's own part in a round: opening it, committing to it, repeating what may have been lost. Pure."""
+
+from __future__ import annotations
+
+from runnel.node.actions import Action, Handover, RoundKey, Send, WantHandover
+from runnel.node.messages import Commit, ResultReady, signed
+from runnel.node.protocol_state import ProtocolState
+from runnel.node.records import Commitment
+from runnel.node.rounds import Round, RoundFacts, SliceState, slice_bounds
+
+
+def open_round(state: ProtocolState, key: RoundKey, now: float) -> Round:
+    """Opens a round, with what this peer promised in it before it closed or before a restart."""
+    chain, saved, sizes = state.chain, state.saved, state.settings.fragment_sizes
+    view = chain.view_of(key.number)
+    facts = RoundFacts(
+        key=key,
+        fragment=key.number % len(sizes),
+        final=chain.is_final(key.number),
+        view=view,
+        voters=chain.voters_of(key.number),
+        opened=now,
+    )
+    slices = [SliceState() for _ in slice_bounds(sizes[facts.fragment], len(view))]
+    place = state.rounds[key] = Round(facts, slices)
+    place.sets.update(saved.proposed.get(key, {}))
+    for record in saved.candidates.get(key.number, {}).values():
+        place.take_candidate(record)
+    if key in saved.sets:
+        place.decide(saved.sets[key], saved.certificates.get(key), now)
+    return place
+
+
+def commitment_of(
+    state: ProtocolState, handover: Handover, progress: int, now: float
+) -> Commitment:
+    """The signed commitment to a handed-over contribution, with what this peer saw of the others."""
+    members, view = state.members, state.chain.head.view
+    commitment = Commitment(
+        peer=state.me,
+        round=handover.key.number,
+        base=handover.key.base,
+        payload_root=handover.payload_root,
+        slice_norms=handover.slice_norms,
+        tokens=handover.tokens,
+        steps=handover.steps,
+        loss=handover.loss,
+        progress=progress,
+        joins=members.joins(view, now),
+        leaves=members.leaves(view, now),
+        unheard=members.unheard(view, now, state.chain.number),
+    )
+    statement = commitment.statement(state.settings.run)
+    return signed(commitment, state.signer.sign(statement))
+
+
+def hurry(state: ProtocolState, place: Round, now: float) -> list[Action]:
+    """Some time after half has committed, asks the trainer for what it has."""
+    late = place.half_at is not None and now - place.half_at > state.deadlines.hurry_s
+    if not late or state.me in place.commits or place.decided or state.me not in place.view:
+        return []
+    return [WantHandover(place.key, place.fragment, len(place.slices), urgent=True)]
+
+
+def repeat(state: ProtocolState, place: Round, now: float) -> list[Action]:
+    """Own commitment and results again, in case they were lost; late ones from all who hold them.
+
+    A reducer may be gone before everybody heard of its result.
+    """
+    own, key = place.commits.get(state.me), place.key
+    late = now - place.decided_at > state.deadlines.data.deadline_s()
+    actions: list[Action] = [Send(Commit(own))] if own and place.decided is None else []
+    for index, piece in enumerate(place.slices):
+        for result, size in piece.results.items():
+            if (late or result.reducer == state.me) and result.root in state.held:
+                actions.append(Send(ResultReady(key.number, key.base, index, result, size)))
+    return actions

@@ -1,0 +1,62 @@
+"""Exchangeable parts of an outer store that compute with integers, so that a ledger can be exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from runnel.hashing import digest
+from runnel.optim.store import StoreParts
+
+
+class IntegerCodec:
+    """Exact on disk, lossy by rounding to even, so that residuals matter."""
+
+    name = "integer"
+
+    def max_bytes(self, numel: int) -> int:
+        return 8 * numel
+
+    def encode(self, values: Any, residual: Any = None) -> bytes:
+        sent = values // 2 * 2
+        if residual is not None:
+            residual[:] = values - sent
+        return bytes(sent.astype("<i8").tobytes())
+
+    def decode(self, payload: Any, out: Any) -> None:
+        out[:] = np.frombuffer(payload, "<i8")
+
+    def accumulate(self, payload: Any, scale: Any, out: Any) -> None:
+        out += np.frombuffer(payload, "<i8") * int(scale)
+
+
+class Sum:
+    """Adds, so that what goes in comes out."""
+
+    name = "sum"
+
+    def coefficients(self, weights: Any, norms: Any) -> Any:
+        return np.ones(len(weights), dtype=np.int64)
+
+    def tolerates(self, num_peers: int) -> int:
+        return 0
+
+
+class Subtract:
+    """theta <- theta - step."""
+
+    name = "subtract"
+
+    def step(self, parameters: Any, momentum: Any, pseudo_gradient: Any, *, final: bool) -> None:
+        parameters -= pseudo_gradient
+
+
+def integer_parts() -> StoreParts:
+    return StoreParts(
+        codec=IntegerCodec(),
+        result_codec=IntegerCodec(),
+        aggregator=Sum(),
+        optimizer=Subtract(),
+        root_of=lambda parts: digest(*(bytes(part) for part in parts)),
+    )
