@@ -89,6 +89,9 @@ class Children:
                 child.kill()
                 child.wait()
         self._pool.shutdown()
+        for child in self._children:
+            if child.stdout is not None:
+                child.stdout.close()
 
     def __enter__(self) -> Self:
         return self

@@ -208,7 +208,7 @@ async def _fetch_all(
     entrance: Entrance, manifest: SignedManifest, vault: Vault, log: DurableLog, genesis: Record
 ) -> Fetched:
     run, transport = manifest.run_id, entrance.network.transport
-    source = Source(transport, await _donors(entrance, run), run)
+    source = Source(transport, await find_donors(entrance, run), run)
     saved = storage_keys.restore({}, genesis, open_rounds=manifest.spec.rounds.open)
     settings = _settings(entrance, manifest, None)
     state = ProtocolState.begin(
@@ -229,7 +229,7 @@ async def _fetch_all(
     return fetched
 
 
-async def _donors(entrance: Entrance, run: bytes) -> tuple[PeerId, ...]:
+async def find_donors(entrance: Entrance, run: bytes) -> tuple[PeerId, ...]:
     """Who may have the run's state: the invite's members first, then whom the directory names."""
     deadline = asyncio.get_running_loop().time() + _LOOKUP_S
     found: list[PeerId] = list(entrance.peers)

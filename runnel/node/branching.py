@@ -6,14 +6,22 @@ from dataclasses import replace
 from functools import partial
 
 from runnel.errors import PeerError
-from runnel.node import following, storage_keys
+from runnel.node import storage_keys
 from runnel.node.actions import Action, Send, Store
 from runnel.node.branches import Signature, branch_record, branch_vote
 from runnel.node.chain import Certificate
 from runnel.node.messages import BranchCall, BranchSign
 from runnel.node.protocol_state import Handler, ProtocolState
+from runnel.node.records import Record
 from runnel.types import PeerId
-from runnel.verification.votes import Instance
+from runnel.verification.votes import (
+    Decided,
+    Electorate,
+    Instance,
+    Lock,
+    check_certificate,
+    majority,
+)
 
 
 def handlers(state: ProtocolState) -> dict[type, Handler]:
@@ -59,6 +67,8 @@ def on_sign(state: ProtocolState, sender: PeerId, message: BranchSign, _now: flo
     expected = branch_vote(head, forming.nonce, forming.group, sender)
     if replace(message.vote, signature=b"") != expected or not state.verify_vote(message.vote):
         raise PeerError("signature", "a branch signed with something else")
+    if message.lock is not None and not _is_locked(state, message.lock, message.locked):
+        raise PeerError("certificate", "a lock that no quorum has prevoted for")
     forming.signed[sender] = Signature(message.vote, message.ticket, message.lock, message.locked)
     if not forming.complete:
         return []
@@ -72,8 +82,19 @@ def on_sign(state: ProtocolState, sender: PeerId, message: BranchSign, _now: flo
     branch = branch_record(parent, forming.nonce, forming.group, voters)
     path.append(chain.add(branch, forming.certificate(head.view)))
     # Even if a better path is known: we stalled because what it takes to follow it cannot be had.
-    following.aim(state, path, at_once=True)
+    state.pursuit.target = path
+    state.news.add(head.number + 1)
     return []
+
+
+def _is_locked(state: ProtocolState, lock: Lock, record: Record | None) -> bool:
+    head, chain = state.chain.head, state.chain
+    instance = Instance("outcome", head.number + 1, head.hash)
+    if record is None or record.hash != lock.value or record.parent != head.hash:
+        return False
+    electorate = Electorate.of(instance, chain.voters_of(instance.round), majority)
+    decided = Decided(instance, lock.value, lock.attempt, lock.proof)
+    return check_certificate(lock.proof, decided, electorate, state.verify_vote)
 
 
 def _signature(state: ProtocolState, call: BranchCall) -> BranchSign:

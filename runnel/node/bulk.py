@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from runnel.dht.wire import pack, unpack
-from runnel.errors import NetworkError, PeerError
+from runnel.errors import NetworkError, PeerError, RunnelError
 from runnel.hashing import digest
 from runnel.node.actions import RoundKey
 from runnel.node.records import digest_of, integer, items, row
@@ -48,7 +48,7 @@ SizeLimit = Callable[[PeerId], int]
 ResultLookup = Callable[[Digest], Awaitable[bytes | None]]
 
 
-class GoneError(NetworkError):
+class GoneError(RunnelError):
     """Every peer that could be asked for a result answered that it does not have it."""
 
 

@@ -208,7 +208,7 @@ class Driver:
             if found is not None:
                 fetched, states = found
                 await self._in_codec(parts.vault.land, path[-1], states)
-                state.landing = path
+                state.pursuit.landing = path
                 self._note(fetched.event())
                 self._post(parts.protocol.tick(self._now()))
 
@@ -320,7 +320,7 @@ class Driver:
             data = await self._bulk.fetch(
                 action.root, holders, max_bytes=size, patience_s=patience_s
             )
-        except NetworkError as error:
+        except (NetworkError, GoneError) as error:
             logger.debug("%s", error)
             if isinstance(error, GoneError):
                 self._leaper.miss(action.root)

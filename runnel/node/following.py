@@ -62,7 +62,7 @@ def on_hello(state: ProtocolState, sender: PeerId, message: Hello, now: float) -
     if place < len(state.target) and state.target[place] == head:
         return []
     if head in state.chain:
-        aim(state, state.chain.lineage(head))
+        aim(state, state.chain.lineage(head), now)
     pause_s = ASK_KNOWN_S if head in state.chain else ASK_S
     if now - state.pulse.asked.get(sender, float("-inf")) < pause_s:
         return []
@@ -121,7 +121,7 @@ def on_records(state: ProtocolState, sender: PeerId, message: Records, now: floa
             _check_record(state, path, record, certificate)
             chain.add(record, certificate)
         path.append(record.hash)
-    aim(state, path)
+    aim(state, path, now)
     if not news:
         return []
     state.pulse.asked[sender] = now
@@ -129,20 +129,32 @@ def on_records(state: ProtocolState, sender: PeerId, message: Records, now: floa
     return [Send(WantRecords(locator), to=sender)]
 
 
-def aim(state: ProtocolState, path: list[Digest], *, at_once: bool = False) -> None:
-    """Wants `path` (all known) if it beats both ours and, unless `at_once`, the one wanted so far."""
-    known = state.target if not at_once else []
-    if state.chain.prefers(path) and (not known or state.chain.prefers(path, known)):
-        state.target = path
-        state.news.add(state.chain.number + 1)
+def aim(state: ProtocolState, path: list[Digest], now: float) -> None:
+    """Wants `path` (all known) if it beats ours and the one wanted so far.
+
+    If what it takes to follow that one has not come for the stall time, perhaps nobody has it any
+    more: then another path that beats ours will do. Whoever still has it will say so.
+    """
+    chain, pursuit = state.chain, state.pursuit
+    if not chain.prefers(path):
+        return
+    known = pursuit.target
+    if known and not chain.prefers(path, known):
+        place = chain.common(known)
+        stuck = pursuit.waits_for(known[place], now) > state.settings.limits.stall_s
+        if not stuck or path[chain.common(path)] == known[place]:
+            return
+    pursuit.target = path
+    state.news.add(chain.number + 1)
 
 
 def next_step(state: ProtocolState, now: float) -> tuple[list[Action], list[Digest]]:
     """What to fetch for the next records of the path we want, and the path to move to (or empty)."""
-    if not state.target or not state.chain.prefers(state.target):
-        state.target, state.landing = [], []
+    pursuit = state.pursuit
+    if not pursuit.target or not state.chain.prefers(pursuit.target):
+        pursuit.target, pursuit.landing = [], []
         return [], []
-    landing, state.landing = state.landing, []
+    landing, pursuit.landing = pursuit.landing, []
     if landing and state.chain.prefers(landing):
         return [], landing
     place = state.chain.common(state.target)
@@ -152,8 +164,10 @@ def next_step(state: ProtocolState, now: float) -> tuple[list[Action], list[Dige
         for piece in record.slices:
             fetches += state.fetch(piece.root, (piece.reducer, *record.view), now)
     first = state.chain.record(state.target[place])
-    ready = state.holds_all(tuple(piece.root for piece in first.slices))
-    return fetches, state.target[: place + 1] if ready else []
+    if state.holds_all(tuple(piece.root for piece in first.slices)):
+        return fetches, state.target[: place + 1]
+    pursuit.waits_for(first.hash, now)
+    return fetches, []
 
 
 def _check_record(

@@ -53,7 +53,7 @@ class LastCheckpoint:
             self._begun = True
             try:
                 written = await self._disk(self._write)
-            except RunnelError as error:
+            except (RunnelError, ValueError) as error:  # ValueError: a name no checkpoint can hold
                 text = f"the run's last checkpoint is not written: {error}; then run `runnel checkpoint`"
                 self._note(PeerWarned(unix_s=0.0, text=text))
             else:

@@ -155,9 +155,7 @@ def _plan_of_gpt(manifest: SignedManifest) -> FragmentPlan:
     return plan_model(build_model(manifest.spec), manifest.spec.outer.fragments)
 
 
-def _first_roots(
-    manifest: SignedManifest, stored: Mapping[str, bytes], count: int
-) -> list[Digest]:
+def _first_roots(manifest: SignedManifest, stored: Mapping[str, bytes], count: int) -> list[Digest]:
     """Roots of the fragments before the first round."""
     names = stored.get(GENESIS, b"")
     if digest(names) != manifest.genesis.state_root:
@@ -193,9 +191,7 @@ def _empty(plan: FragmentPlan) -> dict[str, Float32]:
     return {shape.name: np.zeros(shape.numel, dtype=np.float32) for shape in plan.shapes}
 
 
-def _spread(
-    plan: FragmentPlan, fragment: int, values: Float32, out: Mapping[str, Float32]
-) -> None:
+def _spread(plan: FragmentPlan, fragment: int, values: Float32, out: Mapping[str, Float32]) -> None:
     for piece in plan.fragments[fragment]:
         source = values[piece.offset : piece.offset + piece.numel]
         out[piece.parameter][piece.start : piece.stop] = source

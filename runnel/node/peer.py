@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from runnel.clock import SystemClock
 from runnel.dht.blob_server import BlobServer
 from runnel.dht.blob_shelf import BlobShelf
-from runnel.errors import ConfigError, RunnelError, StorageError
+from runnel.errors import ConfigError, StorageError
 from runnel.hashing import digest
 from runnel.kernels import warm_up
 from runnel.node import joining, run_service
@@ -57,6 +57,7 @@ logger = logging.getLogger(__name__)
 
 _CALL_S = 30.0
 _JOIN_S = 1200.0
+_WARNINGS = (ContributionWithheld, PeerWarned)
 _STATUS_S = 2.0
 _TRAFFIC_TURNS = 3
 _LAST_S = 600.0
@@ -183,7 +184,7 @@ class PeerNode:
         self._status.take(event)
         line = event.diary()
         if line is not None:
-            level = logging.WARNING if isinstance(event, ContributionWithheld) else logging.INFO
+            level = logging.WARNING if isinstance(event, _WARNINGS) else logging.INFO
             logger.log(level, "%s", line)
         for listener in self._listeners:
             listener(event)
@@ -293,7 +294,7 @@ class PeerNode:
         self._pinning = pinning
         await self._entrance.runtime.disk(pinning.renew, chain, tuple(chain.path))
         self._driver.contacts.seed(self._entrance.peers)
-        self._tell()
+        self._tell(chain.path)
         await self._driver.start()
 
     def _announcer(self) -> Announcer:
@@ -320,7 +321,7 @@ class PeerNode:
         self._entrance.runtime.own(self._driver.contribute, handed)
 
     def _moved(self, path: Sequence[Digest]) -> None:
-        self._tell()
+        self._tell(path)
         number = len(path) - 2
         chain = self._parts.protocol.state.chain
         if number % self.spec.rounds.snapshot_every == 0:
@@ -336,9 +337,10 @@ class PeerNode:
             )
             self._entrance.runtime.own(self._last.write)
 
-    def _tell(self) -> None:
+    def _tell(self, path: Sequence[Digest]) -> None:
+        """Tells the trainer what is carried out and on disk; the protocol may be further."""
         state = self._parts.protocol.state
-        head = state.chain.head
+        head = state.chain.record(path[-1])
         self.mailbox.tell(
             ChainView(
                 number=head.number,
@@ -346,7 +348,7 @@ class PeerNode:
                 progress=head.progress / FULL_PROGRESS,
                 members=tuple(short(peer) for peer in head.view),
                 beacon=head.hash,
-                is_over=state.is_over,
+                is_over=len(head.finished) == self.plan.num_fragments,
                 is_member=state.me in head.view,
             )
         )

@@ -145,7 +145,7 @@ class RoundProtocol:
     def result_held(self, root: Digest, now: float) -> list[Action]:
         """A result's bytes are here, checked and durable."""
         state = self.state
-        asked = state.fetching.pop(root, None)
+        asked = state.pursuit.fetching.pop(root, None)
         if asked is not None:
             state.deadlines.data.arrived(now - asked)
         if root in state.held:
@@ -155,7 +155,7 @@ class RoundProtocol:
 
     def fetch_failed(self, root: Digest) -> None:
         """Nobody gave a result; it is asked for again at a later tick."""
-        self.state.fetching.pop(root, None)
+        self.state.pursuit.fetching.pop(root, None)
 
     def prepared(
         self, key: RoundKey, slices: tuple[SliceResult, ...], state_root: Digest, now: float
@@ -267,7 +267,7 @@ class RoundProtocol:
         updates: storage_keys.Updates = {storage_keys.HEAD: chain.head.hash}
         for record in fork.adopted:
             updates |= storage_keys.record_updates(record, chain.certificate(record.hash))
-        last = chain.number + chain.open_rounds
+        last = chain.number + (0 if state.is_over else chain.open_rounds)
         state.rounds = {
             key: place
             for key, place in state.rounds.items()

@@ -52,13 +52,33 @@ class Pulse:
 
 
 @dataclass(slots=True)
+class Pursuit:
+    """A path that beats ours, and how what it takes to follow it comes in.
+
+    `target` is that path; `landing` a part of it at whose end we can go on, as the state there was
+    fetched; `fetching` are results under way and since when; `awaited` is the record whose results
+    keep us from the next step, since `since`.
+    """
+
+    target: list[Digest] = field(default_factory=list)
+    landing: list[Digest] = field(default_factory=list)
+    fetching: dict[Digest, float] = field(default_factory=dict)
+    awaited: Digest = Digest(b"")  # noqa: RUF009 - a value
+    since: float = 0.0
+
+    def waits_for(self, record: Digest, now: float) -> float:
+        """Notes what is missing; for how long it has been."""
+        if self.awaited != record:
+            self.awaited, self.since = record, now
+        return now - self.since
+
+
+@dataclass(slots=True)
 class ProtocolState:
     """One peer's view of the run; changed only by the protocol's parts, between inputs.
 
-    `held` are the results that are durably here and the round each was for; `fetching` are those
-    under way and since when; `target` is a better path whose results are not all here yet;
-    `landing` a part of it at whose end we can go on, as the state there was fetched; `news` are the
-    rounds that something came in for since they were last looked at.
+    `held` are the results that are durably here and the round each was for; `news` are the rounds
+    that something came in for since they were last looked at.
     """
 
     signer: Signer
@@ -70,9 +90,7 @@ class ProtocolState:
     pulse: Pulse
     rounds: dict[RoundKey, Round] = field(default_factory=dict)
     held: dict[Digest, int] = field(default_factory=dict)
-    fetching: dict[Digest, float] = field(default_factory=dict)
-    target: list[Digest] = field(default_factory=list)
-    landing: list[Digest] = field(default_factory=list)
+    pursuit: Pursuit = field(default_factory=Pursuit)
     news: set[int] = field(default_factory=set)
 
     @staticmethod
@@ -90,6 +108,11 @@ class ProtocolState:
             Pulse(ticked=now, moved=now),
             held=dict.fromkeys(saved.results, saved.chain.number),
         )
+
+    @property
+    def target(self) -> list[Digest]:
+        """The better path we want to follow, or empty."""
+        return self.pursuit.target
 
     @property
     def me(self) -> PeerId:
@@ -118,9 +141,9 @@ class ProtocolState:
         self, root: Digest, holders: tuple[PeerId, ...], now: float, *, size_bytes: int = 0
     ) -> list[Action]:
         """Asks for a result unless it is here or on its way. `size_bytes` 0: unknown."""
-        if root in self.held or now - self.fetching.get(root, float("-inf")) < FETCH_AGAIN_S:
+        if root in self.held or now - self.pursuit.fetching.get(root, float("-inf")) < FETCH_AGAIN_S:
             return []
-        self.fetching[root] = now
+        self.pursuit.fetching[root] = now
         return [Fetch(root, size_bytes, tuple(p for p in dict.fromkeys(holders) if p != self.me))]
 
     def holds_all(self, roots: tuple[Digest, ...]) -> bool:

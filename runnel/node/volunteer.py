@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,19 +10,25 @@ from pathlib import Path
 
 import torch
 
-from runnel.errors import ConfigError, RunMismatchError
+from runnel.errors import ConfigError, StorageError
+from runnel.node.assembly import find_donors
 from runnel.node.config import LaunchPlan, MachineConfig
-from runnel.node.corpus import Corpus, file_corpus, stdlib_corpus
+from runnel.node.corpus import Corpus
+from runnel.node.dataset_exchange import publish_corpus
 from runnel.node.entrance import Entrance, enter
 from runnel.node.events import Evaluated, Event
-from runnel.node.gpt import Gpt, GptConfig
+from runnel.node.gpt import Gpt
 from runnel.node.manifest import RunSpec
 from runnel.node.peer import PeerNode
 from runnel.node.place import Joined, Local
+from runnel.node.run_model import build_model
 from runnel.node.sampling import batches, validation_batches
 from runnel.node.session import Peer
+from runnel.node.text_source import corpus_of_run, own_corpus
 from runnel.optim.inner import clip_gradients, inner_optimizer
 from runnel.optim.schedule import lr_factor
+
+logger = logging.getLogger(__name__)
 
 _LEAVE_S = 10.0
 _EVALUATION_BATCHES = 8
@@ -76,18 +83,18 @@ def run_peer(
         RunnelError: nothing can be started, or what ended the node.
     """
     torch.set_num_threads(1)
-    entrance = enter(_place(plan))
-    spec = entrance.manifest.spec if entrance.manifest else plan.spec
-    if spec is None or spec.model.kind != "gpt":
+    own = own_corpus(plan.spec) if plan.spec is not None else None
+    entrance = enter(_place(plan, own))
+    try:
+        spec, corpus = _spec_of(entrance, plan), _corpus(entrance, own, stop)
+        model = build_model(spec)
+    except BaseException:
         entrance.close()
-        raise ConfigError(
-            'the run has a model of its own: join it from its author\'s program, not with "runnel join"'
-        )
-    corpus = _corpus(plan.spec or spec)
-    _check_corpus(entrance, corpus)
-    model = Gpt(_model_config(spec))
+        raise
+    node = PeerNode.attach(entrance, model)
+    _serve(node, corpus)
     work = Workload(spec, corpus, model, _optimizer(model, spec))
-    with Peer.on(PeerNode.attach(entrance, model), model, work.optimizer, on_event) as peer:
+    with Peer.on(node, model, work.optimizer, on_event) as peer:
         if plan.spec is not None:
             on_invite(peer.invite)
         steps = _train(peer, work, stop)
@@ -108,42 +115,36 @@ def _summary(peer: Peer, steps: int) -> Summary:
     )
 
 
-def _place(plan: LaunchPlan) -> Local | Joined:
+def _place(plan: LaunchPlan, own: Corpus | None) -> Local | Joined:
     machine: MachineConfig = plan.machine
     if plan.invite is not None:
         return Joined(invite=plan.invite, machine=machine)
-    if plan.spec is None:
+    if plan.spec is None or own is None:
         raise ConfigError("expected either a run file to launch or an invite to join")
-    return Local(spec=plan.spec, machine=machine, data_root=_corpus(plan.spec).root)
+    return Local(spec=plan.spec, machine=machine, data_root=own.root)
 
 
-def _corpus(spec: RunSpec) -> Corpus:
-    seed, share, size = spec.run.seed, spec.data.validation_share, spec.data.chunk_bytes
-    if spec.data.text == "stdlib":
-        return stdlib_corpus(seed=seed, validation_share=share, max_chunk_bytes=size)
-    return file_corpus(spec.data.text, seed=seed, validation_share=share, max_chunk_bytes=size)
-
-
-def _check_corpus(entrance: Entrance, corpus: Corpus) -> None:
-    manifest = entrance.manifest
-    if manifest is not None and corpus.root != manifest.genesis.data_root:
-        entrance.close()
-        raise RunMismatchError(
-            f"the text on this machine has root {corpus.root.hex()[:8]}, the run's"
-            f" {manifest.genesis.data_root.hex()[:8]}: use the run's text and the same Python version"
+def _spec_of(entrance: Entrance, plan: LaunchPlan) -> RunSpec:
+    spec = entrance.manifest.spec if entrance.manifest else plan.spec
+    if spec is None or spec.model.kind != "gpt":
+        raise ConfigError(
+            'the run has a model of its own: join it from its author\'s program, not with "runnel join"'
         )
+    return spec
 
 
-def _model_config(spec: RunSpec) -> GptConfig:
-    model = spec.model
-    return GptConfig(
-        layers=model.layers,
-        heads=model.heads,
-        width=model.width,
-        context=model.context,
-        vocab=model.vocab,
-        seed=spec.run.seed,
-    )
+def _corpus(entrance: Entrance, own: Corpus | None, stop: threading.Event) -> Corpus:
+    manifest = entrance.manifest
+    run = manifest.run_id if manifest else b""
+    return corpus_of_run(entrance, own, lambda: find_donors(entrance, run), stop)
+
+
+def _serve(node: PeerNode, corpus: Corpus) -> None:
+    """Lets others fetch the text from here."""
+    try:
+        publish_corpus(node.shelf, corpus)
+    except (StorageError, ValueError) as error:
+        logger.warning("others cannot get the text from this peer: %s", error)
 
 
 def _optimizer(model: Gpt, spec: RunSpec) -> torch.optim.Optimizer:

@@ -24,15 +24,15 @@ _AFTER_S = 30.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KillCost:
-    """What the others paid for a death.
+    """What the others paid for a death, until half a minute after it was out of the view.
 
     Attributes:
         peer: who died.
-        aborted: rounds given up until it was out of the view; their work went into the next ones.
-        branches: rounds closed by a branch in that time, because no quorum was left.
-        late: contributions of others that missed a round meanwhile.
+        aborted: rounds given up; their work went into the next ones.
+        branches: rounds closed by a branch, because no quorum was left.
+        late: contributions of others that missed a round.
         removed_after_s: until it was out of the view; None if that did not happen.
-        longest_wait_s: the longest time between two rounds in the half minute after it.
+        longest_wait_s: the longest time between two rounds.
         usual_wait_s: the median before it.
     """
 
@@ -180,11 +180,11 @@ def kill_cost(history: SwarmHistory, events: Mapping[str, Sequence[Event]], fate
         ),
         default=None,
     )
-    until_s = died_s + _AFTER_S if gone_s is None else gone_s
+    until_s = (died_s if gone_s is None else gone_s) + _AFTER_S
     times = sorted(past.decided_s for past in history.rounds.values())
     waits = [(later, later - sooner) for sooner, later in itertools.pairwise(times)]
     before = [wait for later, wait in waits if later <= died_s][-_USUAL_ROUNDS:]
-    after = [wait for later, wait in waits if died_s < later <= died_s + _AFTER_S]
+    after = [wait for later, wait in waits if died_s < later <= until_s]
     kinds = [past.kind for past in history.rounds.values() if died_s < past.decided_s <= until_s]
     return KillCost(
         peer=fate.name,

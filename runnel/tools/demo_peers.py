@@ -115,8 +115,8 @@ class PeerProcess:
         return lines[-1].removeprefix("runnel: ") if lines else "it said nothing"
 
     def ask_to_leave(self) -> None:
-        """The first Ctrl-C."""
-        self._signal(signal.SIGINT)
+        """What the first Ctrl-C does. Not SIGINT: scripts start what they put aside with that ignored."""
+        self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """SIGKILL to its process alone; what it had started must notice by itself."""

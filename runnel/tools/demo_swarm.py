@@ -171,12 +171,16 @@ class Conductor:
             self.course.problems.append(f"{text}: {words}")
 
     def _conclude(self) -> None:
+        if self.course.stopped:  # who was asked to leave while it started ends by the signal
+            self.course.problems += [
+                f"{peer.fate.name} did not leave when asked"
+                for peer in self._peers.all.values()
+                if peer.fate.forced
+            ]
+            return
         self._look_after(0.0)
-        for peer in self._peers.all.values():
-            if peer.fate.forced and self.course.stopped:
-                self.course.problems.append(f"{peer.fate.name} did not leave when asked")
         victim = self._plan.victim
-        if victim is None or self.course.stopped:
+        if victim is None:
             return
         peer_ = self._peers.all.get(victim)
         if peer_ is None or peer_.fate.killed_unix_s is None:

@@ -111,7 +111,7 @@ def main() -> int:
     if command == "join" and sys.argv[2] != INVITE:
         return 2
     peer = FakePeer(command, home, mode if command == "join" else "")
-    signal.signal(signal.SIGINT, lambda number, _: peer.stopped.append(number))
+    signal.signal(signal.SIGTERM, lambda number, _: peer.stopped.append(number))
     asleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     with subprocess.Popen(asleep, start_new_session=True) as daemon:
         (home / "daemon.pid").write_text(str(daemon.pid))

@@ -24,7 +24,7 @@ from runnel.dht.identity import Identity
 from runnel.types import short
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60.0
+PATIENCE_S = 90.0
 """Long enough for a machine with other things to do; a healthy swarm needs a tenth of it."""
 PROGRAM = Path(__file__).with_name("peer_program.py")
 
@@ -48,7 +48,9 @@ Facts = dict[str, Any]
 Condition = Callable[[], Any]
 
 
-def wait_until(condition: Condition, what: Callable[[], str], *, within_s: float = PATIENCE_S) -> Any:
+def wait_until(
+    condition: Condition, what: Callable[[], str], *, within_s: float = PATIENCE_S
+) -> Any:
     """The first true value of `condition`; AssertionError with `what()` if there is none in time."""
     until = time.perf_counter() + within_s
     while True:
@@ -153,7 +155,9 @@ class PeerProcess:
     def name(self) -> str:
         """How journals call it; waits until it has a key."""
         key = self.home / "identity.key"
-        wait_until(key.exists, lambda: f"{self.folder.name} has a key; it said last:\n{self.said()}")
+        wait_until(
+            key.exists, lambda: f"{self.folder.name} has a key; it said last:\n{self.said()}"
+        )
         return short(Identity.load(key).peer_id)
 
     @property
@@ -222,6 +226,11 @@ class PeerProcess:
         """The newest decided round in its journal; -1 before the first."""
         return max(self.decided(), default=-1)
 
+    def wait_for_rounds(self, count: int, *, within_s: float = PATIENCE_S) -> None:
+        """Waits until so many more rounds are decided."""
+        last = self.round + count
+        self.wait_for("RoundDecided", lambda f: f["round"] >= last, within_s=within_s)
+
     def wait_for_contribution_of(
         self, peer: PeerProcess, *, since: int = 0, within_s: float = PATIENCE_S
     ) -> Facts:
@@ -263,9 +272,11 @@ class Swarm:
 
     def join(self, name: str, invite: str, *options: str) -> PeerProcess:
         """Another peer, by the command line."""
-        return self.program(
-            name, "-m", "runnel", "join", invite, "--host", "127.0.0.1", *options
-        )
+        return self.program(name, "-m", "runnel", "join", invite, "--host", "127.0.0.1", *options)
+
+    def author(self, name: str, invite: str = "") -> PeerProcess:
+        """A peer that runs an author's own loop; see peer_program.py."""
+        return self.program(name, str(PROGRAM), str(self.folder / name), *filter(None, [invite]))
 
     def program(self, name: str, *arguments: str) -> PeerProcess:
         """Any Python program as a peer; started."""
@@ -281,7 +292,9 @@ class Swarm:
         for daemon in self.daemons():
             with contextlib.suppress(psutil.NoSuchProcess):
                 daemon.kill()
-        wait_until(lambda: not self.daemons(), lambda: "all daemons of this test are gone", within_s=10)
+        wait_until(
+            lambda: not self.daemons(), lambda: "all daemons of this test are gone", within_s=10
+        )
 
     def daemons(self) -> list[psutil.Process]:
         """Living daemons of this swarm's peers; a killed peer's lives on for some seconds."""
@@ -322,7 +335,9 @@ def differing_rounds(peers: Iterable[PeerProcess]) -> dict[int, set[str]]:
 
 def write_text(path: Path) -> None:
     """Some text to train on, the same each time."""
-    words = "the quick brown fox jumps over a lazy dog and swims along the runnel to the sea".split()
+    words = (
+        "the quick brown fox jumps over a lazy dog and swims along the runnel to the sea".split()
+    )
     lines: Iterator[str] = (
         " ".join(words[(7 * i + j * j) % len(words)] for j in range(8)) for i in range(4000)
     )

@@ -9,6 +9,7 @@ import pytest
 
 from runnel.errors import BugError, InputFileError, StorageError
 from runnel.node import disk
+from runnel.node.blobs import read_blob
 from runnel.node.durable import DurableLog
 
 
@@ -70,4 +71,19 @@ def test_missing_and_misnamed_blobs_are_told_apart(tmp_path: Path) -> None:
     for name in ("../up", "", ".hidden", "a/b", "x.tmp"):
         with pytest.raises(BugError, match="no name for a blob"):
             log.write_blob(name, [b""])
+    log.close()
+
+
+def test_a_blob_is_read_beside_its_owner_and_checked(tmp_path: Path) -> None:
+    log = DurableLog(tmp_path)
+    log.write_blob("theta", [b"abc", b"def"])
+    leftover = tmp_path / "blobs" / "other.tmp"
+    leftover.write_bytes(b"being written")
+    assert read_blob(tmp_path / "blobs", "theta") == b"abcdef"
+    assert leftover.exists()
+    (tmp_path / "blobs" / "theta").write_bytes(b"x" * 40)
+    with pytest.raises(InputFileError, match="damaged"):
+        read_blob(tmp_path / "blobs", "theta")
+    with pytest.raises(InputFileError, match="missing"):
+        read_blob(tmp_path / "blobs", "momentum")
     log.close()

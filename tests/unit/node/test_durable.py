@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from runnel.errors import ConfigError, InputFileError, StorageError
 from runnel.node import disk, durable
-from runnel.node.durable import DurableLog
+from runnel.node.durable import DurableLog, read_snapshot
 from runnel.node.log_records import decode_records, encode_record
 
 Updates = Mapping[str, bytes | None]
@@ -348,3 +348,74 @@ def test_a_folder_that_cannot_be_made_is_an_error_with_its_path(tmp_path: Path) 
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot make the folder"):
         DurableLog(tmp_path / "file" / "home")
+
+
+@settings(max_examples=20, deadline=None)
+@given(histories, st.integers(1, 300))
+def test_a_snapshot_beside_the_owner_is_the_state_after_each_write(
+    history: list[Updates], compact_bytes: int
+) -> None:
+    with folder() as directory:
+        log = DurableLog(directory, compact_bytes=compact_bytes)
+        try:
+            for update, expected in zip(history, states(history)[1:], strict=True):
+                log.write(update)
+                assert read_snapshot(directory) == expected == log.load()
+        finally:
+            log.close()
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(updates, min_size=1, max_size=3))
+def test_a_snapshot_of_a_write_under_way_is_the_state_after_some_prefix_of_the_writes(
+    history: list[Updates],
+) -> None:
+    with folder() as directory:
+        written(directory, history)
+        (path,) = directory.glob("*.log")
+        data = path.read_bytes()
+        for size in range(len(data) + 1):
+            path.write_bytes(data[:size])
+            assert read_snapshot(directory) in states(history)
+            assert path.read_bytes() == data[:size]  # what is unfinished is the owner's to drop
+
+
+def test_a_snapshot_finds_files_that_a_compaction_took_away_under_their_new_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = DurableLog(tmp_path, compact_bytes=1)
+    log.write({"a": b"1" * 400})
+    looked = durable._newest_generation
+    stale = [looked(tmp_path)]
+
+    def late(directory: Path) -> int:
+        if not stale:
+            return looked(directory)
+        seen = stale.pop()
+        log.write({"a": b"2" * 4000})  # compacts: the generation that was seen is gone
+        return seen
+
+    monkeypatch.setattr(durable, "_newest_generation", late)
+    assert looked(tmp_path) == stale[0]
+    try:
+        assert read_snapshot(tmp_path) == {"a": b"2" * 4000}
+    finally:
+        monkeypatch.undo()
+        log.close()
+
+
+def test_a_snapshot_of_nothing_says_what_to_do_and_leaves_nothing(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(InputFileError, match="start the peer once"):
+            read_snapshot(place)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_snapshot_of_damaged_files_is_refused(tmp_path: Path) -> None:
+    written(tmp_path, [{"head": b"1" * 600}, {"head": b"2" * 600}])
+    (path,) = tmp_path.glob("*.log")
+    data = bytearray(path.read_bytes())
+    data[60] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputFileError, match="is damaged"):
+        read_snapshot(tmp_path)

@@ -317,7 +317,7 @@ class Waits:
 
     def __init__(self, bench: Bench, then: Callable[[], None]) -> None:
         self.count, self._then = 0, then
-        bench.node.mailbox.wait = self  # type: ignore[method-assign,assignment]
+        bench.node.mailbox.wait = self  # type: ignore[method-assign]
 
     def __call__(self, until: Callable[[], bool], timeout_s: float) -> bool:
         self.count += 1

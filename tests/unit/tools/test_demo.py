@@ -220,11 +220,12 @@ def driven(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subproces
 
 
 @pytest.mark.parametrize("driven", [""], indirect=True)
-def test_the_first_ctrl_c_stops_all_peers_in_order_and_still_reports(
-    driven: subprocess.Popen[str], tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_stops_all_peers_in_order_and_still_reports(
+    driven: subprocess.Popen[str], number: signal.Signals, tmp_path: Path
 ) -> None:
     until(lambda: len(daemons_of(tmp_path)) == 3)
-    driven.send_signal(signal.SIGINT)
+    driven.send_signal(number)
     said, _ = driven.communicate(timeout=60)
     assert driven.returncode == 130, said
     assert said.count("stopped: left") == 3

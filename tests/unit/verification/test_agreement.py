@@ -11,6 +11,7 @@ from runnel.dht.identity import NullSigner
 from runnel.types import Digest, PeerId
 from runnel.verification.agreement import (
     NIL,
+    SILENT_STEP_S,
     Action,
     Agreement,
     Decided,
@@ -40,6 +41,7 @@ class Host:
     holding: bool = True
     accepting: bool = True
     stopped: bool = False
+    silent: frozenset[PeerId] = frozenset()
     asked: list[int] = field(default_factory=list)
 
     def propose(self, instance: Instance, attempt: int, now: float) -> Digest | None:
@@ -51,6 +53,9 @@ class Host:
 
     def holds(self, instance: Instance, value: Digest) -> bool:
         return self.holding
+
+    def is_silent(self, peer: PeerId, now: float) -> bool:
+        return peer in self.silent
 
     def halted(self, instance: Instance) -> bool:
         return self.stopped
@@ -182,8 +187,8 @@ def in_state(state: str) -> tuple[Agreement, list[PeerId], PeerId]:
     subject, proposer, others = follower(4)
     host = Host()
     if state in {"prevoted X", "precommitted X"}:
-        subject.on_proposal(Proposal(INSTANCE, 0, X, proposer), 0.0)
-        subject.advance(host, 0.0)
+        subject.on_proposal(Proposal(INSTANCE, 0, X, proposer), 1.5)
+        subject.advance(host, 0.9)
     if state in {"prevoted nil", "precommitted nil"}:
         subject.advance(host, 1.5)
     if state.startswith("precommitted"):
@@ -195,7 +200,7 @@ def in_state(state: str) -> tuple[Agreement, list[PeerId], PeerId]:
 
 
 def apply(subject: Agreement, given: str, others: list[PeerId], proposer: PeerId) -> list[Action]:
-    now = 5.0 if given in {"time", "late proposal"} else 1.5
+    now = 5.0 if given in {"time", "late proposal"} else 0.9 if subject.step is Step.PROPOSE else 1.6
     step = Step.PRECOMMIT if "precommits" in given else Step.PREVOTE
     values = {"X": [X, X, X], "nil": [NIL, NIL, NIL], "split": [X, NIL, Y]}
     chosen = next((v for key, v in values.items() if key in given.split()), [])
@@ -272,6 +277,13 @@ def test_the_clock_of_the_first_attempt_waits_while_there_is_nothing_to_propose(
     assert votes_in(subject.advance(Host(), 11.5)) == [(0, Step.PREVOTE, NIL)]
     subject.hold(20.0)  # too late: it has voted
     assert not subject.idle
+
+
+def test_a_proposer_that_fell_silent_is_waited_for_only_briefly() -> None:
+    subject, proposer, _ = follower()
+    host = Host(silent=frozenset({proposer}))
+    assert votes_in(subject.advance(host, SILENT_STEP_S)) == []
+    assert votes_in(subject.advance(host, SILENT_STEP_S + 0.01)) == [(0, Step.PREVOTE, NIL)]
 
 
 def test_steps_grow_longer_with_the_attempts_but_not_for_ever() -> None:
