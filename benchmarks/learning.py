@@ -13,6 +13,8 @@ and a network between them (`benchmarks.real_peers`), which must learn as much.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +32,9 @@ from benchmarks.chars import (
     train_step,
     validation_loss,
 )
-from benchmarks.real_peers import Job, compare
+from benchmarks.real_peers import Job, run_real_peers
 from benchmarks.report_line import Say, benchmark_parser, report
-from benchmarks.simulated_rounds import SimulatedRounds
+from benchmarks.simulated_rounds import Draw, SimulatedRounds
 from runnel.clock import SystemClock
 from runnel.errors import ConfigError
 from runnel.node.manifest_spec import OuterSection
@@ -82,8 +84,15 @@ def data_parallel(task: Task, text: Text) -> Outcome:
     return Outcome(validation_loss(model, text, task), per_step_bytes * task.steps, ())
 
 
-def simulate(task: Task, text: Text, outer: OuterSection) -> Outcome:
+def simulate(task: Task, text: Text, outer: OuterSection, draws: Sequence[Draw] = ()) -> Outcome:
     """All peers of a swarm, one step after the other, in this process.
+
+    Args:
+        task: what they train.
+        text: on what.
+        outer: what they exchange.
+        draws: of each round of a run of real peers. Models then go through their steps one by one
+            as in processes of their own, so that all bits are those of the real peers.
 
     Raises:
         ConfigError: the task is shorter than a window.
@@ -97,11 +106,14 @@ def simulate(task: Task, text: Text, outer: OuterSection) -> Outcome:
     optimizers = [inner_optimizer_of(model, task) for model in models]
     plan = plan_model(models[0], outer.fragments)
     num_rounds = task.steps // outer.every_steps * outer.fragments
-    rounds = SimulatedRounds(models, plan, outer, num_rounds)
+    rounds = SimulatedRounds(models, plan, outer, num_rounds, draws)
+    groups = [slice(p, p + 1) for p in range(task.peers)] if draws else [slice(None)]
     window_tokens = outer.every_steps * task.batch_size * task.context
     for step in range(1, task.steps + 1):
         batches = [batch_of(text, task, peer=peer, step=step) for peer in range(task.peers)]
-        train_step(models, optimizers, torch.stack(batches), task, step=step)
+        for group in groups:
+            chosen = torch.stack(batches[group])
+            train_step(models[group], optimizers[group], chosen, task, step=step)
         rounds.after_step(step, tokens=window_tokens)
     states = tuple(rounds.finish())
     rounds.write_outer(0)
@@ -147,32 +159,88 @@ def measure(
     }
 
 
+def compare(job: Job, text: Text, simulated_loss: float, say: Say) -> dict[str, Any]:
+    """Real peers against a simulation that draws as they drew; as JSON has it.
+
+    The real peers' folder is deleted if none of them failed.
+
+    Args:
+        job: what they do.
+        text: what they train on.
+        simulated_loss: of a simulation with draws of its own, for comparison.
+        say: takes a line for people.
+
+    Raises:
+        ChildError: a real peer failed.
+    """
+    clock = SystemClock()
+    start_s = clock.monotonic_s()
+    folder = Path(tempfile.mkdtemp(prefix="real-peers-"))
+    real = run_real_peers(job, folder)
+    shutil.rmtree(folder)
+    duration_s = clock.monotonic_s() - start_s
+    gap, same_bits = None, False
+    if real.draws:
+        replayed = simulate(job.task, text, job.outer, real.draws)
+        gap = _gap(real.val_loss, replayed.val_loss)
+        same_bits = set(real.states) == {state.hex() for state in replayed.states}
+    row = {
+        "val_loss": round(real.val_loss, 4),
+        "gap_to_simulation": gap,
+        "bits_of_simulation": same_bits,
+        "gap_with_other_draws": _gap(real.val_loss, simulated_loss),
+        **real.facts(),
+    }
+    say(
+        f"real peers: val_loss {row['val_loss']:.4f}, {row['gap_with_other_draws']:+.2%} against"
+        f" {REAL}; {'the' if same_bits else 'not the'} bits of a simulation with their draws;"
+        f" {row['rounds_of_all']} of {row['rounds']} rounds with all peers;"
+        f" {row['sent_bytes_per_peer'] / 1e6:.2f} MB sent by each,"
+        f" {row['payload_bytes_per_peer'] / 1e6:.2f} MB of it payloads; {duration_s:.1f} s"
+    )
+    return row
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; gives the exit code."""
     parser = benchmark_parser("learning", "Loss against bytes, against data parallel training.")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, help="all of them; with --quick the first"
+    )
     parser.add_argument("--text", type=Path, metavar="FILE", help="train on this file")
     parser.add_argument("--seed", type=int, default=0, help="of initial parameters and data")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     task = Task(seed=options.seed, steps=QUICK_STEPS if options.quick else STEPS)
-    methods = {name: METHODS[name] for name in options.methods}
+    names = options.methods or list(METHODS)[: 1 if options.quick else None]
+    methods = {name: METHODS[name] for name in names}
+    left_out = [name for name in METHODS if name not in methods]
 
     def run(say: Say) -> dict[str, Any]:
-        result = measure(task, read_text(options.text), methods, say)
+        text = read_text(options.text)
+        result = measure(task, text, methods, say)
         real = None
         if REAL in methods:
-            simulated_loss = result["methods"][REAL]["val_loss"]
-            real = compare(Job(task, methods[REAL], options.text), simulated_loss, say)
-        return {"quick": options.quick, **result, "real_peers": real}
+            job = Job(task, methods[REAL], options.text)
+            real = compare(job, text, result["methods"][REAL]["val_loss"], say)
+        return {
+            "quick": options.quick,
+            **result,
+            "methods_left_out": left_out,
+            "real_peers": real,
+        }
 
     return report(run, json_only=options.json)
+
+
+def _gap(val_loss: float, other: float) -> float:
+    return round(val_loss / other - 1, 5)
 
 
 def _row(done: Outcome, baseline: Outcome) -> dict[str, Any]:
     return {
         "val_loss": round(done.val_loss, 4),
-        "loss_gap": round(done.val_loss / baseline.val_loss - 1, 5),
+        "loss_gap": _gap(done.val_loss, baseline.val_loss),
         "bytes_ratio": round(baseline.sent_bytes / done.sent_bytes, 1),
         "sent_bytes": round(done.sent_bytes),
         "state": short(done.states[0]) if done.states else None,

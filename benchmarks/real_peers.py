@@ -1,24 +1,22 @@
 """The schedule of a simulation once more, by real peers: processes with a daemon each, on the loopback.
 
 All are members before the first step, train on what the simulation's peers train on, and wait for
-each round where the simulation merges it. What is left to differ is rounding: the order in which a
-reducer adds, which peer reduces which slice, and the kernels of one replica instead of all at once.
+each round where the simulation merges it. What remains to chance are the draws: who reduces which
+slice, and in which order payloads are added up. A simulation that is told the draws ends with the
+same bits.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.chars import Task
 from benchmarks.processes import Children
-from benchmarks.report_line import Say
-from runnel.clock import SystemClock
+from benchmarks.simulated_rounds import Draw
 from runnel.node.manifest_spec import InnerSection, OuterSection
 
 DEADLINE_S = 120.0
@@ -88,11 +86,12 @@ class RealRun:
 
     Attributes:
         val_loss: of the outer parameters, in nats per character.
-        states: digest of each peer's outer parameters, in hexadecimal digits.
+        states: name of each peer's outer state, in hexadecimal digits.
         sent_bytes: by each peer from the first step on: headers, commitments, votes and all.
         payload_bytes: the part of them that carried contributions and results.
         rounds: decided by the run.
-        rounds_of_all: in which the contributions of all peers are.
+        rounds_of_all: in which everything that all peers contributed is.
+        draws: of all rounds, if these are all rounds; else none.
     """
 
     val_loss: float
@@ -101,42 +100,18 @@ class RealRun:
     payload_bytes: tuple[int, ...]
     rounds: int
     rounds_of_all: int
+    draws: tuple[Draw, ...]
 
-    def row(self, simulated_loss: float) -> dict[str, Any]:
-        """As JSON has it; `simulated_loss` is that of the same schedule in one process."""
+    def facts(self) -> dict[str, Any]:
+        """What JSON has of it besides losses."""
         peers = len(self.states)
         return {
-            "val_loss": round(self.val_loss, 4),
-            "gap_to_simulation": round(self.val_loss / simulated_loss - 1, 5),
             "identical_bits": len(set(self.states)) == 1,
             "sent_bytes_per_peer": round(sum(self.sent_bytes) / peers),
             "payload_bytes_per_peer": round(sum(self.payload_bytes) / peers),
             "rounds": self.rounds,
             "rounds_of_all": self.rounds_of_all,
         }
-
-
-def compare(job: Job, simulated_loss: float, say: Say) -> dict[str, Any]:
-    """Runs real peers and says how they did, as JSON has it; `simulated_loss` is that of one process.
-
-    Their folder is deleted if all went well.
-
-    Raises:
-        ChildError: a peer failed.
-    """
-    clock = SystemClock()
-    start_s = clock.monotonic_s()
-    folder = Path(tempfile.mkdtemp(prefix="real-peers-"))
-    row = run_real_peers(job, folder).row(simulated_loss)
-    shutil.rmtree(folder)
-    say(
-        f"real peers: val_loss {row['val_loss']:.4f}, {row['gap_to_simulation']:+.2%} against the"
-        f" simulation; {row['rounds_of_all']} of {row['rounds']} rounds with all peers;"
-        f" {row['sent_bytes_per_peer'] / 1e6:.2f} MB sent by each,"
-        f" {row['payload_bytes_per_peer'] / 1e6:.2f} MB of it payloads;"
-        f" {clock.monotonic_s() - start_s:.1f} s"
-    )
-    return row
 
 
 def run_real_peers(job: Job, folder: Path) -> RealRun:
@@ -153,14 +128,25 @@ def run_real_peers(job: Job, folder: Path) -> RealRun:
         invite = peers.ask(0, {"do": "found", "members": names})["invite"]
         peers.ask_all({"do": "join", "invite": invite})
         peers.ask_all({"do": "meet"})
-        done = peers.ask_all({"do": "train"})
+        trained = peers.ask_all({"do": "train"})
         val_loss = peers.ask(0, {"do": "evaluate"})["val_loss"]
-        peers.ask_all({"do": "close"})
+        kept = peers.ask_all({"do": "leave"})
+    draws = [draw_of(row, names) for row in kept[0]["records"]]
+    full = [draw for draw in draws if draw is not None]
     return RealRun(
         val_loss=val_loss,
-        states=tuple(answer["state"] for answer in done),
-        sent_bytes=tuple(answer["sent_bytes"] for answer in done),
-        payload_bytes=tuple(answer["payload_bytes"] for answer in done),
-        rounds=done[0]["rounds"],
-        rounds_of_all=done[0]["rounds_of_all"],
+        states=tuple(answer["state"] for answer in kept),
+        sent_bytes=tuple(answer["sent_bytes"] for answer in trained),
+        payload_bytes=tuple(answer["payload_bytes"] for answer in trained),
+        rounds=len(draws),
+        rounds_of_all=len(full),
+        draws=tuple(full) if len(full) == len(draws) else (),
     )
+
+
+def draw_of(record: Mapping[str, Any], names: Sequence[str]) -> Draw | None:
+    """The draw of a record as a child tells it; None if something that was contributed is not in it."""
+    senders = tuple(names.index(name) for name in record["senders"])
+    if len(senders) < len(names) or not all(record["complete"]):
+        return None
+    return Draw(senders, tuple(names.index(name) for name in record["reducers"]))

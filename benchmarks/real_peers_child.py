@@ -22,13 +22,15 @@ from benchmarks.processes import answer_commands
 from benchmarks.real_peers import Job
 from runnel.dht.identity import Identity
 from runnel.errors import BugError
-from runnel.hashing import digest
 from runnel.node.bulk import RESULT_PROTOCOL, SLICE_PROTOCOL
 from runnel.node.config import MachineConfig
-from runnel.node.events import Event, RoundDecided
+from runnel.node.durable import read_snapshot
+from runnel.node.outcomes import genesis_record
+from runnel.node.outer_state import STATE_FOLDER, read_outer_state
 from runnel.node.place import Place, invited, local
+from runnel.node.records import Record
 from runnel.node.session import Peer
-from runnel.optim.store import raw
+from runnel.node.storage_keys import restore
 from runnel.types import PeerId
 
 _HOST = "127.0.0.1"
@@ -45,7 +47,6 @@ class RealPeer:
         self._model = CharGpt(job.task, self._text.vocab)
         self._optimizer = inner_optimizer_of(self._model, job.task)
         self._peer: Peer | None = None
-        self._decided: list[RoundDecided] = []
 
     def identify(self) -> dict[str, Any]:
         """Makes the key by which this peer will be known."""
@@ -87,28 +88,33 @@ class RealPeer:
             raise BugError(f"the run stands at round {peer.round} after {task.steps} steps")
         peer.take_last_state()
         sent = [now - then for now, then in zip(self._sent(peer), before, strict=True)]
-        full = [d for d in self._decided if len(d.contributors) == task.peers]
-        return {
-            "state": digest(*(raw(values) for values in peer.node.outer_parameters())).hex(),
-            "sent_bytes": sent[0],
-            "payload_bytes": sent[1],
-            "rounds": peer.round + 1,
-            "rounds_of_all": len(full),
-        }
+        return {"sent_bytes": sent[0], "payload_bytes": sent[1]}
 
     def evaluate(self) -> dict[str, Any]:
         """The loss of what the model holds: after training, the outer parameters."""
         return {"val_loss": validation_loss(self._model, self._text, self._job.task)}
 
-    def close(self) -> dict[str, Any]:
-        """Leaves the run."""
+    def leave(self) -> dict[str, Any]:
+        """Leaves the run; what is on disk afterwards."""
+        folder = self._entered().node.folder
+        self.close()
+        manifest, content = read_outer_state(folder)
+        genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
+        stored = read_snapshot(folder / STATE_FOLDER)
+        chain = restore(stored, genesis, open_rounds=manifest.spec.rounds.open).chain
+        return {
+            "state": content.meta.state_root.hex(),
+            "records": [_as_json(chain.record(name)) for name in chain.path[1:]],
+        }
+
+    def close(self) -> None:
+        """Leaves the run, if it takes part in one."""
         peer, self._peer = self._peer, None
         if peer is not None:
             peer.leave()
-        return {}
 
     def _enter(self, place: Place) -> Peer:
-        peer = Peer(place, model=self._model, optimizer=self._optimizer, on_event=self._take)
+        peer = Peer(place, model=self._model, optimizer=self._optimizer)
         self._peer = peer
         return peer
 
@@ -117,10 +123,6 @@ class RealPeer:
             raise BugError("commands in the wrong order")
         return self._peer
 
-    def _take(self, event: Event) -> None:
-        if isinstance(event, RoundDecided):
-            self._decided.append(event)
-
     @staticmethod
     def _sent(peer: Peer) -> tuple[int, int]:
         """Bytes sent so far, in all and as payloads and results."""
@@ -128,6 +130,15 @@ class RealPeer:
         by_purpose = status["sent_by_purpose"]
         payload = sum(by_purpose.get(name, 0) for name in (SLICE_PROTOCOL, RESULT_PROTOCOL))
         return status["sent_bytes"], payload
+
+
+def _as_json(record: Record) -> dict[str, Any]:
+    """Who sent, who reduced each slice, and whether a slice holds what all of them sent."""
+    return {
+        "senders": [share.peer.hex() for share in record.shares],
+        "reducers": [piece.reducer.hex() for piece in record.slices],
+        "complete": [len(piece.included) == len(record.shares) for piece in record.slices],
+    }
 
 
 def main(arguments: list[str]) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from runnel.dht.blobs import tree_root
 from runnel.errors import BugError
 from runnel.hashing import digest
 from runnel.node.manifest_spec import OuterSection
@@ -26,7 +27,19 @@ from runnel.verification import aggregator_named
 
 if TYPE_CHECKING:
     from torch import nn
-    from typing_extensions import Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What chance decides of a round in which all peers take part.
+
+    Attributes:
+        senders: all peers, in the order in which their payloads are added up.
+        reducers: by slice.
+    """
+
+    senders: tuple[int, ...]
+    reducers: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +70,18 @@ class SimulatedRounds:
     """
 
     def __init__(
-        self, models: Sequence[nn.Module], plan: FragmentPlan, outer: OuterSection, num_rounds: int
+        self,
+        models: Sequence[nn.Module],
+        plan: FragmentPlan,
+        outer: OuterSection,
+        num_rounds: int,
+        draws: Sequence[Draw] = (),
     ) -> None:
-        """`models` start equal. The last round of each fragment, of `num_rounds`, averages plainly."""
-        self._outer, self._num_rounds = outer, num_rounds
+        """`models` start equal. The last round of each fragment, of `num_rounds`, averages plainly.
+
+        `draws` are those of the first rounds; the others are drawn here.
+        """
+        self._outer, self._num_rounds, self._draws = outer, num_rounds, draws
         self._schedule = WindowSchedule(plan.num_fragments, outer.every_steps)
         self._bindings = [ModelBinding(model, plan) for model in models]
         self._stores = [_store_of(binding, outer) for binding in self._bindings]
@@ -106,18 +127,27 @@ class SimulatedRounds:
         peers = len(self._stores)
         bounds = slice_bounds(self._stores[0].sizes[fragment], peers)
         sent = [self._hand_over(number, peer, bounds) for peer in range(peers)]
-        norms = np.array([np.hypot.reduce(one.norms) for one in sent], dtype=np.float32)
+        draw = self._draw(number, len(bounds))
+        norms = np.array(
+            [np.hypot.reduce(sent[peer].norms) for peer in draw.senders], dtype=np.float32
+        )
         weights = np.full(peers, min(tokens, self._outer.max_weight_tokens), dtype=np.float32)
-        pool = _drawn_order(number, peers)
         results = []
-        for index, (low, high) in enumerate(bounds):
-            reducer, payloads = pool[index % peers], [one.payloads[index] for one in sent]
+        for index, ((low, high), reducer) in enumerate(zip(bounds, draw.reducers, strict=True)):
+            payloads = [sent[peer].payloads[index] for peer in draw.senders]
             reduced = self._stores[reducer].reduce(
-                payloads, weights, norms, numel=high - low, own=reducer
+                payloads, weights, norms, numel=high - low, own=draw.senders.index(reducer)
             )
             results.append(_Result(reducer, reduced.payload, reduced.loss))
-            self._count(reducer, payloads, reduced.payload)
+            self._count(reducer, [one.payloads[index] for one in sent], reduced.payload)
         return _Open(number, due_step, bounds, tuple(one.payloads for one in sent), tuple(results))
+
+    def _draw(self, number: int, slices: int) -> Draw:
+        if number < len(self._draws):
+            return self._draws[number]
+        peers = len(self._stores)
+        pool = _drawn_order(number, peers)
+        return Draw(tuple(range(peers)), tuple(pool[index % peers] for index in range(slices)))
 
     def _hand_over(self, number: int, peer: int, bounds: Bounds) -> Encoded:
         fragment = self._schedule.fragment(number)
@@ -171,13 +201,9 @@ def _store_of(binding: ModelBinding, outer: OuterSection) -> OuterStore:
         result_codec=codec_named(outer.result_codec),
         aggregator=aggregator_named(outer.aggregator),
         optimizer=optimizer_named(outer.optimizer, lr=outer.lr, momentum=outer.momentum),
-        root_of=_digest_of_all,
+        root_of=tree_root,
     )
     return OuterStore(parameters, parts)
-
-
-def _digest_of_all(buffers: Sequence[Buffer]) -> Digest:
-    return digest(*(memoryview(buffer).cast("B") for buffer in buffers))
 
 
 def _drawn_order(number: int, peers: int) -> list[int]:
@@ -187,7 +213,5 @@ def _drawn_order(number: int, peers: int) -> list[int]:
 
 
 def _state_digest(store: OuterStore) -> Digest:
-    fragments = range(len(store.sizes))
-    return _digest_of_all(
-        [part(f).data for f in fragments for part in (store.parameters, store.momentum)]
-    )
+    """The name that a run's members give to their outer state."""
+    return digest(*(store.root(fragment) for fragment in range(len(store.sizes))))

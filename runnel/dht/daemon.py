@@ -160,6 +160,7 @@ class Daemon:
         self._folder.remove_socket()
         arguments = arguments_for(self._options, self._port, self._folder.daemon_socket)
         child = await DaemonProcess.spawn(binary, arguments)
+        self._folder.note_daemon(child.pid)
         try:
             await self._bring_up(child)
         except TimeoutError:

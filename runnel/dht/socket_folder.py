@@ -7,7 +7,9 @@ import fcntl
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import time
 from pathlib import Path
 
 from runnel.errors import StorageError
@@ -19,7 +21,8 @@ MAX_SOCKET_PATH_BYTES = 103
 """The shortest limit among the systems that we run on (macOS); Linux allows four more."""
 
 _LONGEST_NAME = len(PREFIX) + 8 + len("/daemon.sock")
-_LOCK = "lock"
+_LOCK, _PID = "lock", "daemon.pid"
+_END_S, _POLL_S = 1.0, 0.01
 
 
 class SocketFolder:
@@ -29,8 +32,8 @@ class SocketFolder:
     """
 
     def __init__(self) -> None:
+        remove_stale()
         parent = _parent()
-        _remove_stale(parent)
         try:
             self._path, self._lock = _create(parent)
         except OSError as error:
@@ -48,6 +51,10 @@ class SocketFolder:
     def stream_socket(self) -> str:
         """Where we listen for incoming streams."""
         return str(self._path / "stream.sock")
+
+    def note_daemon(self, pid: int) -> None:
+        """Notes which process is to end with this folder."""
+        (self._path / _PID).write_text(str(pid))
 
     def remove_socket(self) -> None:
         """Deletes the daemon's socket, which a killed daemon leaves behind."""
@@ -78,15 +85,35 @@ def _create(parent: Path) -> tuple[Path, int]:
     return path, lock
 
 
-def _remove_stale(parent: Path) -> None:
-    for path in parent.glob(f"{PREFIX}*"):
+def remove_stale() -> None:
+    """Removes the folders of processes that were killed, and ends their daemons.
+
+    Such a daemon ends by itself, but until then it holds its port, and others stay connected to it.
+    """
+    for path in _parent().glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # another user's, or removed by another process just now
             if path.is_symlink() or path.stat().st_uid != os.getuid():
                 continue
             lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _end_daemon(path)
                 shutil.rmtree(path, ignore_errors=True)
                 _log.debug("removed %s, left behind by a process that was killed", path)
             finally:
                 os.close(lock)
+
+
+def _end_daemon(path: Path) -> None:
+    """Ends the daemon noted in a stale folder, if it is one still and the system tells (/proc)."""
+    try:
+        pid = int((path / _PID).read_text())
+    except (OSError, ValueError):
+        return
+    line, ours = Path(f"/proc/{pid}/cmdline"), os.fsencode(path / "daemon.sock")
+    for attempt in range(int(_END_S / _POLL_S)):
+        if not line.exists() or ours not in line.read_bytes():
+            return
+        if attempt == 0:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(_POLL_S)

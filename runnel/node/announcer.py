@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from runnel.dht.hivemind import HivemindNetwork
 from runnel.dht.wire import pack, unpack
 from runnel.errors import NetworkError, PeerError
+from runnel.node.ticket import run_name
 from runnel.types import PeerId
 
 logger = logging.getLogger(__name__)
@@ -20,8 +21,8 @@ _DEADLINE_S = 10.0
 
 
 def directory_key(run: bytes) -> str:
-    """Where peers of a run find each other."""
-    return f"runnel/{run.hex()}"
+    """Where peers of a run find each other; the part of its id that invites carry is enough."""
+    return f"runnel/{run_name(run).hex()}"
 
 
 class Announcer:

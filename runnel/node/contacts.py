@@ -30,11 +30,10 @@ class Contacts:
         """Notes peers that a directory or an invite named: spoken to while we hear too few others."""
         self._seeds = set(peers) - {self._state.me}
 
-    def near(self, now: float) -> tuple[PeerId, ...]:
+    def near(self, now: float, *, within_s: float = NEAR_S) -> tuple[PeerId, ...]:
         """Peers heard just now, sorted."""
-        return tuple(
-            sorted(p for p, at in self._heard.items() if now - at < NEAR_S and p != self._state.me)
-        )
+        near = {peer for peer, at in self._heard.items() if now - at < within_s}
+        return tuple(sorted(near - {self._state.me}))
 
     def audience(self, now: float) -> tuple[PeerId, ...]:
         """All whom a message to everybody concerns: members of open rounds, and who is near."""

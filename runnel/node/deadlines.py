@@ -27,18 +27,21 @@ class ArrivalWindow:
         self._floor_s, self._ceiling_s = floor_s, ceiling_s
         self._delays: deque[float] = deque(maxlen=_WINDOW)
         self._deadline_s = max(floor_s, ceiling_s / 2)
+        self._changed = False
 
     def arrived(self, delay_s: float) -> None:
         """Takes in one arrival; a delay beyond the ceiling counts as the ceiling."""
         self._delays.append(min(max(delay_s, 0.0), self._ceiling_s))
-        if len(self._delays) >= _ENOUGH:
+        self._changed = True
+
+    def deadline_s(self) -> float:
+        """How long to wait, within floor and ceiling; the ceiling's half until there is evidence."""
+        if self._changed and len(self._delays) >= _ENOUGH:
             middle = median(self._delays)
             spread = median(abs(delay - middle) for delay in self._delays)
             wanted_s = 2 * middle + _SPREAD_FACTOR * spread
             self._deadline_s = min(max(wanted_s, self._floor_s), self._ceiling_s)
-
-    def deadline_s(self) -> float:
-        """How long to wait, within floor and ceiling; the ceiling's half until there is evidence."""
+            self._changed = False
         return self._deadline_s
 
 

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.1
 _RETRY_S = 0.5
 _LINGER_S = 3.0
+_GONE_S = 4.0
 
 Job = Callable[..., Awaitable[Any]]
 
@@ -86,7 +87,7 @@ class Driver:
             lookup=self._result,
         )
         self._parcels = Parcels(parts.protocol.state)
-        self._fetching: dict[Digest, float] = {}
+        self._fetching: set[Digest] = set()
         self._leaper = Leaper(parts.protocol.state, every=parts.snapshot_every)
         self._narrator = Narrator(parts.protocol.state, parts.note, parts.transport.traffic)
 
@@ -115,7 +116,8 @@ class Driver:
 
     def _is_let_go(self, now: float) -> bool:
         """Whether nobody needs this peer: it is out of all open views, or all near have the last record."""
-        state, near = self._parts.protocol.state, self.contacts.near(now)
+        state = self._parts.protocol.state
+        near = self.contacts.near(now, within_s=_GONE_S)
         if state.is_over:
             head = state.chain.head.hash
             return all(state.branches.head_of(peer) == head for peer in near)
@@ -304,8 +306,8 @@ class Driver:
         )
 
     def _fetch(self, action: act.Fetch) -> None:
-        if self._fetching.get(action.root, float("-inf")) < self._now():
-            self._fetching[action.root] = float("inf")
+        if action.root not in self._fetching:
+            self._fetching.add(action.root)
             self._spawn(self._fetch_one(action), "driver:fetch")
 
     async def _fetch_one(self, action: act.Fetch) -> None:
@@ -324,11 +326,12 @@ class Driver:
             logger.debug("%s", error)
             if isinstance(error, GoneError):
                 self._leaper.miss(action.root)
-            self._fetching[action.root] = self._now() + _RETRY_S
+            await asyncio.sleep(_RETRY_S)
+            self._fetching.discard(action.root)
             parts.protocol.fetch_failed(action.root)
             return
         await self._in_codec(parts.vault.results.keep, action.root, data)
-        self._fetching.pop(action.root, None)
+        self._fetching.discard(action.root)
         self._post(parts.protocol.result_held(action.root, self._now()))
 
     async def _prepare(self, action: act.Prepare) -> None:

@@ -5,6 +5,7 @@ Blocking calls from the caller's thread; the network lives on the runtime's I/O 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,13 @@ from runnel.clock import SystemClock
 from runnel.dht.daemon_process import free_port
 from runnel.dht.hivemind import HivemindNetwork, NetworkSettings, start_hivemind
 from runnel.dht.identity import Identity
+from runnel.dht.socket_folder import remove_stale
 from runnel.errors import NetworkError, PeerError, RunMismatchError
+from runnel.node.announcer import find_peers
 from runnel.node.atomic import write_atomically
 from runnel.node.config import MachineConfig
 from runnel.node.disk import DirectoryLock
+from runnel.node.invite import Invite
 from runnel.node.manifest import SignedManifest
 from runnel.node.place import Joined, Local, Place
 from runnel.node.run_service import MANIFEST, ask
@@ -28,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _START_S = 60.0
 _ASK_S = 60.0
+_LOOKUP_S = 10.0
 _PORT_NAME = "port"
 _TICKET_YEARS_S = 10 * 365 * 86_400
 
@@ -134,6 +139,7 @@ def _settings(place: Place, *, has_run: bool) -> NetworkSettings:
 
 def _kept_port(machine: MachineConfig) -> int:
     """The port of the last time if it is free, so that old invites still lead here; else 0."""
+    remove_stale()  # a killed peer's daemon may still hold it
     try:
         kept = int((machine.home / _PORT_NAME).read_text())
         return free_port(machine.listen_host, kept)
@@ -165,18 +171,37 @@ def _same_run(place: Local, manifest: SignedManifest) -> bool:
 
 
 async def _ask_manifest(entrance: Entrance) -> SignedManifest:
+    """Asks those whom the invite names, then those whom the directory names."""
     invite = entrance.place.invite  # type: ignore[union-attr]  # only called for Joined
-    reasons = []
+    reasons: list[str] = []
     for peer in entrance.peers:
-        try:
-            data = await ask(entrance.network.transport, peer, run_name(invite.run_id), MANIFEST)
-            manifest = SignedManifest.decode(data)
-        except (NetworkError, PeerError, TimeoutError) as error:
-            reasons.append(str(error) or "no answer in time")
-            continue
-        if not invite.names(manifest.run_id) or manifest.owner != invite.owner:
-            raise RunMismatchError(
-                "the member that answered serves another run than the invite names: ask its owner for a new one"
-            )
-        return manifest
+        manifest = await _ask_one(entrance, invite, peer, reasons)
+        if manifest is not None:
+            return manifest
+    deadline = asyncio.get_running_loop().time() + _LOOKUP_S
+    try:
+        others = await find_peers(entrance.network, invite.run_id, deadline=deadline)
+    except (NetworkError, PeerError, TimeoutError) as error:
+        logger.debug("directory: %s", error)
+        others = []
+    for peer in others:
+        manifest = await _ask_one(entrance, invite, peer, reasons)
+        if manifest is not None:
+            return manifest
     raise NetworkError(f"no member told the run's manifest: {'; '.join(reasons)}")
+
+
+async def _ask_one(
+    entrance: Entrance, invite: Invite, peer: PeerId, reasons: list[str]
+) -> SignedManifest | None:
+    try:
+        data = await ask(entrance.network.transport, peer, run_name(invite.run_id), MANIFEST)
+        manifest = SignedManifest.decode(data)
+    except (NetworkError, PeerError, TimeoutError) as error:
+        reasons.append(str(error) or "no answer in time")
+        return None
+    if not invite.names(manifest.run_id) or manifest.owner != invite.owner:
+        raise RunMismatchError(
+            "the member that answered serves another run than the invite names: ask its owner for a new one"
+        )
+    return manifest

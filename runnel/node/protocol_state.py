@@ -141,7 +141,10 @@ class ProtocolState:
         self, root: Digest, holders: tuple[PeerId, ...], now: float, *, size_bytes: int = 0
     ) -> list[Action]:
         """Asks for a result unless it is here or on its way. `size_bytes` 0: unknown."""
-        if root in self.held or now - self.pursuit.fetching.get(root, float("-inf")) < FETCH_AGAIN_S:
+        if (
+            root in self.held
+            or now - self.pursuit.fetching.get(root, float("-inf")) < FETCH_AGAIN_S
+        ):
             return []
         self.pursuit.fetching[root] = now
         return [Fetch(root, size_bytes, tuple(p for p in dict.fromkeys(holders) if p != self.me))]

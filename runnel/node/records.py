@@ -93,12 +93,16 @@ class Commitment:
 
     def statement(self, run: bytes) -> bytes:
         """The bytes that the signature covers."""
-        return b"runnel1" + run + b"commitment/" + pack(self.to_wire()[:-1])
+        return b"runnel1" + run + b"commitment/" + self._body
 
     @cached_property
     def id(self) -> Digest:
         """The commitment's name: the digest of all of it but its signature."""
-        return digest(pack(self.to_wire()[:-1]))
+        return digest(self._body)
+
+    @cached_property
+    def _body(self) -> bytes:
+        return pack(self.to_wire()[:-1])
 
     def to_wire(self) -> list[Any]:
         """Fields in wire order."""
@@ -217,7 +221,12 @@ class Record:
     @cached_property
     def hash(self) -> Digest:
         """The record's name."""
-        return digest(pack(self.to_wire()))
+        return digest(self.encoded)
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The record's canonical bytes."""
+        return pack(self.to_wire())
 
     @property
     def closing(self) -> bool:

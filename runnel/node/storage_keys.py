@@ -66,7 +66,7 @@ def proposed_set_updates(key: RoundKey, value: Digest, proposed: Proposed) -> Up
 
 def candidate_updates(record: Record) -> Updates:
     """What to write with the first vote for a record."""
-    return {f"candidate/{record.number}/{record.hash.hex()}": pack(record.to_wire())}
+    return {f"candidate/{record.number}/{record.hash.hex()}": record.encoded}
 
 
 def commitment_updates(commitment: Commitment) -> Updates:

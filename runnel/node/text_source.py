@@ -175,7 +175,7 @@ class _Fetch:
         )
         todo = list(range(len(digests)))
         logger.info(
-            "the run's text: %s, %s of it here already, the rest comes from members",
+            "the run's text: %s, %s of it here already; what is missing comes from members",
             count_text(len(digests), "chunk"),
             size_text(cache.held_bytes),
         )

@@ -219,19 +219,19 @@ class Vault:
     ) -> tuple[Outcome, RoundKey]:
         base = chain.base_of(record.number, path)
         key, fragment = RoundKey(record.number, base), record.number % self.fragments
+        bounds = slice_bounds(self.store.sizes[fragment], len(record.slices))
+        kept, final = self.contributions.get(key), chain.record(base).closing
+        if kept is None:  # what this peer gave from a folder that is gone needs no settling
+            none = [None] * len(bounds)
+            return Outcome(
+                key, fragment, bounds, (), (False,) * len(bounds), tuple(none), final
+            ), key
         share = record.share_of(self._me)
-        kept = self.contributions.get(key)
         included = tuple(share in piece.included for piece in record.slices)
-        if any(included) and kept is None:
-            raise BugError(
-                f"round {record.number} includes a contribution of ours that is not kept"
-            )
         losses = tuple(
             self.results.loss(p.root) if p.reducer == self._me else None for p in record.slices
         )
-        bounds = slice_bounds(self.store.sizes[fragment], len(record.slices))
-        payloads, final = kept.payloads if kept else (), chain.record(base).closing
-        return Outcome(key, fragment, bounds, payloads, included, losses, final), key
+        return Outcome(key, fragment, bounds, kept.payloads, included, losses, final), key
 
     # -- on disk
 

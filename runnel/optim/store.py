@@ -281,9 +281,10 @@ class OuterStore:
             handed = self._handed.pop(outcome.key, None)
             rows = zip(outcome.bounds, outcome.included, outcome.losses, strict=True)
             for index, ((low, high), included, loss) in enumerate(rows):
-                if included and handed is not None and handed.after is not None:
-                    own.residual[low:high] = handed.after[low:high]
-                    delta[low:high] = parameters[low:high] - handed.snapshot[low:high]
+                snapshot, after = (handed.snapshot, handed.after) if handed else (None, None)
+                if included and snapshot is not None and after is not None:
+                    own.residual[low:high] = after[low:high]
+                    delta[low:high] = parameters[low:high] - snapshot[low:high]
                 elif included:
                     owed[low:high] -= self._decoded(outcome.payloads[index], high - low)
                 if loss is not None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from runnel.node.events import Event
     from runnel.tools.demo_peers import PeerProcess
 
-_SAMPLE_TOKENS = 400
+_SAMPLE_TOKENS = 300
 _PROMPTS = {True: "def ", False: "\n"}
 
 

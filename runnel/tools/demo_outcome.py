@@ -172,6 +172,12 @@ def kill_cost(history: SwarmHistory, events: Mapping[str, Sequence[Event]], fate
     died_s = fate.killed_unix_s or 0.0
     victim = history.peers[fate.name].peer if fate.name in history.peers else ""
     others = [event for name, told in events.items() if name != fate.name for event in told]
+    present = [
+        event
+        for name, told in events.items()
+        if name != fate.name and _was_ready(told, died_s)
+        for event in told
+    ]
     gone_s = min(
         (
             event.unix_s
@@ -190,7 +196,7 @@ def kill_cost(history: SwarmHistory, events: Mapping[str, Sequence[Event]], fate
         peer=fate.name,
         aborted=kinds.count("abort"),
         branches=kinds.count("branch"),
-        late=sum(isinstance(e, RoundLate) and died_s < e.unix_s <= until_s for e in others),
+        late=sum(isinstance(e, RoundLate) and died_s < e.unix_s <= until_s for e in present),
         removed_after_s=None if gone_s is None else gone_s - died_s,
         longest_wait_s=max(after, default=0.0),
         usual_wait_s=statistics.median(before) if before else 0.0,
@@ -221,6 +227,11 @@ def catch_up(history: SwarmHistory, events: Sequence[Event], fate: Fate) -> Catc
         first_round=None if first is None else first.round,
         first_round_s=None if first is None else first.unix_s - fate.started_unix_s,
     )
+
+
+def _was_ready(events: Sequence[Event], unix_s: float) -> bool:
+    """Whether a peer trained by then: one that comes later is late for other reasons."""
+    return any(isinstance(event, PeerReady) and event.unix_s <= unix_s for event in events)
 
 
 def _fields(part: KillCost | CatchUp | None) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """The processes of a demo: one for each peer, and nothing left of them afterwards.
 
 Each has a session of its own, so that Ctrl-C in the terminal reaches the demo alone, which then
-stops the peers one after the other. An environment variable marks them and whatever they start, so
+stops the peers. An environment variable marks them and whatever they start, so
 that this can be found after its parent is gone.
 """
 
@@ -29,8 +29,8 @@ from runnel.errors import StorageError
 from runnel.tools.demo_tail import JournalTail
 
 PROGRAM = (sys.executable, "-m", "runnel")
-LEAVE_S = 15.0
-"""How long a peer that was asked to leave may take before it is killed."""
+LEAVE_S = 40.0
+"""How long peers that were asked to leave may take before they are killed: seconds if all is well."""
 
 MARK = "RUNNEL_DEMO"
 """The variable that names the demo which a process belongs to."""
@@ -188,13 +188,10 @@ class PeerProcesses:
         return [peer for peer in list(self.all.values()) if peer.runs]
 
     def leave(self) -> None:
-        """Asks one after the other to leave, the first one last, and makes those end that do not."""
-        for peer in reversed(self.running()):
-            peer.ask_to_leave()
-            if not peer.wait(LEAVE_S):
-                peer.fate.forced = True
-                peer.kill()
-                peer.wait(_KILLED_S)
+        """Asks those who joined to leave, then the first one, and makes those end that do not."""
+        running = self.running()
+        self._let_go([peer for peer in running if peer is not self.all[0]])
+        self._let_go(self.running())
 
     def kill_all(self) -> bool:
         """Kills everything that is left, also what peers started; whether there was anything.
@@ -217,6 +214,16 @@ class PeerProcesses:
             for peer in self.all.values():
                 peer.wait(_KILLED_S)
             time.sleep(_POLL_S)
+
+    def _let_go(self, peers: Sequence[PeerProcess]) -> None:
+        for peer in peers:
+            peer.ask_to_leave()
+        until = self._clock.monotonic_s() + LEAVE_S
+        for peer in peers:
+            if not peer.wait(max(0.0, until - self._clock.monotonic_s())):
+                peer.fate.forced = True
+                peer.kill()
+                peer.wait(_KILLED_S)
 
     def _marked(self) -> list[psutil.Process]:
         """Living processes that bear this demo's mark."""

@@ -52,6 +52,24 @@ def test_each_message_type_is_in_the_protocol_page_under_its_number() -> None:
     assert f"Version {messages.WIRE_VERSION}" in page
 
 
+def sources() -> str:
+    return "\n".join(path.read_text() for path in sorted((ROOT / "runnel").rglob("*.py")))
+
+
+def test_each_kind_of_stream_is_in_the_protocol_page() -> None:
+    coded = set(re.findall(r'^(?:[A-Z]+_)?PROTOCOL = "([a-z]+)"', sources(), re.MULTILINE))
+    page = (ROOT / "docs" / "protocol.md").read_text().split("## Streams")[1].split("\n## ")[0]
+    assert coded == set(re.findall(r"^\| `([a-z]+)` \|.*\| `runnel/", page, re.MULTILINE))
+
+
+def test_each_reason_for_refusing_a_peer_is_explained() -> None:
+    coded = set(re.findall(r'PeerError\(\s*"([a-z-]+)"', sources()))
+    page = (ROOT / "docs" / "bad-input.md").read_text().split("## What strangers send")[1]
+    explained = set(re.findall(r"`([a-z-]+)`", page))
+    assert coded
+    assert sorted(coded - explained) == []
+
+
 @pytest.mark.parametrize(
     "page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "docs/protocol.md"], ids=lambda p: Path(p).stem
 )

@@ -12,6 +12,7 @@ from runnel.node import actions as act
 from runnel.node.records import Record, RecordKind, SliceResult
 from runnel.optim.store import Outcome
 from tests.support.checks import Broken
+from tests.support.faults import QUIET_AT
 from tests.support.sim_peer import VALUES, SimPeer, bounds_of, peer_name
 
 if TYPE_CHECKING:
@@ -33,8 +34,7 @@ class Jobs:
             case act.WantHandover(key=key, urgent=urgent):
                 if urgent or key not in peer.busy:
                     peer.busy.add(key)
-                    slow = self.world.slow.get(peer.index, 1.0)
-                    wait = 0.0 if urgent else slow * self.world.rng.uniform(0.3, 2)
+                    wait = 0.0 if urgent else self._training_s(peer)
                     self._after(wait, self._hand_over, peer, action)
             case act.Scatter():
                 self._after(self._transfer_s(), self._deliver, peer, action)
@@ -57,6 +57,11 @@ class Jobs:
 
     def _after(self, wait: float, call: Any, peer: SimPeer, *args: Any) -> None:
         self.world.at(self.world.now + wait, "later", peer, call, peer, *args)
+
+    def _training_s(self, peer: SimPeer) -> float:
+        """Rounds take longer once nothing happens any more, so that a schedule does not."""
+        calm = 4.0 if self.world.now > QUIET_AT + 40 else 1.0
+        return calm * self.world.slow.get(peer.index, 1.0) * self.world.rng.uniform(0.3, 2)
 
     def _transfer_s(self) -> float:
         return self.world.rng.uniform(0.01, self.world.links.delay_s)

@@ -335,9 +335,7 @@ def differing_rounds(peers: Iterable[PeerProcess]) -> dict[int, set[str]]:
 
 def write_text(path: Path) -> None:
     """Some text to train on, the same each time."""
-    words = (
-        "the quick brown fox jumps over a lazy dog and swims along the runnel to the sea".split()
-    )
+    words = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "into", "runnels")
     lines: Iterator[str] = (
         " ".join(words[(7 * i + j * j) % len(words)] for j in range(8)) for i in range(4000)
     )

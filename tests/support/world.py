@@ -168,12 +168,16 @@ class World:
         """
         mark: dict[int, int] | None = None
         while self.queue and self.now < END:
-            self.now, _, (kind, *rest) = heapq.heappop(self.queue)
-            getattr(self, f"_on_{kind}")(*rest)
+            self.step()
             if mark is None and self.now > _MARK:
                 mark = {i: p.chain.number for i, p in self.peers.items()}
         self.checks.final(mark or {})
         return self.stats
+
+    def step(self) -> None:
+        """Lets the next event happen."""
+        self.now, _, (kind, *rest) = heapq.heappop(self.queue)
+        getattr(self, f"_on_{kind}")(*rest)
 
     def _on_fault(self, fault: faults.Fault) -> None:
         faults.strike(self, fault)

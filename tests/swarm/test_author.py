@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.swarm import PeerProcess, Swarm, differing_rounds, invite_of, wait_until
 
-pytestmark = pytest.mark.swarm
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

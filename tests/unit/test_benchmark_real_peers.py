@@ -1,8 +1,9 @@
-"""The learning benchmark's real peers: their run has the simulation's schedule, and learns as much."""
+"""The learning benchmark's real peers: their run has the simulation's schedule, and its bits."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,22 @@ import pytest
 from benchmarks import learning, real_peers
 from benchmarks.chars import Task, read_text
 from benchmarks.learning import simulate
-from benchmarks.real_peers import Job, RealRun, run_real_peers
+from benchmarks.real_peers import Job, RealRun, draw_of, run_real_peers
+from benchmarks.simulated_rounds import Draw
 from runnel.node.manifest_spec import OuterSection
 from runnel.node.place import local
 
 TASK = Task(steps=12, peers=3, batch_size=2, context=8)
 OUTER = OuterSection(every_steps=4, fragments=2, overlap_steps=1)
+NAMES = ("a", "b", "c")
 RUN = RealRun(
     val_loss=2.02,
-    states=("a", "a"),
+    states=("f0", "f0"),
     sent_bytes=(10, 30),
     payload_bytes=(5, 7),
     rounds=4,
     rounds_of_all=3,
+    draws=(),
 )
 
 
@@ -52,17 +56,54 @@ def test_the_run_has_the_schedule_of_the_simulation(fragments: int) -> None:
     assert spec.rounds.deadline_floor_s == real_peers.DEADLINE_S
 
 
-def test_a_gap_is_a_share_of_the_simulations_loss() -> None:
-    row = RUN.row(2.0)
-    assert row["gap_to_simulation"] == pytest.approx(0.01)
-    assert (row["sent_bytes_per_peer"], row["payload_bytes_per_peer"]) == (20, 6)
-    assert (row["rounds"], row["rounds_of_all"]) == (4, 3)
-    assert row["identical_bits"] is True
+def test_figures_are_means_over_the_peers() -> None:
+    facts = RUN.facts()
+    assert (facts["sent_bytes_per_peer"], facts["payload_bytes_per_peer"]) == (20, 6)
+    assert (facts["rounds"], facts["rounds_of_all"]) == (4, 3)
+    assert facts["identical_bits"] is True
 
 
 def test_one_peer_with_other_bits_is_told() -> None:
-    different = RealRun(2.02, ("a", "b"), (1, 1), (1, 1), rounds=4, rounds_of_all=4)
-    assert different.row(2.0)["identical_bits"] is False
+    assert replace(RUN, states=("f0", "0f")).facts()["identical_bits"] is False
+
+
+def test_a_round_that_lacks_anything_has_no_draw() -> None:
+    record = {"senders": ["b", "c", "a"], "reducers": ["c", "a"], "complete": [True, True]}
+    assert draw_of(record, NAMES) == Draw((1, 2, 0), (2, 0))
+    assert draw_of({**record, "senders": ["b", "c"]}, NAMES) is None
+    assert draw_of({**record, "complete": [True, False]}, NAMES) is None
+
+
+def test_a_replayed_simulation_is_compared_and_a_run_with_gaps_is_not(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, text = Job(TASK, OUTER, path), read_text(path)
+    draws = (Draw((2, 0, 1), (1, 2, 0)),) * job.num_rounds
+    simulated = simulate(TASK, text, OUTER, draws)
+    state = simulated.states[0].hex()
+    run = replace(RUN, val_loss=simulated.val_loss, states=(state,) * 3, draws=draws)
+    lines: list[str] = []
+    for real, gap, same in (
+        (run, 0, True),
+        (replace(run, states=(state, state, "f0")), 0, False),
+        (replace(run, draws=()), None, False),
+    ):
+        monkeypatch.setattr(learning, "run_real_peers", lambda *_, real=real: real)
+        row = learning.compare(job, text, simulated.val_loss / 2, lines.append)
+        assert (row["gap_to_simulation"], row["bits_of_simulation"]) == (gap, same)
+        assert row["gap_with_other_draws"] == pytest.approx(1)
+    assert len(lines) == 3
+
+
+def test_draws_decide_bits_and_little_more(path: Path) -> None:
+    text = read_text(path)
+    rounds = Job(TASK, OUTER).num_rounds
+    first, second = (
+        simulate(TASK, text, OUTER, (Draw(order, order),) * rounds)
+        for order in ((0, 1, 2), (2, 1, 0))
+    )
+    assert first.states != second.states
+    assert first.val_loss == pytest.approx(second.val_loss, rel=0.01)
 
 
 def test_real_peers_run_with_their_method_and_not_without(
@@ -70,7 +111,7 @@ def test_real_peers_run_with_their_method_and_not_without(
 ) -> None:
     jobs: list[Job] = []
 
-    def compare(job: Job, simulated_loss: float, _say: object) -> dict[str, float]:
+    def compare(job: Job, _text: object, simulated_loss: float, _say: object) -> dict[str, float]:
         jobs.append(job)
         return {"simulated": simulated_loss}
 
@@ -79,22 +120,27 @@ def test_real_peers_run_with_their_method_and_not_without(
     monkeypatch.setattr(learning, "compare", compare)
     assert learning.main(["--quick", "--json", "--text", str(path)]) == 0
     result = json.loads(capsys.readouterr().out)
+    assert result["methods_left_out"] == ["other"]
     loss = result["methods"][learning.REAL]["val_loss"]
     assert result["real_peers"] == {"simulated": loss}
     assert (jobs[0].outer, jobs[0].text, jobs[0].task.steps) == (OUTER, path, 8)
     assert learning.main(["--quick", "--json", "--text", str(path), "--methods", "other"]) == 0
-    assert json.loads(capsys.readouterr().out)["real_peers"] is None
+    result = json.loads(capsys.readouterr().out)
+    assert result["real_peers"] is None
+    assert result["methods_left_out"] == [learning.REAL]
     assert len(jobs) == 1
 
 
 @pytest.mark.swarm
-def test_real_peers_learn_what_a_simulation_does(tmp_path: Path, path: Path) -> None:
-    job = Job(TASK, OUTER, path)
+def test_real_peers_end_with_the_bits_of_a_simulation_with_their_draws(
+    tmp_path: Path, path: Path
+) -> None:
+    job, text = Job(TASK, OUTER, path), read_text(path)
     real = run_real_peers(job, tmp_path)
-    simulated = simulate(TASK, read_text(path), OUTER)
-    row = real.row(simulated.val_loss)
-    assert row["identical_bits"] is True
-    assert row["rounds"] == row["rounds_of_all"] == job.num_rounds == 6
-    assert abs(row["gap_to_simulation"]) < 0.005
+    assert real.rounds == real.rounds_of_all == job.num_rounds == 6
+    simulated = simulate(TASK, text, OUTER, real.draws)
+    assert {*real.states} == {state.hex() for state in simulated.states}
+    assert real.val_loss == pytest.approx(simulated.val_loss, rel=1e-6)
     # Control messages come on top; each payload and each result is sent with a header.
-    assert simulated.sent_bytes < row["payload_bytes_per_peer"] < row["sent_bytes_per_peer"]
+    facts = real.facts()
+    assert simulated.sent_bytes < facts["payload_bytes_per_peer"] < facts["sent_bytes_per_peer"]

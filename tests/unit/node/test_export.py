@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,10 @@ class Run:
         fragment = number % self.plan.num_fragments
         rng = np.random.default_rng(number)
         size = self.plan.sizes[fragment]
-        theta, momentum = values or (
-            rng.standard_normal(size, dtype=np.float32) / 4,
-            rng.standard_normal(size, dtype=np.float32),
-        )
+        theta: Float32 = rng.standard_normal(size, dtype=np.float32)
+        momentum: Float32 = rng.standard_normal(size, dtype=np.float32)
+        theta *= np.float32(0.25)
+        theta, momentum = values or (theta, momentum)
         self.values[fragment] = (theta, momentum)
         record = Record(
             number=number,
@@ -278,7 +279,7 @@ def test_a_state_that_is_not_the_records_is_refused_in_one_line(
     run = make_run()
     run.round()
     run.round(lie=True)
-    with pytest.raises(RunMismatchError, match="fragment 1 .* round 1") as caught:
+    with pytest.raises(RunMismatchError, match=r"fragment 1 .* round 1") as caught:
         save_checkpoint(run.folder, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -343,7 +344,7 @@ def test_every_state_read_beside_a_writer_is_whole(make_run: MakeRun) -> None:
                 run.round(values=(filled, -filled))
                 named = {state_name(number % 2, number), state_name((number - 1) % 2, number - 1)}
                 run.log.delete_blobs(keep=named if number else {*named, state_name(1, -1)})
-        except BaseException as error:  # noqa: BLE001 - for the test's own thread
+        except BaseException as error:  # for the test's own thread
             failures.append(error)
 
     writer = threading.Thread(target=train)
@@ -390,7 +391,14 @@ def last_of(run: Run, events: list[Event]) -> LastCheckpoint:
     return LastCheckpoint(run.folder, run.manifest, run.log, disk=disk, note=events.append)
 
 
-def test_all_members_of_a_run_that_is_over_write_the_same_checkpoint_once(make_run: MakeRun) -> None:
+async def write_thrice(last: LastCheckpoint) -> None:
+    await asyncio.gather(last.write(), last.write())
+    await last.write()
+
+
+def test_all_members_of_a_run_that_is_over_write_the_same_checkpoint_once(
+    make_run: MakeRun,
+) -> None:
     written = []
     for aborted in (0, 2):
         run, events = make_run(), list[Event]()
@@ -399,11 +407,7 @@ def test_all_members_of_a_run_that_is_over_write_the_same_checkpoint_once(make_r
         for _ in range(aborted):
             run.abort()
 
-        async def main(last: LastCheckpoint) -> None:
-            await asyncio.gather(last.write(), last.write())
-            await last.write()
-
-        run_virtual(lambda last=last_of(run, events): main(last))
+        run_virtual(partial(write_thrice, last_of(run, events)))
         (event,) = events
         assert isinstance(event, Checkpointed)
         assert event.round == 3

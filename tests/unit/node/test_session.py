@@ -219,9 +219,11 @@ def test_a_run_goes_on_in_its_home_and_one_home_has_one_peer(tmp_path: Path) -> 
         with pytest.raises(RunnelError, match="in use"):
             runnel.Peer(place, model=pair()[0])
         run = peer.status()["run_id"]
+    told = peer.round  # leaving may cut short what comes after the write of one more record
     again, _ = pair()
     with runnel.Peer(place, model=again) as peer:
-        assert (peer.status()["run_id"], peer.round) == (run, 4)
+        assert peer.status()["run_id"] == run
+        assert peer.round in {told, told + 1}
         held = torch.cat([p.detach().flatten() for p in again.parameters()]).numpy()
         assert np.array_equal(np.sort(held), np.sort(np.concatenate(peer.node.outer_parameters())))
     assert place.machine.home.exists()

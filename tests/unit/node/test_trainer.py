@@ -132,6 +132,20 @@ def test_each_round_needs_its_own_share_of_steps() -> None:
     assert [h.want.key.number for h in bench.handed] == [0, 1]
 
 
+def test_a_later_round_with_a_shorter_share_waits_for_its_turn() -> None:
+    bench = Bench("outer.every_steps=50")
+    schedule = bench.node.schedule
+    assert schedule.steps_before(2) < schedule.steps_before(1)
+    bench.node.want(0)
+    bench.steps(schedule.steps_before(0))
+    for number in (1, 2):
+        bench.node.want(number)
+    bench.steps(schedule.steps_before(2))
+    assert [h.want.key.number for h in bench.handed] == [0]
+    bench.steps(1)
+    assert [h.want.key.number for h in bench.handed] == [0, 1]
+
+
 def test_an_urgent_round_gets_what_there_is() -> None:
     bench = Bench()
     bench.steps(1)

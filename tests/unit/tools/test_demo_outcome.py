@@ -59,10 +59,11 @@ def events() -> dict[str, list[Event]]:
     gone = MemberRemoved(unix_s=14.0, peer=IDS["peer 2"], reason="not heard")
     end = RunEnded(unix_s=16.0, round=13, reason="minutes", state_root="ee")
     late = RoundLate(unix_s=13.5, round=11, reason="too late")
+    ready = PeerReady(unix_s=1.0, round=0, members=3, seconds=0.5)
     return {
-        "peer 0": [start["peer 0"], progress, *shared, gone, end],
-        "peer 1": [start["peer 1"], *shared, late, gone, end],
-        "peer 2": [start["peer 2"], *shared[:11]],
+        "peer 0": [start["peer 0"], ready, progress, *shared, gone, end],
+        "peer 1": [start["peer 1"], ready, *shared, late, gone, end],
+        "peer 2": [start["peer 2"], ready, *shared[:11]],
     }
 
 
@@ -78,6 +79,17 @@ def test_the_cost_of_a_death_is_counted_until_the_dead_is_out(
     assert cost.longest_wait_s == pytest.approx(3.0)
     assert cost.usual_wait_s == pytest.approx(1.0)
     assert "cost 1 aborted round and 1 late contribution" in cost.sentence()
+
+
+def test_a_latecomer_late_for_its_first_round_is_no_cost_of_the_death(
+    events: dict[str, list[Event]],
+) -> None:
+    events["peer 3"] = [
+        PeerStarted(unix_s=13.0, peer=IDS["peer 3"], run="demo"),
+        PeerReady(unix_s=13.2, round=11, members=2, seconds=0.2),
+        RoundLate(unix_s=14.0, round=12, reason="too late"),
+    ]
+    assert kill_cost(swarm_of(events), events, FATES[2]).late == 1
 
 
 def test_who_was_never_removed_is_said_to_be_a_member_still(
@@ -117,7 +129,7 @@ def test_a_sound_demo_has_no_problem(events: dict[str, list[Event]]) -> None:
 
 
 def test_replicas_that_differ_are_the_first_problem(events: dict[str, list[Event]]) -> None:
-    events["peer 1"][5] = decided(4, 4.0, root="cd")
+    events["peer 1"][6] = decided(4, 4.0, root="cd")
     problems = find_problems(swarm_of(events), FATES)
     assert problems == [
         "The replicas DIFFER: in round 4 their hashes are peer 0 ab, peer 1 cd, peer 2 ab."

@@ -200,7 +200,9 @@ def in_state(state: str) -> tuple[Agreement, list[PeerId], PeerId]:
 
 
 def apply(subject: Agreement, given: str, others: list[PeerId], proposer: PeerId) -> list[Action]:
-    now = 5.0 if given in {"time", "late proposal"} else 0.9 if subject.step is Step.PROPOSE else 1.6
+    now = (
+        5.0 if given in {"time", "late proposal"} else 0.9 if subject.step is Step.PROPOSE else 1.6
+    )
     step = Step.PRECOMMIT if "precommits" in given else Step.PREVOTE
     values = {"X": [X, X, X], "nil": [NIL, NIL, NIL], "split": [X, NIL, Y]}
     chosen = next((v for key, v in values.items() if key in given.split()), [])
@@ -351,7 +353,9 @@ def test_a_locked_value_is_proposed_again_with_its_proof_after_a_restart() -> No
     before = machine(me, 3)
     for other in others:
         before.on_vote(vote(other, X), 0.0)
-    before.advance(Host(), 1.5)  # a nil prevote, as no proposal came, then a lock on what has a quorum
+    before.advance(
+        Host(), 1.5
+    )  # a nil prevote, as no proposal came, then a lock on what has a quorum
     assert before.lock.value == X
     after = machine(me, 3)
     mine = [vote(me, NIL), vote(me, X, step=Step.PRECOMMIT)]
@@ -416,7 +420,9 @@ def test_a_newer_lock_with_a_quorum_of_prevotes_frees_a_locked_member() -> None:
     assert prevoted(subject, given) == [(attempt, Step.PREVOTE, Y)]
 
 
-@pytest.mark.parametrize("fault", ["too few", "other attempt", "other value", "precommits", "stranger"])
+@pytest.mark.parametrize(
+    "fault", ["too few", "other attempt", "other value", "precommits", "stranger"]
+)
 def test_a_proof_that_proves_nothing_frees_nobody(fault: str) -> None:
     subject, others = locked_on_x()
     attempt, proposer = other_attempt(subject)
@@ -538,7 +544,9 @@ class RandomRun:
                 assert self.cast.setdefault(key, action.vote.value) == action.vote.value
             elif isinstance(action, Decided):
                 assert self.decided.setdefault(me, action.value) == action.value
-                assert check_certificate(action.certificate, action, electorate(self.members), verify)
+                assert check_certificate(
+                    action.certificate, action, electorate(self.members), verify
+                )
             else:
                 for other, peer in self.peers.items():
                     if other != me and self.rng.random() >= loss:

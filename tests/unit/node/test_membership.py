@@ -1,0 +1,144 @@
+"""Who is heard, who wants in or out, and the next view."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from runnel.node.membership import (
+    ABSENT_ROUNDS,
+    ABSENT_S,
+    WISH_S,
+    Membership,
+    next_members,
+)
+from runnel.node.records import MAX_MEMBERS, Commitment, Record
+from runnel.types import PeerId
+from tests.support.members import PEERS, commitment, following_record, genesis, name
+
+A, B, C, D, E = PEERS[:5]
+
+
+def parent(members: int, unproven: tuple[PeerId, ...] = ()) -> Record:
+    view = PEERS[:members]
+    return following_record(genesis(members), view=view, unproven=unproven)
+
+
+def said(
+    peers: Iterable[PeerId],
+    *,
+    joins: Iterable[PeerId] = (),
+    leaves: Iterable[PeerId] = (),
+    unheard: Iterable[PeerId] = (),
+) -> list[Commitment]:
+    """One commitment of each of `peers`, all of which say the same."""
+    wishes = {"joins": tuple(joins), "leaves": tuple(leaves), "unheard": tuple(unheard)}
+    return [commitment(peer, 1, name("base"), **wishes) for peer in peers]
+
+
+# -- what one peer saw
+
+
+def test_a_member_is_unheard_after_too_many_rounds_and_too_many_seconds() -> None:
+    seen = Membership(A, now=0.0, number=0)
+    seen.hear(B, 10.0, 3)
+    later, far = 10.0 + ABSENT_S + 1, 3 + ABSENT_ROUNDS + 1
+    assert seen.unheard((A, B), later, far) == (B,)
+    assert seen.unheard((A, B), later, far - 1) == ()
+    assert seen.unheard((A, B), 11.0, far) == ()
+
+
+def test_who_was_never_heard_counts_from_our_start() -> None:
+    seen = Membership(A, now=100.0, number=50)
+    assert seen.unheard((A, B), 100.0 + ABSENT_S + 1, 51 + ABSENT_ROUNDS) == (B,)
+    assert seen.unheard((A, B), 101.0, 51 + ABSENT_ROUNDS) == ()
+    assert not seen.heard_within(B, 1e9, 101.0)
+
+
+def test_wishes_and_goodbyes_expire_unless_repeated() -> None:
+    seen = Membership(A, now=0.0, number=0)
+    seen.wish(C, b"ticket", 0.0)
+    seen.goodbye(B, 0.0)
+    assert [join.peer for join in seen.joins((A, B), 1.0)] == [C]
+    assert seen.leaves((A, B), 1.0) == (B,)
+    assert seen.joins((A, B), WISH_S) == ()
+    assert seen.leaves((A, B), WISH_S) == ()
+    assert seen.said_goodbye(B)
+
+
+def test_only_strangers_join_and_only_members_leave() -> None:
+    seen = Membership(A, now=0.0, number=0)
+    seen.wish(B, b"ticket", 0.0)
+    seen.goodbye(C, 0.0)
+    assert seen.joins((A, B), 1.0) == ()
+    assert seen.leaves((A, B), 1.0) == ()
+    seen.leaving = True
+    assert seen.leaves((A, B), 1.0) == (A,)
+
+
+def test_a_commitment_names_at_most_a_quarter_of_a_full_view() -> None:
+    seen = Membership(A, now=0.0, number=0)
+    for i in range(MAX_MEMBERS):
+        seen.wish(PeerId(bytes([i]) * 38), b"ticket", 0.0)
+    assert len(seen.joins((A,), 1.0)) == MAX_MEMBERS // 4
+
+
+# -- the next view
+
+
+def test_nothing_said_changes_nothing() -> None:
+    assert next_members(parent(3), said([A, B])) == (PEERS[:3], ())
+
+
+def test_a_newcomer_is_admitted_on_probation() -> None:
+    assert next_members(parent(2), said([A], joins=[C])) == (PEERS[:3], (C,))
+
+
+def test_a_newcomer_proves_itself_by_a_decided_contribution() -> None:
+    waiting = parent(3, unproven=(C,))
+    assert next_members(waiting, said([A, B])) == (PEERS[:3], (C,))
+    assert next_members(waiting, said([A, C])) == (PEERS[:3], ())
+
+
+def test_nobody_is_admitted_while_another_is_on_probation() -> None:
+    assert next_members(parent(3, unproven=(C,)), said([A, B], joins=[D])) == (PEERS[:3], (C,))
+    assert next_members(parent(3, unproven=(C,)), said([A, C], joins=[D])) == (PEERS[:4], (D,))
+
+
+@pytest.mark.parametrize(("members", "admitted"), [(1, 1), (2, 1), (3, 1), (5, 1)])
+def test_at_most_a_third_is_admitted_at_once(members: int, admitted: int) -> None:
+    view, unproven = next_members(parent(members), said([A], joins=PEERS[members:]))
+    assert len(view) == members + admitted
+    assert unproven == PEERS[members : members + admitted]
+
+
+def test_a_full_view_admits_nobody() -> None:
+    assert next_members(parent(3), said([A], joins=[D]), limit=3) == (PEERS[:3], ())
+
+
+def test_one_word_is_enough_to_leave_and_a_leaver_is_not_let_in_again_at_once() -> None:
+    given = [*said([A], leaves=[B]), *said([C], joins=[B])]
+    assert next_members(parent(3), given) == ((A, C), ())
+
+
+@pytest.mark.parametrize(("complaining", "removed"), [(1, False), (2, False), (3, True), (4, True)])
+def test_a_member_that_most_of_the_set_does_not_hear_is_removed(
+    complaining: int, removed: bool
+) -> None:
+    given = [*said(PEERS[:complaining], unheard=[E]), *said(PEERS[complaining:4])]
+    view, _ = next_members(parent(5), given)
+    assert (E not in view) is removed
+
+
+def test_who_committed_is_heard_whatever_others_say() -> None:
+    given = [*said([A, B], unheard=[C]), *said([C])]
+    assert next_members(parent(3), given) == (PEERS[:3], ())
+
+
+def test_a_view_is_never_empty() -> None:
+    assert next_members(parent(1), said([A], leaves=[A])) == ((A,), ())
+
+
+def test_if_no_voter_is_left_those_who_remain_vote() -> None:
+    assert next_members(parent(2, unproven=(B,)), said([A], leaves=[A])) == ((B,), ())

@@ -1,0 +1,329 @@
+"""The outer store's one rule, exactly: what a peer learned is on its chain, in its residual or in its trainer.
+
+Integers stand for values, so that "exactly" means equal. Two values, two slices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runnel.errors import BugError
+from runnel.optim.store import Outcome, OuterStore
+from tests.support.integers import IntegerCodec, integer_parts
+
+BOUNDS = ((0, 1), (1, 2))
+NOTHING = (None, None)
+
+Pair = tuple[int, int]
+Flags = tuple[bool, bool]
+
+
+def array(values: Any) -> Any:
+    return np.array(values, dtype=np.int64)
+
+
+def fresh(*, fragments: int = 1) -> OuterStore:
+    return OuterStore([array([0, 0]) for _ in range(fragments)], integer_parts())
+
+
+def encoded(values: Any) -> list[bytes]:
+    return [IntegerCodec().encode(array([v])) for v in values]
+
+
+def decoded(payloads: tuple[bytes, ...]) -> Any:
+    return np.concatenate([np.frombuffer(p, "<i8") for p in payloads])
+
+
+@dataclass
+class Ledger:
+    """A peer's store and trainer, and a record of everything that ever happened to them."""
+
+    store: OuterStore = field(default_factory=fresh)
+    w: Any = field(default_factory=lambda: array([0, 0]))
+    merges: list[Any] = field(default_factory=list)
+    learned: Any = field(default_factory=lambda: array([0, 0]))
+    on_chain: Any = field(default_factory=lambda: array([0, 0]))
+    lost: Any = field(default_factory=lambda: array([0, 0]))
+    unsent: Any = field(default_factory=lambda: array([0, 0]))
+    in_w: Any = field(default_factory=lambda: array([0, 0]))
+    payloads: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
+    records: list[tuple[Outcome, Any, Any]] = field(default_factory=list)
+    rounds: int = 0
+
+    @property
+    def open(self) -> list[int]:
+        return [key for key in self.payloads if self.store.handed(key) is not None]
+
+    def owed(self) -> Any:
+        w = self.w + sum(self.merges, start=array([0, 0]))
+        return self.store.residual(0) + self.store.parameters(0) - w
+
+    def check(self) -> None:
+        assert (self.learned - self.lost == self.on_chain + self.owed()).all()
+
+    # -- what can happen
+
+    def train(self, step: Pair) -> None:
+        self.w = self.w - array(step)
+        self.learned = self.learned + array(step)
+        self.unsent = self.unsent + array(step)
+
+    def merge(self) -> None:
+        self.w = self.w + sum(self.merges, start=array([0, 0]))
+        self.merges = []
+
+    def hand_over(self) -> None:
+        version = self.store.version(0) - len(self.merges)
+        self.rounds += 1
+        given = self.store.encode(self.rounds, 0, self.w.copy(), version=version, bounds=BOUNDS)
+        assert (given is None) == bool(self.merges)
+        if given is not None:
+            self.payloads[self.rounds] = given.payloads
+            self.in_w, self.unsent = given.drift.copy(), array([0, 0])
+
+    def decide(self, which: int, included: Flags, others: Pair, losses: Flags) -> None:
+        """A record with or without our open contribution `which`, and with what others sent."""
+        key = self.open[which % len(self.open)] if self.open else -1
+        sent = self.payloads.get(key, ())
+        included = included if sent else (False, False)
+        mine = decoded(sent) * included if sent else array([0, 0])
+        taken = tuple(array([1]) if loss else None for loss in losses)
+        outcome = Outcome(key, 0, BOUNDS, sent, included, taken, final=False)
+        before = (self.store.parameters(0).copy(), self.store.momentum(0).copy())
+        self.store.prepare("tag", 0, BOUNDS, encoded(mine + 2 * array(others)), final=False)
+        handed = self.store.handed(key)
+        if handed is not None and handed.snapshot is not None:
+            self.in_w = self.in_w * ~array(included).astype(bool)
+        self._take(self.store.adopt("tag", outcome).delta)
+        self.on_chain = self.on_chain + mine - array(losses)
+        self.records.append((outcome, *before))
+
+    def abort(self) -> None:
+        for key in self.open:
+            self.store.forget(key)
+
+    def give_up(self) -> None:
+        if self.records:
+            outcome, theta, momentum = self.records.pop()
+            self._take(self.store.give_up(outcome, theta, momentum).delta)
+            mine = decoded(outcome.payloads) * outcome.included if outcome.payloads else 0
+            self.on_chain = self.on_chain - mine + [loss is not None for loss in outcome.losses]
+
+    def restart(self) -> None:
+        """The trainer's values and its merges are gone; what was handed over is on disk."""
+        old, keys = self.store, self.open
+        self.store = fresh()
+        residual = old.residual(0) + self.in_w
+        self.store.load(0, old.parameters(0), old.momentum(0), residual)
+        for key in keys:
+            self.store.recall(key, 0, self.payloads[key], array([0, 0]))
+        self.w, self.merges = self.store.parameters(0).copy(), []
+        gap = self.learned - self.lost - self.on_chain - self.owed()
+        assert (gap == self.unsent).all(), "a restart loses unsent steps and nothing else"
+        self.lost, self.unsent = self.lost + gap, array([0, 0])
+        self.in_w = array([0, 0])
+
+    def _take(self, delta: Any) -> None:
+        self.merges.append(delta)
+
+
+PAIRS = st.tuples(st.integers(-9, 9), st.integers(-9, 9))
+FLAGS = st.tuples(st.booleans(), st.booleans())
+EVENTS = st.one_of(
+    st.tuples(st.just("train"), PAIRS),
+    st.tuples(st.just("merge")),
+    st.tuples(st.just("hand_over")),
+    st.tuples(st.just("decide"), st.integers(0, 3), FLAGS, PAIRS, FLAGS),
+    st.tuples(st.just("abort")),
+    st.tuples(st.just("give_up")),
+    st.tuples(st.just("restart")),
+)
+
+
+@settings(max_examples=400)
+@given(st.lists(EVENTS, max_size=40))
+def test_what_a_peer_learned_is_never_lost_and_never_counted_twice(
+    events: list[tuple[Any, ...]],
+) -> None:
+    ledger = Ledger()
+    for name, *arguments in events:
+        getattr(ledger, name)(*arguments)
+        ledger.check()
+
+
+def handed(learned: Pair = (5, -3)) -> Ledger:
+    ledger = Ledger()
+    ledger.train(learned)
+    ledger.hand_over()
+    return ledger
+
+
+def test_included_moves_what_was_not_sent_into_the_residual() -> None:
+    ledger = handed()
+    ledger.train((1, 1))
+    ledger.decide(0, (True, True), (0, 0), (False, False))
+    ledger.merge()
+    assert ledger.store.parameters(0).tolist() == [-4, 4]
+    assert ledger.store.residual(0).tolist() == [1, 1]
+    assert ledger.w.tolist() == [-5, 3]  # theta' and the steps since: two owners, no overlap
+
+
+def test_not_included_leaves_residual_and_drift_as_they_were() -> None:
+    ledger = handed()
+    ledger.decide(0, (False, False), (10, 10), (False, False))
+    ledger.merge()
+    assert ledger.store.residual(0).tolist() == [0, 0]
+    assert (ledger.store.parameters(0) - ledger.w).tolist() == [5, -3]
+
+
+def test_included_is_decided_slice_by_slice() -> None:
+    ledger = handed()
+    ledger.decide(0, (True, False), (0, 0), (False, False))
+    ledger.merge()
+    assert ledger.store.residual(0).tolist() == [1, 0]
+    assert (ledger.store.parameters(0) - ledger.w).tolist() == [0, -3]
+
+
+def test_an_aborted_contribution_goes_out_again_with_the_next_one() -> None:
+    ledger = handed()
+    ledger.abort()
+    ledger.train((1, 1))
+    ledger.hand_over()
+    assert decoded(ledger.payloads[2]).tolist() == [6, -2]
+
+
+def test_a_restart_sends_from_the_residual_what_the_trainer_lost() -> None:
+    ledger = handed()
+    ledger.restart()
+    assert ledger.store.residual(0).tolist() == [5, -3]
+    ledger.decide(0, (True, True), (0, 0), (False, False))
+    assert ledger.store.residual(0).tolist() == [1, 1]
+
+
+def test_a_record_given_up_is_owed_again() -> None:
+    ledger = handed()
+    ledger.decide(0, (True, True), (3, 3), (True, False))
+    ledger.give_up()
+    assert ledger.store.parameters(0).tolist() == [0, 0]
+    assert ledger.owed().tolist() == [5, -3]
+    ledger.check()
+
+
+def test_a_later_hand_over_of_the_fragment_takes_the_drift_over() -> None:
+    ledger = handed()
+    ledger.train((2, 2))
+    ledger.hand_over()
+    first = ledger.store.handed(1)
+    assert first is not None
+    assert first.snapshot is first.after is None
+    ledger.decide(0, (True, True), (0, 0), (False, False))
+    ledger.check()
+    ledger.decide(0, (True, True), (0, 0), (False, False))
+    ledger.check()
+
+
+# -- hand-over
+
+
+def test_a_trainer_that_has_not_merged_yet_hands_nothing_over() -> None:
+    ledger = handed()
+    ledger.decide(0, (True, True), (0, 0), (False, False))
+    store = ledger.store
+    assert store.encode("k", 0, ledger.w.copy(), version=0, bounds=BOUNDS) is None
+    assert store.encode("k", 0, ledger.w.copy(), version=1, bounds=BOUNDS) is not None
+
+
+def test_a_round_is_handed_over_once() -> None:
+    store = fresh()
+    assert store.encode("k", 0, array([0, 0]), version=0, bounds=BOUNDS) is not None
+    assert store.encode("k", 0, array([1, 1]), version=0, bounds=BOUNDS) is None
+    store.forget("k")
+    assert store.encode("k", 0, array([1, 1]), version=0, bounds=BOUNDS) is not None
+
+
+def test_norms_and_drift_are_of_what_is_sent_and_of_what_is_in_the_trainer() -> None:
+    store = fresh()
+    store.residual(0)[:] = [1, 0]
+    given = store.encode("k", 0, array([-4, 5]), version=0, bounds=BOUNDS)
+    assert given is not None
+    assert given.drift.tolist() == [4, -5]
+    assert decoded(given.payloads).tolist() == [4, -6]
+    assert given.norms == (4.0, 6.0)
+
+
+def test_fragments_do_not_touch_each_other() -> None:
+    store = fresh(fragments=2)
+    store.encode("k", 1, array([-4, 0]), version=0, bounds=BOUNDS)
+    store.prepare("tag", 0, BOUNDS, encoded([2, 2]), final=False)
+    outcome = Outcome("j", 0, BOUNDS, (), (False, False), NOTHING, final=False)
+    store.adopt("tag", outcome)
+    assert (store.version(0), store.version(1)) == (1, 0)
+    assert store.parameters(1).tolist() == [0, 0]
+    kept = store.handed("k")
+    assert kept is not None
+    assert kept.snapshot is not None
+
+
+# -- results and states
+
+
+def test_a_reducer_takes_back_what_its_encoding_lost() -> None:
+    payloads = [array([v]).astype("<i8").tobytes() for v in (3, 4)]
+    ones = np.ones(2, dtype=np.int64)
+    mine = fresh().reduce(payloads, ones, ones, numel=1, own=0)
+    assert np.frombuffer(mine.payload, "<i8").tolist() == [6]
+    assert mine.loss.tolist() == [1]
+    assert mine.norm == 7.0
+    assert fresh().reduce(payloads, ones, ones, numel=1, own=-1).loss.tolist() == [0]
+
+
+def test_a_state_is_prepared_once_and_named_by_its_content() -> None:
+    store, other = fresh(), fresh()
+    first = store.prepare("tag", 0, BOUNDS, encoded([2, 4]), final=False)
+    assert store.prepare("tag", 0, BOUNDS, encoded([6, 6]), final=False) == first
+    assert other.prepare("other tag", 0, BOUNDS, encoded([2, 4]), final=False) == first
+    assert store.prepare("second", 0, BOUNDS, encoded([6, 6]), final=False) != first
+    assert store.parameters(0).tolist() == [0, 0]
+    outcome = Outcome("k", 0, BOUNDS, (), (False, False), NOTHING, final=False)
+    store.adopt("tag", outcome)
+    assert store.root(0) == first
+
+
+def test_only_a_prepared_state_is_adopted() -> None:
+    outcome = Outcome("k", 0, BOUNDS, (), (False, False), NOTHING, final=False)
+    with pytest.raises(BugError):
+        fresh().adopt("tag", outcome)
+
+
+@given(st.lists(st.tuples(FLAGS, PAIRS, FLAGS), min_size=1, max_size=5), PAIRS, st.integers(0, 4))
+def test_a_leap_over_records_ends_where_one_by_one_ends(
+    rows: list[tuple[Flags, Pair, Flags]], learned: Pair, ours: int
+) -> None:
+    """Our contribution is in at most one of the records on the way, as it is to one round."""
+    walker, leaper = handed(learned), handed(learned)
+    outcomes, theta = [], array([0, 0])
+    for place, (included, others, losses) in enumerate(rows):
+        own = place == ours
+        sent = walker.payloads[1] if own else ()
+        flags = included if own else (False, False)
+        mine = decoded(sent) * flags if own else array([0, 0])
+        taken = tuple(array([1]) if loss else None for loss in losses)
+        outcome = Outcome(1 if own else -place - 1, 0, BOUNDS, sent, flags, taken, final=False)
+        step = mine + 2 * array(others)
+        walker.store.prepare("tag", 0, BOUNDS, encoded(step), final=False)
+        walker.merges.append(walker.store.adopt("tag", outcome).delta)
+        outcomes.append(outcome)
+        theta = theta - step
+    leaper.merges.append(leaper.store.leap(0, theta.copy(), array([0, 0]), outcomes).delta)
+    assert leaper.store.parameters(0).tolist() == walker.store.parameters(0).tolist()
+    assert leaper.owed().tolist() == walker.owed().tolist()
+    for ledger in (walker, leaper):
+        ledger.merge()
+    assert leaper.store.residual(0).tolist() == walker.store.residual(0).tolist()
+    assert leaper.w.tolist() == walker.w.tolist()
