@@ -33,7 +33,7 @@ from runnel.node.messages import Message
 from runnel.node.narrator import Narrator
 from runnel.node.parcels import Parcels
 from runnel.node.protocol import RoundProtocol
-from runnel.node.vault import Vault
+from runnel.node.vault import Landing, Vault
 from runnel.protocols import Transport
 from runnel.types import Digest, PeerId, short
 
@@ -209,7 +209,7 @@ class Driver:
             found = await self._leaper.fetch(source, path)
             if found is not None:
                 fetched, states = found
-                await self._in_codec(parts.vault.land, path[-1], states)
+                await self._in_codec(parts.vault.land, Landing(path[-1], len(path) - 2, states))
                 state.pursuit.landing = path
                 self._note(fetched.event())
                 self._post(parts.protocol.tick(self._now()))

@@ -54,7 +54,7 @@ class Leaper:
         first = chain.record(target[meet])
         far = len(target) - meet > REPLAYED_WINDOWS * len(self._state.settings.fragment_sizes)
         gone = any(piece.root in self._gone for piece in first.slices)
-        return list(target[: pin + 2]) if (far or gone) and pin + 1 > meet else []
+        return list(target[: pin + 2]) if (far or gone) and pin + 1 >= meet else []
 
     async def fetch(self, source: Source, path: Sequence[Digest]) -> tuple[Fetched, States] | None:
         """Downloads all states that change up to the end of `path`; None if they cannot be had now."""

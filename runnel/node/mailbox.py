@@ -106,6 +106,12 @@ class Mailbox:
         with self._changed:
             return self._contents.chain
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the runtime, if anything did."""
+        with self._changed:
+            return self._contents.failure
+
     def wants(self) -> tuple[WantHandover, ...]:
         """Open requests, lowest round first."""
         with self._changed:

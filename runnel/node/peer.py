@@ -217,8 +217,12 @@ class PeerNode:
         self.note(ready)
 
     def leave(self, timeout_s: float) -> None:
-        """Leaves in order, then closes."""
+        """Leaves in order, then closes; a peer that failed has nobody left to say goodbye."""
         if self._closed:
+            return
+        failure = self.mailbox.failure or self._entrance.runtime.failure
+        if failure is not None:
+            self.close(f"failed: {failure}")
             return
         try:
             if self.mailbox.chain.is_over:

@@ -14,13 +14,13 @@ from typing import Any
 from runnel.dht.wire import pack
 from runnel.errors import PeerError
 from runnel.hashing import digest
+from runnel.node.commitments import Commitment, JoinRequest
 from runnel.node.fields import (
     MAX_MEMBERS,
     blob,
     digest_of,
     integer,
     items,
-    number_of,
     peer_id,
     row,
 )
@@ -59,109 +59,6 @@ class RecordKind(IntEnum):
     ROUND = 1
     ABORT = 2
     BRANCH = 3
-
-
-@dataclass(frozen=True, slots=True)
-class JoinRequest:
-    """A peer that asks to become a member, and the owner's ticket that allows it."""
-
-    peer: PeerId
-    ticket: bytes
-
-
-@dataclass(frozen=True)
-class Commitment:
-    """A member's signed promise of what it will contribute to a round, and what it saw.
-
-    `slice_norms` are the Euclidean norms of the decoded slices; `progress` is the share of the run
-    done in millionths, as this member sees it; `loss` is its mean training loss (NaN-free, 0 if none).
-    """
-
-    peer: PeerId
-    round: int
-    base: Digest
-    payload_root: Digest
-    slice_norms: tuple[float, ...]
-    tokens: int
-    steps: int
-    loss: float
-    progress: int
-    joins: tuple[JoinRequest, ...]
-    leaves: tuple[PeerId, ...]
-    unheard: tuple[PeerId, ...]
-    signature: bytes = b""
-
-    def statement(self, run: bytes) -> bytes:
-        """The bytes that the signature covers."""
-        return b"runnel1" + run + b"commitment/" + self._body
-
-    @cached_property
-    def id(self) -> Digest:
-        """The commitment's name: the digest of all of it but its signature."""
-        return digest(self._body)
-
-    @cached_property
-    def _body(self) -> bytes:
-        return pack(self.to_wire()[:-1])
-
-    def to_wire(self) -> list[Any]:
-        """Fields in wire order."""
-        return [
-            self.peer,
-            self.round,
-            self.base,
-            self.payload_root,
-            list(self.slice_norms),
-            self.tokens,
-            self.steps,
-            self.loss,
-            self.progress,
-            [[join.peer, join.ticket] for join in self.joins],
-            list(self.leaves),
-            list(self.unheard),
-            self.signature,
-        ]
-
-    @staticmethod
-    def from_wire(fields: Any) -> Commitment:
-        """Reads fields in wire order.
-
-        Raises:
-            PeerError: a field is missing, of the wrong type or out of bounds.
-        """
-        (
-            peer,
-            number,
-            base,
-            root,
-            norms,
-            tokens,
-            steps,
-            loss,
-            progress,
-            joins,
-            leaves,
-            unheard,
-            sig,
-        ) = row(fields, 13)
-        return Commitment(
-            peer_id(peer),
-            integer(number),
-            digest_of(base),
-            digest_of(root),
-            tuple(number_of(norm) for norm in items(norms)),
-            integer(tokens),
-            integer(steps),
-            number_of(loss),
-            integer(progress),
-            tuple(
-                JoinRequest(peer_id(who), blob(ticket, 512))
-                for who, ticket in (row(join, 2) for join in items(joins))
-            ),
-            tuple(peer_id(p) for p in items(leaves)),
-            tuple(peer_id(p) for p in items(unheard)),
-            blob(sig, 64),
-        )
 
 
 @dataclass(frozen=True, slots=True)

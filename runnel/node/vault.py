@@ -6,7 +6,9 @@ voted on; shared state, residual and head change in one write.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,10 +30,24 @@ from runnel.node.mailbox import DecidedMerge, HandedOver
 from runnel.node.records import Record, RecordKind, SliceResult
 from runnel.node.rounds import slice_bounds
 from runnel.node.storage_keys import Updates
-from runnel.optim.store import Outcome, OuterStore, raw
+from runnel.optim.store import Array, Outcome, OuterStore, raw
 from runnel.protocols import Float32
 from runnel.types import Decision, Digest, PeerId, Verdict
 from runnel.verification.screening import check_finite, check_norm_claim
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """A record further on, its number, and the states that change up to it.
+
+    States are parameters and momentum, by fragment.
+    """
+
+    record: Digest
+    number: int
+    states: Mapping[int, tuple[Float32, Float32]]
 
 
 class Vault:
@@ -45,7 +61,7 @@ class Vault:
         self.results = Results(disk)
         self._disk, self._me = disk, me
         self._final_averaging = final_averaging
-        self._landing: tuple[Digest, Mapping[int, tuple[Float32, Float32]]] | None = None
+        self._landing: Landing | None = None
         self._numbers = [-1] * len(store.sizes)
 
     @property
@@ -130,11 +146,13 @@ class Vault:
         lost = [record for record in fork.given_up if record.kind is RecordKind.ROUND]
         taken = [record for record in fork.adopted if record.kind is RecordKind.ROUND]
         merges = [self._give_up(chain, record) for record in lost]
-        landing, self._landing = self._landing, None
-        if landing is not None and path[-1] == landing[0]:
-            merges += self._leap(chain, taken, path, landing[1], updates)
+        landing = self._landing
+        if landing is not None and path[-1] == landing.record:
+            merges += self._leap(chain, taken, path, landing.states, updates)
         else:
             merges += [self._adopt(chain, record, path, updates) for record in taken]
+        if landing is not None and len(path) - 2 >= landing.number:
+            self._landing = None
         for key in self.contributions.rounds():
             if key.number <= len(path) - 2 or key.base not in path[-64:]:
                 self.store.forget(key)
@@ -173,9 +191,9 @@ class Vault:
         self._numbers[outcome.fragment] = record.number
         return DecidedMerge(record.number, merge, any(outcome.included))
 
-    def land(self, record: Digest, states: Mapping[int, tuple[Float32, Float32]]) -> None:
-        """The next step may go to `record` without results: here is what changes up to it, by fragment."""
-        self._landing = (record, states)
+    def land(self, landing: Landing) -> None:
+        """Takes what a step to a record further on needs in place of results."""
+        self._landing = landing
 
     def _leap(
         self,
@@ -228,10 +246,16 @@ class Vault:
             ), key
         share = record.share_of(self._me)
         included = tuple(share in piece.included for piece in record.slices)
-        losses = tuple(
-            self.results.loss(p.root) if p.reducer == self._me else None for p in record.slices
-        )
+        losses = tuple(self._loss(p.root) if p.reducer == self._me else None for p in record.slices)
         return Outcome(key, fragment, bounds, kept.payloads, included, losses, final), key
+
+    def _loss(self, root: Digest) -> Array | None:
+        """What our encoding of a result lost; a rounding that is gone from disk is no reason to stop."""
+        try:
+            return self.results.loss(root)
+        except InputFileError as error:
+            logger.warning("%s; going on without this rounding", error)
+            return None
 
     # -- on disk
 

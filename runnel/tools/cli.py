@@ -11,6 +11,7 @@ import typer
 
 import runnel
 from runnel.tools.cli_errors import exit_code_of
+from runnel.tools.cli_signals import exit_on_interrupt
 
 HomeOption = Annotated[
     Path | None,
@@ -96,13 +97,13 @@ def launch(
     announce: AnnounceOption = None,
 ) -> None:
     """Start a run: its first peer trains here and prints the invite for others."""
-    from runnel.node.config import LaunchPlan, MachineConfig
-    from runnel.node.manifest_text import load_spec
+    with exit_on_interrupt():
+        from runnel.node.config import LaunchPlan, MachineConfig
+        from runnel.node.manifest_text import load_spec
 
-    spec = load_spec(file, overrides or ())
-    machine = MachineConfig.at(home, port=port, host=host, announce=announce or ())
-    from runnel.tools.cli_run import run
-
+        spec = load_spec(file, overrides or ())
+        machine = MachineConfig.at(home, port=port, host=host, announce=announce or ())
+        from runnel.tools.cli_run import run
     run(LaunchPlan(machine=machine, spec=spec))
 
 
@@ -116,15 +117,17 @@ def join(
     threads: Annotated[int, typer.Option(min=1, max=16, help="For encoding and decoding.")] = 1,
 ) -> None:
     """Train with a swarm until Ctrl-C (first: leave in order; second: exit now)."""
-    from runnel.clock import SystemClock
-    from runnel.node.config import LaunchPlan, MachineConfig
-    from runnel.node.invite import Invite
+    with exit_on_interrupt():
+        from runnel.clock import SystemClock
+        from runnel.node.config import LaunchPlan, MachineConfig
+        from runnel.node.invite import Invite
 
-    parsed = Invite.parse(invite)
-    parsed.require_valid(SystemClock().unix_s())
-    machine = MachineConfig.at(home, port=port, host=host, announce=announce or (), threads=threads)
-    from runnel.tools.cli_run import run
-
+        parsed = Invite.parse(invite)
+        parsed.require_valid(SystemClock().unix_s())
+        machine = MachineConfig.at(
+            home, port=port, host=host, announce=announce or (), threads=threads
+        )
+        from runnel.tools.cli_run import run
     run(LaunchPlan(machine=machine, invite=parsed))
 
 

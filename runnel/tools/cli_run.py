@@ -9,7 +9,7 @@ from rich.console import Console
 
 from runnel.node.config import LaunchPlan
 from runnel.tools.cli_screen import Screen
-from runnel.tools.cli_signals import stop_on_signals
+from runnel.tools.cli_signals import exit_on_interrupt, stop_on_signals
 
 
 def run(plan: LaunchPlan) -> None:
@@ -19,8 +19,8 @@ def run(plan: LaunchPlan) -> None:
         RunnelError: what the peer could not do, sorted by who must act.
     """
     plan.machine.prepare()
-    # torch takes seconds to load, and Ctrl-C meanwhile should simply end it: before the handlers.
-    from runnel.node.volunteer import run_peer
+    with exit_on_interrupt():  # torch takes seconds to load
+        from runnel.node.volunteer import run_peer
 
     stop = threading.Event()
     with (

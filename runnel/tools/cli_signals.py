@@ -18,6 +18,19 @@ _NOTICE = b"\nleaving in order; Ctrl-C again exits at once\n"
 
 
 @contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Inside, Ctrl-C ends the process at once: an import that is interrupted fails in odd ways.
+
+    For the main thread only, and for code that leaves nothing half-done.
+    """
+    previous = signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
 def stop_on_signals(
     stop: threading.Event, *, before_exit: Callable[[], object] | None = None
 ) -> Iterator[None]:

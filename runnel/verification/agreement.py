@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from runnel.protocols import Signer
 from runnel.types import Digest, PeerId
+from runnel.verification.host import AgreementHost
 from runnel.verification.votes import (
     NIL,
     Action,
@@ -51,30 +51,6 @@ __all__ = [
 
 SILENT_STEP_S = 0.1
 """How long the proposal of a member may take that has been silent for some time."""
-
-
-class AgreementHost(Protocol):
-    """What an agreement asks of its surroundings; answers must not change the machine."""
-
-    def propose(self, instance: Instance, attempt: int, now: float) -> Digest | None:
-        """A value to propose, or None while there is nothing to propose."""
-        ...
-
-    def acceptable(self, proposal: Proposal, now: float) -> bool:
-        """Whether the proposed value may be prevoted."""
-        ...
-
-    def holds(self, instance: Instance, value: Digest) -> bool:
-        """Whether everything that `value` names is durably here."""
-        ...
-
-    def is_silent(self, peer: PeerId, now: float) -> bool:
-        """Whether `peer` has not been heard for so long that nobody waits for its proposal."""
-        ...
-
-    def halted(self, instance: Instance) -> bool:
-        """Whether this peer promised to vote no more here (it signed a branch)."""
-        ...
 
 
 _MOST_PATIENT = 18

@@ -162,9 +162,9 @@ def test_a_branch_is_complete_with_all_signatures_and_carries_the_highest_lock()
     low, high = lock(0, "low"), lock(2, "high")
     forming.signed[A] = Signature(signature(A, group), b"", *low)
     forming.signed[B] = Signature(signature(B, group), b"", *high)
-    assert not forming.complete
+    before = forming.complete
     forming.signed[C] = Signature(signature(C, group), b"", None, None)
-    assert forming.complete
+    assert (before, forming.complete) == (False, True)
     assert forming.highest_lock() == high
 
 

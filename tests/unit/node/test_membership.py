@@ -33,8 +33,11 @@ def said(
     unheard: Iterable[PeerId] = (),
 ) -> list[Commitment]:
     """One commitment of each of `peers`, all of which say the same."""
-    wishes = {"joins": tuple(joins), "leaves": tuple(leaves), "unheard": tuple(unheard)}
-    return [commitment(peer, 1, name("base"), **wishes) for peer in peers]
+    wanted, gone, silent = tuple(joins), tuple(leaves), tuple(unheard)
+    return [
+        commitment(peer, 1, name("base"), joins=wanted, leaves=gone, unheard=silent)
+        for peer in peers
+    ]
 
 
 # -- what one peer saw

@@ -77,7 +77,7 @@ def test_a_commitments_name_and_statement_cover_all_but_its_signature() -> None:
     assert resigned.statement(RUN) == first.statement(RUN)
     assert first.statement(RUN) != first.statement(name("other run"))
     for change in ({"tokens": 11}, {"slice_norms": (2.0,)}, {"joins": ()}, {"loss": 0.25}):
-        assert replace(first, **change).id != first.id  # type: ignore[arg-type]
+        assert replace(first, **change).id != first.id
 
 
 def test_a_set_is_named_by_its_commitments_in_order() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,7 +71,7 @@ def test_every_value_is_in_exactly_one_aligned_slice(numel: int, members: int) -
     bounds = slice_bounds(numel, members)
     assert bounds[0][0] == 0
     assert bounds[-1][1] == numel
-    assert all(a[1] == b[0] for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+    assert all(a[1] == b[0] for a, b in pairwise(bounds))
     assert all(low % SLICE_ALIGNMENT == 0 and low < high for low, high in bounds)
     sizes = [high - low for low, high in bounds]
     assert max(sizes) - min(sizes) <= 2 * SLICE_ALIGNMENT

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -157,14 +159,8 @@ def promises(number: int) -> list[keys.Updates]:
         keys.proposed_set_updates(key, value, commitments),
         keys.set_updates(key, commitments, PROOF),
         keys.commitment_updates(commitments[0]),
-        keys.candidate_updates(Record(number, *record_fields(record))),
+        keys.candidate_updates(replace(record, number=number)),
     ]
-
-
-def record_fields(record: Record) -> tuple[object, ...]:
-    names = ("parent", "kind", "shares", "slices", "state_root", "view", "unproven")
-    counts = ("tokens", "progress", "finished")
-    return tuple(getattr(record, field) for field in names + counts)
 
 
 def test_promises_of_old_rounds_are_forgotten_in_memory_and_on_disk() -> None:

@@ -5,7 +5,6 @@ Integers stand for values, so that "exactly" means equal. Two values, two slices
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,124 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runnel.errors import BugError
-from runnel.optim.store import Outcome, OuterStore
-from tests.support.integers import IntegerCodec, integer_parts
-
-BOUNDS = ((0, 1), (1, 2))
-NOTHING = (None, None)
-
-Pair = tuple[int, int]
-Flags = tuple[bool, bool]
-
-
-def array(values: Any) -> Any:
-    return np.array(values, dtype=np.int64)
-
-
-def fresh(*, fragments: int = 1) -> OuterStore:
-    return OuterStore([array([0, 0]) for _ in range(fragments)], integer_parts())
-
-
-def encoded(values: Any) -> list[bytes]:
-    return [IntegerCodec().encode(array([v])) for v in values]
-
-
-def decoded(payloads: tuple[bytes, ...]) -> Any:
-    return np.concatenate([np.frombuffer(p, "<i8") for p in payloads])
-
-
-@dataclass
-class Ledger:
-    """A peer's store and trainer, and a record of everything that ever happened to them."""
-
-    store: OuterStore = field(default_factory=fresh)
-    w: Any = field(default_factory=lambda: array([0, 0]))
-    merges: list[Any] = field(default_factory=list)
-    learned: Any = field(default_factory=lambda: array([0, 0]))
-    on_chain: Any = field(default_factory=lambda: array([0, 0]))
-    lost: Any = field(default_factory=lambda: array([0, 0]))
-    unsent: Any = field(default_factory=lambda: array([0, 0]))
-    in_w: Any = field(default_factory=lambda: array([0, 0]))
-    payloads: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
-    records: list[tuple[Outcome, Any, Any]] = field(default_factory=list)
-    rounds: int = 0
-
-    @property
-    def open(self) -> list[int]:
-        return [key for key in self.payloads if self.store.handed(key) is not None]
-
-    def owed(self) -> Any:
-        w = self.w + sum(self.merges, start=array([0, 0]))
-        return self.store.residual(0) + self.store.parameters(0) - w
-
-    def check(self) -> None:
-        assert (self.learned - self.lost == self.on_chain + self.owed()).all()
-
-    # -- what can happen
-
-    def train(self, step: Pair) -> None:
-        self.w = self.w - array(step)
-        self.learned = self.learned + array(step)
-        self.unsent = self.unsent + array(step)
-
-    def merge(self) -> None:
-        self.w = self.w + sum(self.merges, start=array([0, 0]))
-        self.merges = []
-
-    def hand_over(self) -> None:
-        version = self.store.version(0) - len(self.merges)
-        self.rounds += 1
-        given = self.store.encode(self.rounds, 0, self.w.copy(), version=version, bounds=BOUNDS)
-        assert (given is None) == bool(self.merges)
-        if given is not None:
-            self.payloads[self.rounds] = given.payloads
-            self.in_w, self.unsent = given.drift.copy(), array([0, 0])
-
-    def decide(self, which: int, included: Flags, others: Pair, losses: Flags) -> None:
-        """A record with or without our open contribution `which`, and with what others sent."""
-        key = self.open[which % len(self.open)] if self.open else -1
-        sent = self.payloads.get(key, ())
-        included = included if sent else (False, False)
-        mine = decoded(sent) * included if sent else array([0, 0])
-        taken = tuple(array([1]) if loss else None for loss in losses)
-        outcome = Outcome(key, 0, BOUNDS, sent, included, taken, final=False)
-        before = (self.store.parameters(0).copy(), self.store.momentum(0).copy())
-        self.store.prepare("tag", 0, BOUNDS, encoded(mine + 2 * array(others)), final=False)
-        handed = self.store.handed(key)
-        if handed is not None and handed.snapshot is not None:
-            self.in_w = self.in_w * ~array(included).astype(bool)
-        self._take(self.store.adopt("tag", outcome).delta)
-        self.on_chain = self.on_chain + mine - array(losses)
-        self.records.append((outcome, *before))
-
-    def abort(self) -> None:
-        for key in self.open:
-            self.store.forget(key)
-
-    def give_up(self) -> None:
-        if self.records:
-            outcome, theta, momentum = self.records.pop()
-            self._take(self.store.give_up(outcome, theta, momentum).delta)
-            mine = decoded(outcome.payloads) * outcome.included if outcome.payloads else 0
-            self.on_chain = self.on_chain - mine + [loss is not None for loss in outcome.losses]
-
-    def restart(self) -> None:
-        """The trainer's values and its merges are gone; what was handed over is on disk."""
-        old, keys = self.store, self.open
-        self.store = fresh()
-        residual = old.residual(0) + self.in_w
-        self.store.load(0, old.parameters(0), old.momentum(0), residual)
-        for key in keys:
-            self.store.recall(key, 0, self.payloads[key], array([0, 0]))
-        self.w, self.merges = self.store.parameters(0).copy(), []
-        gap = self.learned - self.lost - self.on_chain - self.owed()
-        assert (gap == self.unsent).all(), "a restart loses unsent steps and nothing else"
-        self.lost, self.unsent = self.lost + gap, array([0, 0])
-        self.in_w = array([0, 0])
-
-    def _take(self, delta: Any) -> None:
-        self.merges.append(delta)
-
+from runnel.optim.store import Outcome
+from tests.support.ledger import (
+    BOUNDS,
+    NOTHING,
+    Flags,
+    Ledger,
+    Pair,
+    array,
+    decoded,
+    encoded,
+    fresh,
+)
 
 PAIRS = st.tuples(st.integers(-9, 9), st.integers(-9, 9))
 FLAGS = st.tuples(st.booleans(), st.booleans())

@@ -1,0 +1,91 @@
+"""Values that pass between an outer store and its surroundings: its parts, what it sends, what was decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from runnel.protocols import Aggregator, Codec, OuterOptimizer
+from runnel.types import Digest
+
+Array = np.ndarray[Any, Any]
+Bounds = Sequence[tuple[int, int]]
+RootOf = Callable[[Sequence[memoryview]], Digest]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreParts:
+    """The exchangeable parts of an outer store.
+
+    `root_of` names shared state by content: the digest of the concatenation of buffers.
+    """
+
+    codec: Codec
+    result_codec: Codec
+    aggregator: Aggregator
+    optimizer: OuterOptimizer
+    root_of: RootOf
+
+
+@dataclass(slots=True)
+class Handed:
+    """A contribution between hand-over and outcome.
+
+    `snapshot` are the trainer's values at hand-over; `after` is the residual if the contribution is
+    included, ``x - q``. Both are None where the drift behind it is not told apart any more: after a
+    restart it is in the residual, as the trainer's values are gone; after a later hand-over of the
+    same fragment it is a part of that one's.
+    """
+
+    fragment: int
+    payloads: tuple[bytes, ...]
+    snapshot: Array | None
+    after: Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A contribution ready to be committed. `drift` is ``theta - w`` at hand-over, to be kept on disk."""
+
+    payloads: tuple[bytes, ...]
+    norms: tuple[float, ...]
+    drift: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """The only encoding of an aggregated slice; `loss` is what it lost, in units of the reducer's residual."""
+
+    payload: bytes
+    loss: Array
+    norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A decided round as it concerns this peer.
+
+    `included[s]` says whether slice s holds this peer's payload; `losses[s]` is the loss to take back
+    where this peer's encoding of slice s was chosen, else None.
+    """
+
+    key: Hashable
+    fragment: int
+    bounds: Bounds
+    payloads: tuple[bytes, ...]
+    included: tuple[bool, ...]
+    losses: tuple[Array | None, ...]
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """To be added to the trainer's parameters of a fragment. `parameters` are the new outer ones."""
+
+    fragment: int
+    version: int
+    delta: Array
+    parameters: Array

@@ -1,0 +1,78 @@
+"""When a peer that fell behind takes a state instead of results, and where it goes on from."""
+
+from __future__ import annotations
+
+import pytest
+
+from runnel.node import following
+from runnel.node.leaping import REPLAYED_WINDOWS, Leaper
+from runnel.node.protocol_state import ProtocolState
+from runnel.node.records import Record
+from tests.support.members import PEERS, certificate, name
+from tests.support.states import GENESIS, path_of, result_record, state_of
+
+EVERY = 4
+FAR = REPLAYED_WINDOWS * 4
+
+
+def behind(count: int) -> ProtocolState:
+    """A peer at genesis that knows `count` records of the others' path."""
+    state = state_of()
+    parent: Record = GENESIS
+    for number in range(count):
+        parent = result_record(parent, f"result {number}")
+        state.chain.add(parent, certificate(parent, PEERS[:2]))
+    following.aim(state, state.chain.lineage(parent.hash))
+    return state
+
+
+@pytest.mark.parametrize("count", [1, EVERY, FAR])
+def test_results_are_enough_while_members_have_them(count: int) -> None:
+    assert Leaper(behind(count), every=EVERY).aim() == []
+
+
+def test_a_peer_that_is_far_behind_leaps_to_the_newest_pin() -> None:
+    state = behind(FAR + 2)
+    path = Leaper(state, every=EVERY).aim()
+    assert path == state.target[: len(path)]
+    assert len(path) - 2 == FAR
+
+
+def test_a_result_that_nobody_has_any_more_makes_it_leap() -> None:
+    state = behind(EVERY + 2)
+    leaper = Leaper(state, every=EVERY)
+    leaper.miss(name("result 0"))
+    assert len(leaper.aim()) - 2 == EVERY
+
+
+def test_a_later_result_that_is_gone_is_no_reason_yet() -> None:
+    leaper = Leaper(behind(EVERY + 2), every=EVERY)
+    leaper.miss(name("result 3"))
+    assert leaper.aim() == []
+
+
+def test_there_is_no_leap_to_a_pin_already_passed() -> None:
+    state = behind(EVERY + 3)
+    state.chain.follow(state.target[: EVERY + 3])
+    leaper = Leaper(state, every=EVERY)
+    leaper.miss(name(f"result {EVERY + 1}"))
+    assert leaper.aim() == []
+
+
+def test_whoever_is_at_the_head_has_nothing_to_leap_to() -> None:
+    state = behind(FAR + 2)
+    state.chain.follow(state.target)
+    assert Leaper(state, every=EVERY).aim() == []
+
+
+def test_where_it_can_land_it_goes_on_without_results() -> None:
+    state = behind(EVERY + 2)
+    landing = state.target[: EVERY + 2]
+    state.landing = landing
+    _, path = following.next_step(state, now=1.0)
+    assert path == landing
+    state.chain.follow(path)
+    fetches, path = following.next_step(state, now=1.0)
+    assert fetches
+    assert path == []
+    assert path_of(state)[-1] == landing[-1]
