@@ -131,13 +131,13 @@ class Trainer:
         self._binding.write(fragment, values)
 
     def _hand_over_due(self) -> None:
-        for place, want in enumerate(self._node.mailbox.wants()):
-            share = self._node.schedule.steps_before(want.key.number)
-            # shares differ by a step: a later round must not be due before the one that is next
-            due = place == 0 and self.window.steps_since_commit >= share
-            if self.window.steps_since_commit > 0 and (due or want.urgent):
-                self._hand_over(want)
-                return
+        """Answers the lowest open round first: those after it are decided after it."""
+        wants, steps = self._node.mailbox.wants(), self.window.steps_since_commit
+        if not wants or not steps:
+            return
+        hurried = any(want.urgent for want in wants)
+        if hurried or steps >= self._node.schedule.steps_before(wants[0].key.number):
+            self._hand_over(wants[0])
 
     def _hand_over(self, want: WantHandover) -> None:
         window, fragment = self.window, want.fragment

@@ -194,10 +194,14 @@ def _inner_step(work: Workload, batch: torch.Tensor, progress: float) -> torch.T
 
 @torch.no_grad()
 def _evaluate(peer: Peer, work: Workload) -> None:
-    """Mean validation loss, nats per byte, on a fixed part of the held-out text."""
+    """Mean validation loss, nats per byte, on stretches spread evenly over the held-out text."""
     data, context = work.spec.data, work.spec.model.context
-    text = work.corpus.validation[: data.batch_size * context * _EVALUATION_BATCHES + 1]
-    losses = [float(work.model.loss(b)) for b in validation_batches(text, data.batch_size, context)]
+    text, losses, tokens = work.corpus.validation, list[float](), 0
+    size = data.batch_size * context + 1
+    for place in range(_EVALUATION_BATCHES):
+        start = max(0, len(text) - size) * place // max(1, _EVALUATION_BATCHES - 1)
+        for batch in validation_batches(text[start : start + size], data.batch_size, context):
+            losses.append(float(work.model.loss(batch)))
+            tokens += batch.shape[0] * context
     loss = sum(losses) / len(losses)
-    tokens = peer.node.mailbox.chain.tokens
     peer.node.note(Evaluated(unix_s=0.0, round=peer.round, loss=loss, tokens=tokens))

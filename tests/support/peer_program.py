@@ -33,13 +33,15 @@ SETTINGS = (
 class Regression(nn.Module):
     """Two layers of different shapes, and a buffer that is not exchanged."""
 
+    seen: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.hidden, self.out = nn.Linear(24, 200), nn.Linear(200, 1)
         self.register_buffer("seen", torch.zeros(1))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.seen += 1
+        self.seen.add_(1)
         result: torch.Tensor = self.out(torch.tanh(self.hidden(inputs)))
         return result
 

@@ -163,10 +163,11 @@ class PeerProcess:
     @property
     def run_folder(self) -> Path:
         """Where its state is."""
-        return wait_until(
+        found: Path = wait_until(
             lambda: next(iter((self.home / "runs").glob("*")), None),
             lambda: f"{self.folder.name} has a run; it said last:\n{self.said()}",
         )
+        return found
 
     def said(self, lines: int = 12) -> str:
         """The end of its standard error."""

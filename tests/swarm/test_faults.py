@@ -52,7 +52,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 def tell(swarm: Swarm) -> Story:
     owner = swarm.launch()
     invite = invite_of(owner)
-    story = Story(owner, *(swarm.join(name, invite) for name in ("killed", "frozen", "leaver")))
+    killed, frozen, leaver = (swarm.join(name, invite) for name in ("killed", "frozen", "leaver"))
+    story = Story(owner, killed, frozen, leaver)
     for peer in story.peers[1:]:
         owner.wait_for_contribution_of(peer)
     owner.wait_for_rounds(6)

@@ -22,7 +22,7 @@ def behind(count: int) -> ProtocolState:
     for number in range(count):
         parent = result_record(parent, f"result {number}")
         state.chain.add(parent, certificate(parent, PEERS[:2]))
-    following.aim(state, state.chain.lineage(parent.hash))
+    following.aim(state, state.chain.lineage(parent.hash), now=1.0)
     return state
 
 
@@ -68,7 +68,7 @@ def test_whoever_is_at_the_head_has_nothing_to_leap_to() -> None:
 def test_where_it_can_land_it_goes_on_without_results() -> None:
     state = behind(EVERY + 2)
     landing = state.target[: EVERY + 2]
-    state.landing = landing
+    state.pursuit.landing = landing
     _, path = following.next_step(state, now=1.0)
     assert path == landing
     state.chain.follow(path)
