@@ -250,7 +250,10 @@ class PeerNode:
         self.note(self._status.traffic())
         self.note(PeerStopped(unix_s=0.0, reason="the run ended" if over else reason))
         self._entrance.close()
-        self._status.write(self.mailbox.chain, "ended" if over else reason)
+        try:
+            self._status.write(self.mailbox.chain, "ended" if over else reason)
+        except StorageError as error:  # a full disk was reported already, and files must be let go
+            logger.warning("%s", error)
         self._journal.close()
         self._parts.log.close()
 

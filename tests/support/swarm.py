@@ -297,9 +297,9 @@ class Swarm:
             lambda: not self.daemons(), lambda: "all daemons of this test are gone", within_s=10
         )
 
-    def daemons(self) -> list[psutil.Process]:
-        """Living daemons of this swarm's peers; a killed peer's lives on for some seconds."""
-        mine = str(self.folder)
+    def daemons(self, peer: PeerProcess | None = None) -> list[psutil.Process]:
+        """Living daemons of this swarm, or of one peer; a killed peer's lives on for some seconds."""
+        mine = str(peer.home if peer else self.folder)
         found = []
         for process in psutil.process_iter(["name", "cmdline", "status"]):
             line = process.info["cmdline"] or ()

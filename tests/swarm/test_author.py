@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.swarm import PeerProcess, Swarm, differing_rounds, invite_of, wait_until
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.swarm, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,7 @@ def peers(tmp_path_factory: pytest.TempPathFactory) -> list[PeerProcess]:
         for peer in (second, third):
             first.wait_for_contribution_of(peer)
         poison(first, second)
+        kill_daemon(swarm, first, third)
         for peer in swarm.peers:
             (peer.folder / "finish").touch()
         for peer in swarm.peers:
@@ -38,6 +39,15 @@ def poison(first: PeerProcess, second: PeerProcess) -> None:
     first.wait_for_rounds(3)
     (second.folder / "nan").unlink()
     first.wait_for_contribution_of(second, since=first.mark())
+
+
+def kill_daemon(swarm: Swarm, first: PeerProcess, third: PeerProcess) -> None:
+    """Kills the network daemon of a peer, and waits until the peer contributes again."""
+    (daemon,) = swarm.daemons(third)
+    daemon.kill()
+    wait_until(lambda: "restarting it" in third.said(50), third.said)
+    first.wait_for_rounds(3)
+    first.wait_for_contribution_of(third, since=first.mark())
 
 
 def test_all_journals_end_with_the_same_state(peers: list[PeerProcess]) -> None:
@@ -75,6 +85,11 @@ def test_a_nan_loss_withholds_one_peers_work_with_a_warning(peers: list[PeerProc
 def test_the_others_losses_stay_finite(peers: list[PeerProcess]) -> None:
     last = [peer.events("InnerProgress")[-1]["loss"] for peer in (peers[0], peers[2])]
     assert all(isinstance(loss, float) and loss < 30 for loss in last)
+
+
+def test_a_peer_outlives_its_network_daemon(peers: list[PeerProcess]) -> None:
+    assert len(peers[2].events("PeerStarted")) == 1
+    assert "Traceback" not in peers[2].err.read_text()
 
 
 def test_no_peer_leaves_a_process_behind(tmp_path: Path, peers: list[PeerProcess]) -> None:

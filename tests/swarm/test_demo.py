@@ -11,7 +11,7 @@ import pytest
 from runnel.node.checkpoint import read_checkpoint
 from runnel.tools.demo import main
 
-pytestmark = pytest.mark.swarm
+pytestmark = [pytest.mark.swarm, pytest.mark.slow]
 
 
 def daemons() -> set[int]:

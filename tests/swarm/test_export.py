@@ -21,7 +21,7 @@ from runnel.node.export import sample_text, save_checkpoint
 from runnel.optim.check import exchanged_parameters
 from tests.support.swarm import Facts, PeerProcess, Swarm, invite_of, wait_until
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.swarm, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from runnel.node.session import Peer
 from runnel.types import PeerId
 from tests.support.swarm import wait_until
 
-pytestmark = pytest.mark.swarm
+pytestmark = [pytest.mark.swarm, pytest.mark.slow]
 
 SETTINGS = (
     "outer.fragments=1",

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.swarm import PeerProcess, Swarm, differing_rounds, invite_of
 
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.swarm, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @dataclass

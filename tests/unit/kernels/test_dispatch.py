@@ -48,7 +48,7 @@ def test_without_numba_the_reference_is_chosen_and_said_once(
     with caplog.at_level(logging.INFO):
         assert implementation().name == "reference"
         assert implementation().name == "reference"
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "numba is missing" in caplog.text
     with pytest.raises(ConfigError, match="cannot be imported"):
         implementation("numba")
