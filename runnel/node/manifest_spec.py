@@ -23,7 +23,7 @@ NAME_WORDS = "1 to 40 lower-case letters, digits and inner hyphens"
 MAX_MEMBERS = 64
 MAX_INT = 2**63 - 1
 
-CodecName = Literal["fp32", "fp16", "int8", "e3m0"]
+CodecName = Literal["fp32", "fp16", "int8", "int4", "e3m0"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 

@@ -185,7 +185,7 @@ def test_an_override_cannot_smuggle_in_a_second_setting(tmp_path: Path) -> None:
         ),
         (
             '[outer]\ncodec = "e3"',
-            'run.toml: outer.codec is "e3", expected one of "fp32", "fp16", "int8", "e3m0": edit'
+            'run.toml: outer.codec is "e3", expected one of "fp32", "fp16", "int8", "int4", "e3m0": edit'
             " the file or use --set outer.codec=e3m0",
         ),
         (
