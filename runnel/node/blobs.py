@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _HASH_BYTES = 32
-_LARGE_BYTES = 1024 * 1024
-"""From here on a blob is written past the system's cache: it is read again after a restart, if ever."""
 
 
 class BlobFolder:
@@ -45,9 +43,7 @@ class BlobFolder:
         """
         path = self.path(name)
         try:
-            kept = list(parts)
-            large = sum(memoryview(part).nbytes for part in kept) >= _LARGE_BYTES
-            replace_file(path, _with_hash(name, kept), large=large)
+            replace_file(path, _with_hash(name, parts))
         except OSError as error:
             raise storage_error("write", path, error) from error
 

@@ -268,13 +268,9 @@ class Driver:
         merges, updates = await self._in_codec(
             parts.vault.follow, parts.protocol.state.chain, step.fork, step.path
         )
-        # The trainer need not wait for the disk: it ends with this process, and nothing that builds
-        # on the merge is sent before the write is done.
+        await self._write({**step.updates, **updates})
         for merge in merges:
             parts.mailbox.deliver(merge)
-        changed = {merge.merge.fragment for merge in merges}
-        updates |= await self._in_codec(parts.vault.keep_states, changed)
-        await self._write({**step.updates, **updates})
         rounds = parts.protocol.state.rounds
         parts.mailbox.withdraw(lambda key: key in rounds)
         self._narrator.moved(step.fork, merges, self._now())
@@ -334,7 +330,7 @@ class Driver:
             self._fetching.discard(action.root)
             parts.protocol.fetch_failed(action.root)
             return
-        await parts.disk(parts.vault.results.keep, action.root, data)
+        await self._in_codec(parts.vault.results.keep, action.root, data)
         self._fetching.discard(action.root)
         self._post(parts.protocol.result_held(action.root, self._now()))
 

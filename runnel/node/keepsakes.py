@@ -128,13 +128,11 @@ class Results:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._kept: dict[Digest, bytes | None] = {}
-        self._losses: dict[Digest, Array] = {}
 
     def keep(self, root: Digest, payload: bytes, loss: Array | None = None) -> None:
         """Durably keeps a result's bytes and what its encoding lost."""
         if loss is not None:
             self._disk.write_blob(loss_name(root), [raw(loss)])
-            self._losses[root] = loss
         self._disk.write_blob(result_name(root), [payload])
         self._kept[root] = payload
 
@@ -144,7 +142,6 @@ class Results:
 
     def release(self, root: Digest) -> None:
         """Lets go of a result's memory: its round is decided, the disk has it."""
-        self._losses.pop(root, None)
         if root in self._kept:
             self._kept[root] = None
 
@@ -160,9 +157,6 @@ class Results:
 
     def loss(self, root: Digest) -> Array:
         """What this peer's encoding of a result lost, in units of its residual."""
-        held = self._losses.get(root)
-        if held is not None:
-            return held
         return np.frombuffer(self._disk.read_blob(loss_name(root)), dtype=np.float32)
 
     def roots(self) -> set[Digest]:
@@ -172,7 +166,6 @@ class Results:
     def forget(self, root: Digest) -> None:
         """Drops a result from memory; its blob goes when nothing names it."""
         self._kept.pop(root, None)
-        self._losses.pop(root, None)
 
 
 def contribution_name(key: RoundKey) -> str:

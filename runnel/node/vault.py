@@ -7,7 +7,7 @@ voted on; shared state, residual and head change in one write.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +63,6 @@ class Vault:
         self._final_averaging = final_averaging
         self._landing: Landing | None = None
         self._numbers = [-1] * len(store.sizes)
-        self._scratch = np.empty(0, dtype=np.float32)
 
     @property
     def fragments(self) -> int:
@@ -104,9 +103,7 @@ class Vault:
 
     def judge(self, payload: bytes | memoryview, numel: int, claimed: float) -> Verdict:
         """Whether a payload slice decodes, is finite and has the norm its sender declared."""
-        if self._scratch.size < numel:
-            self._scratch = np.empty(numel, dtype=np.float32)
-        values = self._scratch[:numel]
+        values = np.empty(numel, dtype=np.float32)
         try:
             self.store.codec.decode(payload, values)
         except PeerError as error:
@@ -140,7 +137,7 @@ class Vault:
     ) -> tuple[list[DecidedMerge], Updates]:
         """Gives up and adopts records in order; what the trainer must merge and what to write with the head.
 
-        `keep_states` must follow. `path` is the path followed afterwards; the chain itself may have moved on meanwhile.
+        `path` is the path followed afterwards; the chain itself may have moved on meanwhile.
 
         Raises:
             RunMismatchError: our state after a record is not the one its quorum signed.
@@ -163,6 +160,8 @@ class Vault:
         for record in taken:
             for piece in record.slices:
                 self.results.release(piece.root)
+        for fragment in {merge.merge.fragment for merge in merges}:
+            self._write_state(fragment, updates)
         return merges, updates
 
     def _prepare(self, number: int, slices: tuple[SliceResult, ...], *, final: bool) -> Digest:
@@ -259,13 +258,6 @@ class Vault:
             return None
 
     # -- on disk
-
-    def keep_states(self, fragments: Collection[int]) -> Updates:
-        """Durably keeps what `follow` changed; what to write with the head."""
-        updates: Updates = {}
-        for fragment in fragments:
-            self._write_state(fragment, updates)
-        return updates
 
     def write_all(self, numbers: Sequence[int]) -> Updates:
         """Durably keeps the whole state; `numbers[f]` is the record that fragment f comes from (-1: genesis)."""

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from runnel.errors import BugError
-from runnel.kernels import norm
-from runnel.optim.buffers import BufferPool
 from runnel.optim.exchange import (
     Array,
     Bounds,
@@ -47,9 +45,6 @@ __all__ = [
     "raw",
 ]
 
-Owed = tuple[int, int, Array]
-"""Where a slice starts and stops, and what to add to the residual there."""
-
 _MAX_LOSS_FACTOR = 64.0
 """A reducer takes back what its encoding lost divided by its own share of the result, at most times this."""
 
@@ -70,9 +65,6 @@ class OuterStore:
         """Takes over `parameters`; momentum and residuals start at zero."""
         self._parts = parts
         self._fragments = [_Fragment(p, np.zeros_like(p), np.zeros_like(p)) for p in parameters]
-        dtype = self._fragments[0].theta.dtype
-        self._buffers = BufferPool(dtype, max(self.sizes))
-        self._slices = BufferPool(dtype, 0)
         self._handed: dict[Hashable, Handed] = {}
 
     @property
@@ -123,13 +115,12 @@ class OuterStore:
         own = self._fragments[fragment]
         if version != own.version or key in self._handed:
             return None
-        drift = np.subtract(own.theta, snapshot, out=self._buffers.take(snapshot.size))
-        after = np.add(own.residual, drift, out=self._buffers.take(drift.size))
+        drift = own.theta - snapshot
+        after = own.residual + drift
         payloads, norms = [], []
-        scratch = self._slices.take(_longest(bounds))
         for low, high in bounds:
-            piece, sent = after[low:high], scratch[: high - low]
-            sent[:] = piece
+            piece = after[low:high]
+            sent = piece.copy()
             payloads.append(self._parts.codec.encode(piece, piece))
             np.subtract(sent, piece, out=sent)
             norms.append(_norm(sent))
@@ -181,18 +172,17 @@ class OuterStore:
             own: place of this peer among the senders, or -1.
         """
         parts = self._parts
-        total: Array = self._slices.take(numel)
-        total[:] = 0
+        total: Array = np.zeros(numel, dtype=self._fragments[0].theta.dtype)
         factors = parts.aggregator.coefficients(weights, norms)
         for payload, factor in zip(payloads, factors, strict=True):
             parts.codec.accumulate(payload, factor, total)
-        length = _norm(total)
+        norm = _norm(total)
         encoded = parts.result_codec.encode(total, total)
         if own < 0:
             total[:] = 0
         else:
             total *= total.dtype.type(_loss_factor(factors[own]))
-        return Reduced(encoded, total, length)
+        return Reduced(encoded, total, norm)
 
     def prepare(
         self,
@@ -208,12 +198,11 @@ class OuterStore:
         known = own.ready.get(tag)
         if known is not None:
             return known[2]
-        theta, momentum = self._buffers.copy_of(own.theta), self._buffers.copy_of(own.momentum)
-        scratch = self._slices.take(_longest(bounds))
+        step = np.empty_like(own.theta)
         for (low, high), payload in zip(bounds, payloads, strict=True):
-            step = scratch[: high - low]
-            self._parts.result_codec.decode(payload, step)
-            self._parts.optimizer.step(theta[low:high], momentum[low:high], step, final=final)
+            self._parts.result_codec.decode(payload, step[low:high])
+        theta, momentum = own.theta.copy(), own.momentum.copy()
+        self._parts.optimizer.step(theta, momentum, step, final=final)
         root = self._parts.root_of([raw(theta), raw(momentum)])
         own.ready[tag] = (theta, momentum, root)
         return root
@@ -231,22 +220,20 @@ class OuterStore:
     ) -> Merge:
         """Takes up several decided rounds of a fragment at once, given the state after the last of them."""
         own = self._fragments[fragment]
-        delta: Array | None = None
-        owed: list[Owed] = []
+        owed = np.zeros_like(own.residual)
+        delta = parameters - own.theta
         for outcome in outcomes:
             handed = self._handed.pop(outcome.key, None)
-            live = handed is not None and handed.after is not None
-            if handed is not None and handed.after is not None:
-                delta = _settle(own, handed, outcome, parameters)
             rows = zip(outcome.bounds, outcome.included, outcome.losses, strict=True)
             for index, ((low, high), included, loss) in enumerate(rows):
-                if included and not live:
-                    sent = self._decoded(outcome.payloads[index], high - low)
-                    owed.append((low, high, np.negative(sent, out=sent)))
+                snapshot, after = (handed.snapshot, handed.after) if handed else (None, None)
+                if included and snapshot is not None and after is not None:
+                    own.residual[low:high] = after[low:high]
+                    delta[low:high] = parameters[low:high] - snapshot[low:high]
+                elif included:
+                    owed[low:high] -= self._decoded(outcome.payloads[index], high - low)
                 if loss is not None:
-                    owed.append((low, high, loss))
-        if delta is None:
-            delta = np.subtract(parameters, own.theta, out=self._buffers.take(own.theta.size))
+                    owed[low:high] += loss
         self._owe(fragment, owed, delta)
         own.theta, own.momentum = parameters, momentum
         own.ready.clear()
@@ -256,13 +243,13 @@ class OuterStore:
     def give_up(self, outcome: Outcome, parameters: Array, momentum: Array) -> Merge:
         """Takes back a record this peer's chain gives up: what was decoded from it is owed again."""
         own = self._fragments[outcome.fragment]
-        owed: list[Owed] = []
+        owed = np.zeros_like(own.residual)
         rows = zip(outcome.bounds, outcome.included, outcome.losses, strict=True)
         for index, ((low, high), included, loss) in enumerate(rows):
             if included:
-                owed.append((low, high, self._decoded(outcome.payloads[index], high - low)))
+                owed[low:high] += self._decoded(outcome.payloads[index], high - low)
             if loss is not None:
-                owed.append((low, high, -loss))
+                owed[low:high] -= loss
         delta = parameters - own.theta
         self._owe(outcome.fragment, owed, delta)
         own.theta, own.momentum = parameters, momentum
@@ -270,14 +257,12 @@ class OuterStore:
         own.version += 1
         return Merge(outcome.fragment, own.version, delta, parameters)
 
-    def _owe(self, fragment: int, owed: Sequence[Owed], delta: Array) -> None:
+    def _owe(self, fragment: int, owed: Array, delta: Array) -> None:
         """Adds to the residual; what is handed over and undecided follows it and the trainer's merge."""
-        for low, high, values in owed:
-            self._fragments[fragment].residual[low:high] += values
+        self._fragments[fragment].residual += owed
         for handed in self._handed.values():
             if handed.fragment == fragment and handed.after is not None:
-                for low, high, values in owed:
-                    handed.after[low:high] += values
+                handed.after += owed
                 handed.snapshot += delta
 
     def _decoded(self, payload: bytes, numel: int) -> Array:
@@ -291,32 +276,8 @@ def raw(values: Array) -> memoryview:
     return memoryview(values.data).cast("B")
 
 
-def _settle(own: _Fragment, handed: Handed, outcome: Outcome, parameters: Array) -> Array:
-    """Takes a contribution's included slices out of the residual; gives the trainer's merge.
-
-    The merge takes the snapshot's memory, and the residual that of what is left: at the size of a
-    model each new array costs more than the arithmetic.
-    """
-    delta, after = handed.snapshot, handed.after
-    assert delta is not None
-    assert after is not None  # the caller has looked
-    for (low, high), included in zip(outcome.bounds, outcome.included, strict=True):
-        since = delta if included else own.theta
-        np.subtract(parameters[low:high], since[low:high], out=delta[low:high])
-        if not included:
-            after[low:high] = own.residual[low:high]
-    own.residual = after
-    return delta
-
-
-def _longest(bounds: Bounds) -> int:
-    return max((high - low for low, high in bounds), default=0)
-
-
 def _norm(values: Array) -> float:
-    if values.dtype == np.float32:
-        return norm(values)
-    return float(np.linalg.norm(values.astype(np.float64)))
+    return float(np.sqrt(np.dot(values.astype(np.float64), values.astype(np.float64))))
 
 
 def _loss_factor(share: float) -> float:
