@@ -37,11 +37,13 @@ class Membership:
         return now - self._heard.get(peer, (float("-inf"), 0))[0] < seconds
 
     def wish(self, peer: PeerId, ticket: bytes, now: float) -> None:
-        """Notes that `peer` asks to join and is fit to."""
+        """Notes that `peer` asks to join and is fit to; an earlier goodbye is over."""
+        self._goodbyes.pop(peer, None)
         self._wishes[peer] = (now, ticket)
 
     def goodbye(self, peer: PeerId, now: float) -> None:
-        """Notes that `peer` is leaving."""
+        """Notes that `peer` is leaving; that it wanted in a moment ago no longer counts."""
+        self._wishes.pop(peer, None)
         self._goodbyes[peer] = now
 
     def said_goodbye(self, peer: PeerId) -> bool:

@@ -70,6 +70,16 @@ def test_wishes_and_goodbyes_expire_unless_repeated() -> None:
     assert seen.said_goodbye(B)
 
 
+def test_whoever_leaves_right_after_joining_is_not_let_in_again() -> None:
+    seen = Membership(A, now=0.0, number=0)
+    seen.wish(B, b"ticket", 0.0)
+    seen.goodbye(B, 1.0)
+    assert seen.joins((A,), 1.0) == ()
+    seen.wish(B, b"ticket", 2.0)
+    assert [request.peer for request in seen.joins((A,), 2.0)] == [B]
+    assert not seen.said_goodbye(B)
+
+
 def test_only_strangers_join_and_only_members_leave() -> None:
     seen = Membership(A, now=0.0, number=0)
     seen.wish(B, b"ticket", 0.0)
