@@ -28,6 +28,7 @@ CODECS: Mapping[str, int] = {"int8": 5, "int4": 3, "e3m0": 3}
 QUICK_CODECS: Mapping[str, int] = {"int8": 3, "int4": 1, "e3m0": 1}
 HIVEMIND = "hivemind UNIFORM_8BIT"
 
+_MEMORY = Path("/dev/shm")
 _START_S = 0.1
 _SETTLE_S = 0.5
 
@@ -110,14 +111,14 @@ def compare(
     return ours, theirs
 
 
-def measure(numel: int, codecs: Mapping[str, int], say: Say) -> dict[str, Any]:
+def measure(numel: int, codecs: Mapping[str, int], parent: Path, say: Say) -> dict[str, Any]:
     """Everything, as JSON has it."""
     size_mib = numel * 4 / 2**20
     say(f"{numel} values of fp32 ({size_mib:g} MiB) over {PEERS} peers, medians")
     say(
         f"{'':<22} {'wall s':>8} {'CPU s':>8} {'error':>10} {'faster':>8} {'less CPU':>9} {'equal bits':>11}"
     )
-    with tempfile.TemporaryDirectory(prefix="allreduce-") as name:
+    with tempfile.TemporaryDirectory(prefix="allreduce-", dir=parent) as name:
         folder = Path(name)
         make_vectors(folder, numel=numel, peers=PEERS, seed=0)
         ours, theirs = compare(numel, codecs, folder, say)
@@ -128,6 +129,7 @@ def measure(numel: int, codecs: Mapping[str, int], say: Say) -> dict[str, Any]:
         "peers": PEERS,
         "values": numel,
         "mebibytes": size_mib,
+        "folder": str(parent),
         **{
             key: main_row[key]
             for key in ("speedup_over_hivemind", "cpu_ratio_over_hivemind", "error_ratio")
@@ -141,6 +143,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; gives the exit code."""
     parser = benchmark_parser("allreduce", "All-reduce over four peers, against hivemind.")
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS))
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=_MEMORY if _MEMORY.is_dir() else Path(tempfile.gettempdir()),
+        help="where our peers keep what must survive them; in memory by default, as four peers"
+        " that share one disk would measure that disk",
+    )
     parser.add_argument("--rounds", type=int, default=0, help="timed rounds of each codec")
     options = parser.parse_args(arguments)
     rounds = QUICK_CODECS if options.quick else CODECS
@@ -150,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     numel = QUICK_NUMEL if options.quick else NUMEL
 
     def run(say: Say) -> dict[str, Any]:
-        return {"quick": options.quick, **measure(numel, codecs, say)}
+        return {"quick": options.quick, **measure(numel, codecs, options.folder, say)}
 
     return report(run, json_only=options.json)
 

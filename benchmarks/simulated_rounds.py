@@ -48,7 +48,7 @@ class _Result:
 
     reducer: int
     payload: bytes
-    loss: Array
+    loss: Array | None
 
 
 @dataclass(frozen=True, slots=True)

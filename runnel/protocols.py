@@ -146,6 +146,14 @@ class Codec(Protocol):
         """Adds ``scale *`` the payload's values to `out`, each product and sum rounded separately."""
         ...
 
+    def norm(self, payload: Buffer, numel: int) -> float:
+        """The Euclidean norm of the payload's `numel` values; the same number on every machine.
+
+        Raises:
+            PeerError: the payload is not exactly one encoding of `numel` values.
+        """
+        ...
+
 
 class Aggregator(Protocol):
     """Makes one vector of many."""
@@ -179,7 +187,10 @@ class OuterOptimizer(Protocol):
     def step(
         self, parameters: Float32, momentum: Float32, pseudo_gradient: Float32, *, final: bool
     ) -> None:
-        """Updates `parameters` and `momentum` in place. A `final` step is a plain averaging (no momentum)."""
+        """Updates `parameters` and `momentum` in place. A `final` step is a plain averaging (no momentum).
+
+        Elementwise: a vector may be given in parts.
+        """
         ...
 
 

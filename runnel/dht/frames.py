@@ -32,7 +32,10 @@ MAX_MESSAGE_BYTES = 2**32 - 1
 """The largest length that a header can name; receivers' own caps are far lower."""
 
 PIECE_BYTES = 256 * 1024
-"""The most that is read, hashed or written at once."""
+"""The most that is read or written at once."""
+
+HASHED_BYTES = 1024 * 1024
+"""What a receiver hashes at once: smaller pieces take half as long again."""
 
 _HEADER = struct.Struct(f">BBI{TAG_BYTES}s")
 HEADER_BYTES = _HEADER.size

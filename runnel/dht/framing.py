@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from blake3 import blake3
 
 from runnel.dht.frames import (
+    HASHED_BYTES,
     HEADER_BYTES,
     MAX_MESSAGE_BYTES,
     PIECE_BYTES,
@@ -298,11 +299,15 @@ class FramedStream:
         return Header.decode(data)
 
     async def _read_payload(self, length: int) -> tuple[bytearray, bytes]:
-        payload, hasher = bytearray(), blake3()
+        payload, hasher, hashed = bytearray(), blake3(), 0
         while len(payload) < length:
-            piece = await self._read(min(PIECE_BYTES, length - len(payload)))
-            hasher.update(piece)
-            payload += piece
+            payload += await self._read(min(PIECE_BYTES, length - len(payload)))
+            if len(payload) - hashed >= HASHED_BYTES or len(payload) == length:
+                with memoryview(
+                    payload
+                ) as view:  # an open view would keep the payload from growing
+                    hasher.update(view[hashed:])
+                hashed = len(payload)
         return payload, hasher.digest(TAG_BYTES)
 
     async def _read(self, max_bytes: int) -> bytes:

@@ -67,9 +67,15 @@ def _quantize(v: Any, inverse: Any, scale: Any) -> Any:
 
 
 @njit(inline="always")
+def _signed_integer(nibble: Any) -> Any:
+    """Two's complement of four bits."""
+    return np.int32(np.int32(nibble ^ np.int32(8)) - np.int32(8))
+
+
+@njit(inline="always")
 def _signed(nibble: Any) -> Any:
     """Two's complement of four bits, as a float."""
-    return np.float32(np.int32(np.int32(nibble ^ np.int32(8)) - np.int32(8)))
+    return np.float32(_signed_integer(nibble))
 
 
 @njit(types.int64(_FLOATS_IN, _FLOATS_OUT, types.int8[::1], _SCALES_OUT, types.int64), **_COMPILE)
@@ -128,6 +134,20 @@ def int8_canonical(codes: Codes) -> bool:
     for i in range(codes.size):
         smallest = min(smallest, codes[i])
     return bool(smallest > np.int8(-128))
+
+
+@njit(types.float64(_INT8_IN, _SCALES_IN, types.int64), **_COMPILE)
+def int8_sum_of_squares(codes: Codes, scales: Scales, block: int) -> float:
+    """See `BlockKernels.sum_of_squares`."""
+    total = 0.0
+    for b in range(scales.size):
+        q = codes[b * block : (b + 1) * block]
+        squares = np.int32(0)
+        for i in range(block):
+            squares = np.int32(squares + np.int32(np.int32(q[i]) * np.int32(q[i])))
+        scale = np.float64(_widen(scales[b]))
+        total += np.float64(squares) * (scale * scale)
+    return total
 
 
 @njit(types.int64(_FLOATS_IN, _FLOATS_OUT, types.uint8[::1], _SCALES_OUT, types.int64), **_COMPILE)
@@ -196,6 +216,24 @@ def int4_accumulate(
             second[i] += np.float32(factor * value)
 
 
+@njit(types.float64(_UINT8_IN, _SCALES_IN, types.int64), **_COMPILE)
+def int4_sum_of_squares(codes: Codes, scales: Scales, block: int) -> float:
+    """See `BlockKernels.sum_of_squares`."""
+    half = block // 2
+    total = 0.0
+    for b in range(scales.size):
+        q = codes[b * half : (b + 1) * half]
+        squares = np.int32(0)
+        for i in range(half):
+            low = _signed_integer(np.int32(np.int32(q[i]) & np.int32(15)))
+            high = _signed_integer(np.int32(np.int32(q[i]) >> np.int32(4)))
+            both = np.int32(np.int32(low * low) + np.int32(high * high))
+            squares = np.int32(squares + both)
+        scale = np.float64(_widen(scales[b]))
+        total += np.float64(squares) * (scale * scale)
+    return total
+
+
 @njit(types.boolean(_UINT8_IN), **_COMPILE)
 def nibbles_canonical(codes: Codes) -> bool:
     """See `BlockKernels.canonical`: the nibble 8 (-8 in int4, -0 in E3M0) is never sent."""
@@ -208,5 +246,7 @@ def nibbles_canonical(codes: Codes) -> bool:
     return bool(found == np.uint8(0))
 
 
-INT8 = BlockKernels(int8_encode, int8_decode, int8_accumulate, int8_canonical)
-INT4 = BlockKernels(int4_encode, int4_decode, int4_accumulate, nibbles_canonical)
+INT8 = BlockKernels(int8_encode, int8_decode, int8_accumulate, int8_canonical, int8_sum_of_squares)
+INT4 = BlockKernels(
+    int4_encode, int4_decode, int4_accumulate, nibbles_canonical, int4_sum_of_squares
+)

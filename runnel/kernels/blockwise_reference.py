@@ -54,6 +54,14 @@ def absmax_accumulate(
     _add_scaled(decoded, factor, out)
 
 
+def absmax_sum_of_squares(codes: Codes, scales: Scales, block: int, *, steps: int) -> float:
+    """See `BlockKernels.sum_of_squares`."""
+    numel = scales.size * block
+    decoded = np.empty(numel, np.float32)
+    absmax_decode(codes, np.full_like(scales, 0x3F80), decoded, block, steps=steps)  # scales of 1
+    return _sum_of_blocks(decoded, _widen(scales), block)
+
+
 def e3m0_encode(
     values: Float32, residual: Float32, codes: Codes, scales: Scales, block: int
 ) -> int:
@@ -82,6 +90,13 @@ def e3m0_accumulate(
 ) -> None:
     """See `BlockKernels.accumulate`."""
     _add_scaled(_powers(_unpack(codes, block), scales).ravel(), factor, out)
+
+
+def e3m0_sum_of_squares(codes: Codes, scales: Scales, block: int) -> float:
+    """See `BlockKernels.sum_of_squares`."""
+    unit = np.full_like(scales, 7 + 127)
+    lowest = np.ldexp(np.float64(1), scales.astype(np.int32) - 7 - 127)
+    return _sum_of_blocks(_powers(_unpack(codes, block), unit).ravel(), lowest, block)
 
 
 def int8_canonical(codes: Codes) -> bool:
@@ -139,15 +154,27 @@ def _add_scaled(values: Float32, factor: np.float32, out: Float32) -> None:
         out += factor * values
 
 
+def _sum_of_blocks(codes: Float32, scales: Float32, block: int) -> float:
+    """The sum of squares of ``codes * scales``, whose exact parts are rounded as they are added."""
+    squares = np.square(codes.reshape(-1, block), dtype=np.float64).sum(axis=1)  # integers: exact
+    total = 0.0
+    for row, scale in zip(squares.tolist(), scales.ravel().tolist(), strict=True):
+        total += row * (scale * scale)
+    return total
+
+
 def _absmax_kernels(steps: int) -> BlockKernels:
     return BlockKernels(
         partial(absmax_encode, steps=steps),
         partial(absmax_decode, steps=steps),
         partial(absmax_accumulate, steps=steps),
         int8_canonical if steps > 7 else nibbles_canonical,
+        partial(absmax_sum_of_squares, steps=steps),
     )
 
 
 INT8 = _absmax_kernels(127)
 INT4 = _absmax_kernels(7)
-E3M0 = BlockKernels(e3m0_encode, e3m0_decode, e3m0_accumulate, nibbles_canonical)
+E3M0 = BlockKernels(
+    e3m0_encode, e3m0_decode, e3m0_accumulate, nibbles_canonical, e3m0_sum_of_squares
+)

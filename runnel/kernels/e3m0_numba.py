@@ -127,4 +127,26 @@ def e3m0_accumulate(
             second[i] += np.float32(factor * _value(np.int32(np.int32(q[i]) >> np.int32(4)), base))
 
 
-E3M0 = BlockKernels(e3m0_encode, e3m0_decode, e3m0_accumulate, nibbles_canonical)
+@njit(types.float64(_BYTES_IN, _BYTES_IN, types.int64), **_COMPILE)
+def e3m0_sum_of_squares(codes: Codes, scales: Scales, block: int) -> float:
+    """See `BlockKernels.sum_of_squares`."""
+    half = block // 2
+    total = 0.0
+    for b in range(scales.size):
+        q = codes[b * half : (b + 1) * half]
+        squares = np.int32(0)
+        for i in range(half):
+            low = np.int32(np.int32(q[i]) & np.int32(7))
+            high = np.int32(np.int32(np.int32(q[i]) >> np.int32(4)) & np.int32(7))
+            # 4^code, and nothing for code 0: the shift gives 1 there, which the mask takes away
+            first = np.int32(np.int32(np.int32(1) << np.int32(low + low)) & np.int32(-2))
+            second = np.int32(np.int32(np.int32(1) << np.int32(high + high)) & np.int32(-2))
+            squares = np.int32(squares + np.int32(first + second))
+        lowest = np.int32(np.int32(scales[b]) - np.int32(7 + 127))  # of code 0, were it a power
+        total += np.float64(squares) * 4.0 ** np.float64(lowest)
+    return total
+
+
+E3M0 = BlockKernels(
+    e3m0_encode, e3m0_decode, e3m0_accumulate, nibbles_canonical, e3m0_sum_of_squares
+)

@@ -43,6 +43,13 @@ class BlockKernels:
     canonical: Callable[[Codes], bool]
     """``(codes)``: whether no code is one that the encoder never writes."""
 
+    sum_of_squares: Callable[[Codes, Scales, int], float]
+    """``(codes, scales, block)``: of the decoded values, without decoding them.
+
+    The squares of a block's codes add up exactly, as integers; their sum times the square of the
+    block's scale (exact, too) is rounded to float64 when it is added, block after block.
+    """
+
 
 @dataclass(frozen=True, slots=True)
 class ElementwiseKernels:

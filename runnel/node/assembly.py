@@ -141,6 +141,7 @@ def _restore(
             store,
             log,
             entrance.identity.peer_id,
+            snapshot_every=spec.rounds.snapshot_every,
             final_averaging=spec.outer.final_averaging,
         )
         fetched = None
@@ -193,7 +194,7 @@ def _bring_state(
     if storage_keys.HEAD in stored:
         saved = storage_keys.restore(stored, genesis, open_rounds=manifest.spec.rounds.open)
         number = saved.chain.number
-        log.write(vault.resume(stored, lambda key: _is_open(key, saved, number)))
+        log.write(vault.resume(stored, saved.chain, lambda key: _is_open(key, saved, number)))
         return None
     return entrance.runtime.call(
         _fetch_all, entrance, manifest, vault, log, genesis, timeout_s=_FETCH_S

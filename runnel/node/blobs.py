@@ -35,15 +35,15 @@ class BlobFolder:
             leftover.unlink()
         sync_directory(directory.parent)
 
-    def write(self, name: str, parts: Iterable[Buffer]) -> None:
-        """Stores the concatenation of `parts`; durable on return.
+    def write(self, name: str, parts: Iterable[Buffer], *, large: bool = False) -> None:
+        """Stores the concatenation of `parts`; durable on return. A `large` one bypasses the system's cache.
 
         Raises:
             StorageError: the disk refused; an older blob of this name is as it was.
         """
         path = self.path(name)
         try:
-            replace_file(path, _with_hash(name, parts))
+            replace_file(path, _with_hash(name, parts), large=large)
         except OSError as error:
             raise storage_error("write", path, error) from error
 
@@ -55,6 +55,10 @@ class BlobFolder:
             StorageError: the disk refused to read.
         """
         return _read(self.path(name), name)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a blob `name`."""
+        return self.path(name).exists()
 
     def names(self) -> set[str]:
         """The names of all blobs."""

@@ -45,7 +45,7 @@ class PayloadSlice:
 
 SliceTaker = Callable[[PeerId, PayloadSlice], Awaitable[None]]
 SizeLimit = Callable[[PeerId], int]
-ResultLookup = Callable[[Digest], Awaitable[bytes | None]]
+ResultLookup = Callable[[Digest], Awaitable[bytes | memoryview | None]]
 
 
 class GoneError(RunnelError):
@@ -85,7 +85,7 @@ class Bulk:
 
     async def fetch(
         self, root: Digest, holders: Sequence[PeerId], *, max_bytes: int, patience_s: float
-    ) -> bytes:
+    ) -> memoryview:
         """A result's bytes from the first holder that has them; each gets `patience_s`.
 
         Raises:
@@ -110,18 +110,19 @@ class Bulk:
 
     async def _fetch_from(
         self, peer: PeerId, root: Digest, *, max_bytes: int, deadline: float
-    ) -> bytes | None:
+    ) -> memoryview | None:
         stream = await self._transport.open(peer, RESULT_PROTOCOL, deadline=deadline)
         try:
             await stream.send(root, deadline=deadline)
-            data = bytes(await stream.receive(max_bytes=max_bytes + 1, deadline=deadline))
+            data = memoryview(await stream.receive(max_bytes=max_bytes + 1, deadline=deadline))
         finally:
             await stream.aclose()
-        if data[:1] != b"\x01":
+        if not data or data[0] != 1:
             return None
-        if digest(memoryview(data)[1:]) != root:
+        result = data[1:].toreadonly()
+        if digest(result) != root:
             raise PeerError("result", "bytes that are not what their name says")
-        return data[1:]
+        return result
 
     async def _on_slice(self, stream: Stream) -> None:
         deadline = asyncio.get_running_loop().time() + _REQUEST_S * 6

@@ -187,8 +187,10 @@ class Driver:
             parts.protocol.slice_arrived(piece.key, piece.index, piece.commitment, self._now())
         )
 
-    async def _result(self, root: Digest) -> bytes | None:
-        answer: bytes | None = await self._parts.disk(self._parts.vault.results.get, root)
+    async def _result(self, root: Digest) -> bytes | memoryview | None:
+        answer: bytes | memoryview | None = await self._parts.disk(
+            self._parts.vault.results.get, root
+        )
         return answer
 
     async def _tick(self) -> None:

@@ -106,13 +106,15 @@ class DurableLog:
             if self._size > self._compact_at:
                 self._compact()
 
-    def write_blob(self, name: str, parts: Iterable[Buffer]) -> None:
+    def write_blob(self, name: str, parts: Iterable[Buffer], *, large: bool = False) -> None:
         """Stores the concatenation of `parts` under `name`, replacing what was there; durable on return.
+
+        A `large` one bypasses the system's cache: for what is read after a restart, if ever.
 
         Raises:
             StorageError: the disk refused; an older blob of this name is as it was.
         """
-        self._blobs.write(name, parts)
+        self._blobs.write(name, parts, large=large)
 
     def read_blob(self, name: str) -> bytes:
         """The bytes stored under `name`, their hash checked.
@@ -121,6 +123,10 @@ class DurableLog:
             InputFileError: there is no such blob, or it is damaged.
         """
         return self._blobs.read(name)
+
+    def has_blob(self, name: str) -> bool:
+        """Whether there is a blob `name`."""
+        return self._blobs.holds(name)
 
     def blob_path(self, name: str) -> Path:
         """Where the blob `name` lies: its content starts at byte 0; its hash follows it."""

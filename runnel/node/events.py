@@ -125,7 +125,7 @@ class RoundDecided(Event):
     sent_bytes: int = 0
     state_root: str = ""
     residual_norm: float = 0.0
-    update_norm: float = 0.0
+    mean_norm: float = 0.0
 
     def diary(self) -> str | None:
         """The one line per round."""

@@ -6,18 +6,21 @@ that no key names are left over from a crash and are removed when states are pin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
 
 from runnel.dht.wire import pack, unpack
+from runnel.errors import InputFileError, PeerError
 from runnel.hashing import digest, merkle_path, merkle_root
 from runnel.node.actions import RoundKey
 from runnel.node.storage_keys import Updates
-from runnel.optim.store import Array, raw
-from runnel.protocols import Float32
+from runnel.optim.stepping import parts_of
+from runnel.optim.store import Array, Bounds
+from runnel.protocols import Codec, Float32
 from runnel.types import Digest
 
 _MAX_HEAD_BYTES = 4096
@@ -26,13 +29,30 @@ _MAX_HEAD_BYTES = 4096
 class Disk(Protocol):
     """Durable blobs; `DurableLog` is the real one."""
 
-    def write_blob(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
-        """Durably writes a file whose content is checked when read."""
+    def write_blob(
+        self, name: str, parts: Iterable[bytes | memoryview], *, large: bool = False
+    ) -> None:
+        """Durably writes a file whose content is checked when read; each part is used before the next is made."""
         ...
 
     def read_blob(self, name: str) -> bytes:
         """The content; InputFileError if it is missing or damaged."""
         ...
+
+    def has_blob(self, name: str) -> bool:
+        """Whether there is one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Codecs:
+    """How contributions are `sent`, and how what stays with this peer is `kept` on disk.
+
+    The latter is read only after a crash, and then lacks what `kept` rounds off of a rounding.
+    """
+
+    sent: Codec
+    kept: Codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,30 +77,36 @@ class Contribution:
 class Contributions:
     """This peer's contributions by round, and which one's drift is still in its trainer's parameters."""
 
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
+    def __init__(self, disk: Disk, codecs: Codecs) -> None:
+        self._disk, self._codecs = disk, codecs
         self._kept: dict[RoundKey, Contribution | None] = {}
-        self._newest: dict[int, str] = {}
+        self._newest: dict[int, RoundKey] = {}
 
-    def keep(self, key: RoundKey, contribution: Contribution, drift: Array) -> Updates:
-        """Durably keeps a contribution and the drift behind it; the keys to write with the commitment."""
+    def keep(self, key: RoundKey, contribution: Contribution, unsent: Iterable[Array]) -> Updates:
+        """Durably keeps a contribution and, given in parts, what of the drift behind it the payloads do not hold.
+
+        Returns the keys to write with the commitment.
+        """
         name = contribution_name(key)
         head = pack([contribution.fragment, [len(payload) for payload in contribution.payloads]])
         size = len(head).to_bytes(4, "big")
-        self._disk.write_blob(name, [size, head, *contribution.payloads, raw(drift)])
+        payloads: list[bytes | memoryview] = [size, head, *contribution.payloads]
+        rest = map(self._codecs.kept.encode, unsent)
+        self._disk.write_blob(name, chain(payloads, rest), large=True)
         self._kept[key] = contribution
-        self._newest[contribution.fragment] = name
+        self._newest[contribution.fragment] = key
         return {
             f"kept/{key.number}/{key.base.hex()}": b"",
-            f"drift/{contribution.fragment}": pack([name, [False] * len(contribution.payloads)]),
+            f"drift/{contribution.fragment}": _drift_value(
+                key, [False] * len(contribution.payloads)
+            ),
         }
 
     def taken_out(self, key: RoundKey, fragment: int, included: Sequence[bool]) -> Updates:
         """What to write when a record took slices of a contribution out of the trainer's parameters."""
-        name = contribution_name(key)
-        if self._newest.get(fragment) != name:
+        if self._newest.get(fragment) != key:
             return {}
-        return {f"drift/{fragment}": pack([name, list(included)])}
+        return {f"drift/{fragment}": _drift_value(key, included)}
 
     def get(self, key: RoundKey) -> Contribution | None:
         """The contribution to a round, if there was one and it is still kept; read back if need be."""
@@ -109,10 +135,14 @@ class Contributions:
         """Notes, after a restart, that the disk has a contribution to a round."""
         self._kept[key] = None
 
-    def read_drift(self, value: bytes) -> tuple[Float32, list[bool]]:
-        """The drift that a "drift" key names, and which slices of it are taken out already."""
-        name, included = unpack(value, max_bytes=_MAX_HEAD_BYTES)
-        return _parse(self._disk.read_blob(name))[2], included
+    def drift(self, key: RoundKey, bounds: Bounds) -> Float32:
+        """What was in the trainer's values behind a contribution, but for the rounding of what was not sent."""
+        _, payloads, rest = _parse(self._disk.read_blob(contribution_name(key)))
+        drift = np.empty(bounds[-1][1], dtype=np.float32)
+        decode_parts(self._codecs.kept, rest, drift)
+        for (low, high), payload in zip(bounds, payloads, strict=True):
+            self._codecs.sent.accumulate(payload, 1.0, drift[low:high])
+        return drift
 
     def _read(self, key: RoundKey) -> Contribution:
         fragment, payloads, _ = _parse(self._disk.read_blob(contribution_name(key)))
@@ -125,15 +155,18 @@ class Results:
     Those of open rounds are in memory too; the others are read from disk when a latecomer asks.
     """
 
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
-        self._kept: dict[Digest, bytes | None] = {}
+    def __init__(self, disk: Disk, codecs: Codecs) -> None:
+        self._disk, self._codecs = disk, codecs
+        self._kept: dict[Digest, bytes | memoryview | None] = {}
+        self._losses: dict[Digest, Array] = {}
 
-    def keep(self, root: Digest, payload: bytes, loss: Array | None = None) -> None:
+    def keep(self, root: Digest, payload: bytes | memoryview, loss: Array | None = None) -> None:
         """Durably keeps a result's bytes and what its encoding lost."""
         if loss is not None:
-            self._disk.write_blob(loss_name(root), [raw(loss)])
-        self._disk.write_blob(result_name(root), [payload])
+            self._losses[root] = loss
+            head, parts = loss.size.to_bytes(8, "big"), encode_parts(self._codecs.kept, loss)
+            self._disk.write_blob(loss_name(root), chain([head], parts), large=True)
+        self._disk.write_blob(result_name(root), [payload], large=True)
         self._kept[root] = payload
 
     def recall(self, root: Digest) -> None:
@@ -142,22 +175,29 @@ class Results:
 
     def release(self, root: Digest) -> None:
         """Lets go of a result's memory: its round is decided, the disk has it."""
+        self._losses.pop(root, None)
         if root in self._kept:
             self._kept[root] = None
 
     def __contains__(self, root: Digest) -> bool:
         return root in self._kept
 
-    def get(self, root: Digest) -> bytes | None:
+    def get(self, root: Digest) -> bytes | memoryview | None:
         """A kept result's bytes; read back if need be."""
         held = self._kept.get(root)
         if held is None and root in self._kept:
             return self._disk.read_blob(result_name(root))
         return held
 
-    def loss(self, root: Digest) -> Array:
-        """What this peer's encoding of a result lost, in units of its residual."""
-        return np.frombuffer(self._disk.read_blob(loss_name(root)), dtype=np.float32)
+    def loss(self, root: Digest) -> Array | None:
+        """What this peer's encoding of a result lost, in units of its residual; None if it owes nothing for it."""
+        held = self._losses.get(root)
+        if held is not None or not self._disk.has_blob(loss_name(root)):
+            return held
+        data = memoryview(self._disk.read_blob(loss_name(root)))
+        loss = np.empty(int.from_bytes(data[:8], "big"), dtype=np.float32)
+        decode_parts(self._codecs.kept, data[8:], loss)
+        return loss
 
     def roots(self) -> set[Digest]:
         """All kept ones."""
@@ -166,11 +206,18 @@ class Results:
     def forget(self, root: Digest) -> None:
         """Drops a result from memory; its blob goes when nothing names it."""
         self._kept.pop(root, None)
+        self._losses.pop(root, None)
 
 
 def contribution_name(key: RoundKey) -> str:
     """The blob of this peer's contribution to a round."""
     return f"contribution-{key.number}-{key.base[:8].hex()}"
+
+
+def read_drift_value(value: bytes) -> tuple[RoundKey, list[bool]]:
+    """The contribution whose drift a "drift" key names, and which slices of it are taken out already."""
+    number, base, included = unpack(value, max_bytes=_MAX_HEAD_BYTES)
+    return RoundKey(number, Digest(base)), included
 
 
 def result_name(root: Digest) -> str:
@@ -183,39 +230,43 @@ def loss_name(root: Digest) -> str:
     return f"loss-{root.hex()}"
 
 
-def state_name(fragment: int, number: int) -> str:
-    """The blob of a fragment's shared state after record `number`: parameters, then momentum."""
-    return f"state-{fragment}-{number}"
-
-
 def round_key(rest: str) -> RoundKey:
     """The round that the end of a storage key names: ``NUMBER/BASE``."""
     number, base = rest.split("/")
     return RoundKey(int(number), Digest(bytes.fromhex(base)))
 
 
-def needed_blobs(stored: Mapping[str, bytes]) -> set[str]:
-    """The blobs that durable keys name."""
-    needed: set[str] = set()
-    for key, value in stored.items():
-        kind, _, rest = key.partition("/")
-        if kind == "result":
-            needed |= {f"result-{rest}", f"loss-{rest}"}
-        elif kind == "kept":
-            needed.add(contribution_name(round_key(rest)))
-        elif kind == "drift":
-            needed.add(unpack(value, max_bytes=_MAX_HEAD_BYTES)[0])
-        elif kind == "state":
-            number, residual = unpack(value, max_bytes=_MAX_HEAD_BYTES)
-            needed |= {state_name(int(rest), number), residual}
-    return needed
+def _drift_value(key: RoundKey, included: Sequence[bool]) -> bytes:
+    return pack([key.number, key.base, list(included)])
 
 
-def _parse(data: bytes) -> tuple[int, tuple[bytes, ...], Float32]:
+def encode_parts(codec: Codec, values: Array) -> Iterator[bytes]:
+    """Encodes values part after part, as `decode_parts` reads them."""
+    for part in parts_of(0, values.size):
+        yield codec.encode(values[part])
+
+
+def decode_parts(codec: Codec, data: bytes | memoryview, out: Array) -> None:
+    """Decodes what was encoded in parts of `runnel.optim.stepping.PART` values.
+
+    Raises:
+        InputFileError: it is not that.
+    """
+    view, place = memoryview(data), 0
+    try:
+        for part in parts_of(0, out.size):
+            size = codec.max_bytes(part.stop - part.start)
+            codec.decode(view[place : place + size], out[part])
+            place += size
+    except PeerError as error:
+        raise InputFileError(f"a saved rounding is damaged: {error}") from error
+
+
+def _parse(data: bytes) -> tuple[int, tuple[bytes, ...], bytes]:
     size = int.from_bytes(data[:4], "big")
     fragment, lengths = unpack(data[4 : 4 + size], max_bytes=_MAX_HEAD_BYTES)
     place, payloads = 4 + size, []
     for length in lengths:
         payloads.append(data[place : place + length])
         place += length
-    return fragment, tuple(payloads), np.frombuffer(data[place:], dtype=np.float32)
+    return fragment, tuple(payloads), data[place:]

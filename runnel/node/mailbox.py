@@ -15,11 +15,15 @@ from runnel.optim.store import Array, Merge
 
 @dataclass(frozen=True, slots=True)
 class DecidedMerge:
-    """What a decided record changes for the trainer. `number` is the round's."""
+    """What a decided record changes for the trainer.
+
+    `number` is the round's, `mean_norm` the Euclidean norm of the pseudo-gradient that was decided.
+    """
 
     number: int
     merge: Merge
     included: bool
+    mean_norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

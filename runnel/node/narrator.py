@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from runnel.clock import Clock, SystemClock
 from runnel.node.chain import Fork
 from runnel.node.events import (
@@ -64,7 +62,6 @@ class Narrator:
             self.note(Branched(unix_s=0.0, round=record.number, members=names))
         contributors = tuple(short(peer) for peer in record.contributors)
         kind = {RecordKind.ROUND: "record", RecordKind.ABORT: "abort", RecordKind.BRANCH: "branch"}
-        update = merge.merge.delta if merge else np.zeros(0, dtype=np.float32)
         self.note(
             RoundDecided(
                 unix_s=0.0,
@@ -76,7 +73,7 @@ class Narrator:
                 seconds=seconds,
                 sent_bytes=self._sent_since(),
                 state_root=record.state_root.hex(),
-                update_norm=float(np.linalg.norm(update)),
+                mean_norm=merge.mean_norm if merge else 0.0,
             )
         )
         catching_up = bool(self._state.target)  # it was away, which it has said already

@@ -7,7 +7,7 @@ fragment names. Reading a folder takes no lock, so that it works beside the peer
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,16 @@ from runnel.node.blobs import read_blob
 from runnel.node.checkpoint import CheckpointContent, CheckpointMeta
 from runnel.node.durable import read_snapshot
 from runnel.node.fields import digest_of, items
-from runnel.node.keepsakes import state_name
+from runnel.node.keepsakes import result_name
 from runnel.node.manifest import SignedManifest
 from runnel.node.outcomes import genesis_record
+from runnel.node.rounds import slice_bounds
+from runnel.node.saved_states import StateKey, Step, state_key, state_name, steps_of, steps_since
 from runnel.node.storage_keys import HEAD, Updates, restore
+from runnel.optim.codecs import codec_named
 from runnel.optim.fragments import FragmentPlan, ParameterShape, plan_fragments
+from runnel.optim.outer import optimizer_named
+from runnel.optim.stepping import Stepper, longest
 
 if TYPE_CHECKING:
     from runnel.node.chain import Chain
@@ -103,6 +108,8 @@ def outer_state(
         number = record.number if record else -1
         roots[fragment] = record.state_root if record else roots[fragment]
         values = _values(stored, read, fragment, number)
+        if values.size == 2 * size:
+            _advance(manifest, values, _steps_to(stored, chain, fragment, plan.num_fragments), read)
         if values.size != 2 * size or tree_root([values.data]) != roots[fragment]:
             raise RunMismatchError(
                 f"the saved state of fragment {fragment} is not the one that the record of round"
@@ -166,25 +173,53 @@ def _first_roots(manifest: SignedManifest, stored: Mapping[str, bytes], count: i
         raise InputFileError(f"the saved first state is damaged ({error}): {_ADVICE}") from error
 
 
+def _saved(stored: Mapping[str, bytes], fragment: int) -> StateKey:
+    if state_key(fragment) not in stored:
+        raise InputFileError(f"the saved state of fragment {fragment} is missing: {_ADVICE}")
+    return StateKey.decode(fragment, stored[state_key(fragment)])
+
+
 def _values(
     stored: Mapping[str, bytes], read: ReadBlob, fragment: int, number: int
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Parameters, then momentum, of a fragment after record `number`."""
-    try:
-        saved, _ = unpack(stored[f"state/{fragment}"], max_bytes=256)
-    except (KeyError, PeerError, TypeError, ValueError) as error:
-        raise InputFileError(
-            f"the saved state of fragment {fragment} is missing or damaged: {_ADVICE}"
-        ) from error
-    if saved != number:
+    """Parameters, then momentum, of a fragment as they lie on disk on the way to record `number`."""
+    saved = _saved(stored, fragment)
+    if saved.number != number:
         raise RunMismatchError(
-            f"the saved state of fragment {fragment} is of round {saved}, its newest record of round"
-            f" {number}: {_ADVICE}"
+            f"the saved state of fragment {fragment} is of round {saved.number}, its newest record of"
+            f" round {number}: {_ADVICE}"
         )
-    content = read(state_name(fragment, number))
-    if len(content) % 4:
+    content = read(state_name(fragment, saved.base))
+    if len(content) % 8:
         raise InputFileError(f"the saved state of fragment {fragment} is cut off: {_ADVICE}")
-    return np.frombuffer(content, dtype="<f4")
+    return np.frombuffer(content, dtype="<f4").copy()
+
+
+def _steps_to(
+    stored: Mapping[str, bytes], chain: Chain, fragment: int, fragments: int
+) -> tuple[Step, ...]:
+    """The rounds whose results lead from what is on disk to the newest state."""
+    base = _saved(stored, fragment).base
+    steps = steps_of(chain, chain.path, fragment, fragments)
+    return steps_since(steps, lambda number: number <= base)[1]
+
+
+def _advance(
+    manifest: SignedManifest, values: Float32, steps: Sequence[Step], read: ReadBlob
+) -> None:
+    """Applies the results of rounds to parameters and momentum, in place."""
+    outer = manifest.spec.outer
+    stepper = Stepper(
+        codec_named(outer.result_codec),
+        optimizer_named(outer.optimizer, lr=outer.lr, momentum=outer.momentum),
+    )
+    state = (values[: values.size // 2], values[values.size // 2 :])
+    for step in steps:
+        bounds = slice_bounds(state[0].size, len(step.record.slices))
+        payloads = [read(result_name(piece.root)) for piece in step.record.slices]
+        scratch = np.empty(longest(bounds), dtype=np.float32)
+        final = step.final and outer.final_averaging
+        stepper.step(state, state, bounds, payloads, scratch=scratch, final=final)
 
 
 def _empty(plan: FragmentPlan) -> dict[str, Float32]:

@@ -137,6 +137,10 @@ class PeerNode:
         """The newest outer parameters by fragment (not copies)."""
         return [self._parts.store.parameters(f) for f in range(self.plan.num_fragments)]
 
+    def take_buffer(self, fragment: int) -> Float32:
+        """An array to hand a fragment's values over in; any thread."""
+        return self._parts.store.take_buffer(self.plan.sizes[fragment])
+
     def window_seed(self) -> bytes:
         """The public seed of this peer's data in the current window of one round for each fragment."""
         chain = self._parts.protocol.state.chain

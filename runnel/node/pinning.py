@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from runnel.dht.blob_shelf import BlobShelf
 from runnel.node.chain import Chain
 from runnel.node.durable import DurableLog
 from runnel.node.joining import pins
-from runnel.node.keepsakes import needed_blobs, state_name
+from runnel.node.keepsakes import (
+    contribution_name,
+    loss_name,
+    read_drift_value,
+    result_name,
+    round_key,
+)
+from runnel.node.saved_states import StateKey, state_name, steps_of
 from runnel.node.storage_keys import Updates
 from runnel.node.vault import Vault
 from runnel.types import Digest
@@ -44,8 +51,7 @@ class Pinning:
         for name in sorted(set(wanted) - set(self._shown)):
             self._shown[name] = self._shelf.add_file(self._log.blob_path(name), 0, wanted[name])
         self._expire(chain, path, min(newest) - self._keep_rounds)
-        recent = set().union(*(self._state_after(chain, path, n) for n in self._recent(path)))
-        self._sweep(needed_blobs(self._log.load()) | set(wanted) | recent)
+        self._sweep(_named(self._log.load()) | set(wanted) | self._recent(chain, path, kept))
 
     def _sweep(self, needed: set[str]) -> None:
         """Deletes what was not needed the last time either.
@@ -58,10 +64,18 @@ class Pinning:
         self._log.delete_blobs(keep=names - (unneeded & self._unneeded))
         self._unneeded = unneeded
 
-    def _recent(self, path: Sequence[Digest]) -> range:
-        """Numbers of records whose states are still wanted if a branch gives up what follows them."""
-        number = len(path) - 2
-        return range(max(-1, number - self._keep_rounds), number + 1)
+    def _recent(self, chain: Chain, path: Sequence[Digest], kept: set[str]) -> set[str]:
+        """States that are wanted if a branch gives up the newest records, or that lead to those."""
+        fragments, oldest = self._vault.fragments, len(path) - 2 - self._keep_rounds
+        wanted: set[str] = set()
+        for fragment in range(fragments):
+            numbers = [s.record.number for s in steps_of(chain, path, fragment, fragments)]
+            for number in (*numbers, -1):
+                name = state_name(fragment, number)
+                wanted.add(name)
+                if name in kept and number <= oldest:
+                    break
+        return wanted
 
     def _state_after(self, chain: Chain, path: Sequence[Digest], number: int) -> dict[str, int]:
         """Blobs of all fragments' states after record `number` of `path`, and their sizes in bytes."""
@@ -87,3 +101,21 @@ class Pinning:
                 updates[f"kept/{round_.number}/{round_.base.hex()}"] = None
         if updates:
             self._log.write(updates)
+
+
+def _named(stored: Mapping[str, bytes]) -> set[str]:
+    """The blobs that durable keys name."""
+    needed: set[str] = set()
+    for key, value in stored.items():
+        kind, _, rest = key.partition("/")
+        if kind == "result":
+            root = Digest(bytes.fromhex(rest))
+            needed |= {result_name(root), loss_name(root)}
+        elif kind == "kept":
+            needed.add(contribution_name(round_key(rest)))
+        elif kind == "drift":
+            needed.add(contribution_name(read_drift_value(value)[0]))
+        elif kind == "state":
+            saved = StateKey.decode(int(rest), value)
+            needed |= {state_name(int(rest), saved.base), saved.residual}
+    return needed

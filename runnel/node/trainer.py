@@ -142,7 +142,7 @@ class Trainer:
     def _hand_over(self, want: WantHandover) -> None:
         window, fragment = self.window, want.fragment
         self._binding.require_same()
-        snapshot = self._binding.new_buffer(fragment)
+        snapshot = self._node.take_buffer(fragment)
         self._binding.read(fragment, snapshot)
         if not math.isfinite(float(snapshot.sum(dtype=np.float64))):
             window.withheld = "the model's parameters are not all finite"

@@ -7,33 +7,38 @@ voted on; shared state, residual and head change in one write.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from runnel.dht.wire import pack, unpack
 from runnel.errors import BugError, InputFileError, PeerError, RunMismatchError
 from runnel.hashing import digest
-from runnel.kernels import norm
 from runnel.node.actions import Handover, Prepare, Reduce, RoundKey
 from runnel.node.chain import Chain, Fork
 from runnel.node.keepsakes import (
+    Codecs,
     Contribution,
     Contributions,
     Disk,
     Results,
+    read_drift_value,
     round_key,
-    state_name,
 )
 from runnel.node.mailbox import DecidedMerge, HandedOver
 from runnel.node.records import Record, RecordKind, SliceResult
 from runnel.node.rounds import slice_bounds
+from runnel.node.saved_states import SavedStates, Step, steps_of
 from runnel.node.storage_keys import Updates
-from runnel.optim.store import Array, Outcome, OuterStore, raw
+from runnel.optim.codecs import codec_named
+from runnel.optim.store import Array, Merge, Outcome, OuterStore
 from runnel.protocols import Float32
 from runnel.types import Decision, Digest, PeerId, Verdict
-from runnel.verification.screening import check_finite, check_norm_claim
+from runnel.verification.screening import check_norm_claim
+
+_KEPT_CODEC = "int8"
+"""What is kept of roundings, to be read after a crash: four times less to write than what they are."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,19 +55,42 @@ class Landing:
     states: Mapping[int, tuple[Float32, Float32]]
 
 
+@dataclass(slots=True)
+class _Moves:
+    """What a step of the chain changes on disk.
+
+    `changed` tells, by fragment, the record its state comes from, and whether results and
+    contributions on disk lead there.
+    """
+
+    updates: Updates = field(default_factory=dict)
+    changed: dict[int, tuple[int, bool]] = field(default_factory=dict)
+
+    def to(self, number: int, merge: Merge, *, plain: bool) -> None:
+        """A fragment is now at the state after record `number`."""
+        _, before = self.changed.get(merge.fragment, (number, True))
+        self.changed[merge.fragment] = (number, before and plain)
+
+
 class Vault:
     """Ties an `OuterStore` to a disk and to the chain's records for one peer."""
 
     def __init__(
-        self, store: OuterStore, disk: Disk, me: PeerId, *, final_averaging: bool = True
+        self,
+        store: OuterStore,
+        disk: Disk,
+        me: PeerId,
+        *,
+        snapshot_every: int,
+        final_averaging: bool = True,
     ) -> None:
         self.store = store
-        self.contributions = Contributions(disk)
-        self.results = Results(disk)
-        self._disk, self._me = disk, me
-        self._final_averaging = final_averaging
+        codecs = Codecs(sent=store.codec, kept=codec_named(_KEPT_CODEC))
+        self.contributions = Contributions(disk, codecs)
+        self.results = Results(disk, codecs)
+        self.states = SavedStates(store, disk, self._results_of, every=snapshot_every)
+        self._me, self._final_averaging = me, final_averaging
         self._landing: Landing | None = None
-        self._numbers = [-1] * len(store.sizes)
 
     @property
     def fragments(self) -> int:
@@ -89,7 +117,7 @@ class Vault:
         if encoded is None:
             return None
         contribution = Contribution.of(want.fragment, encoded.payloads)
-        updates = self.contributions.keep(want.key, contribution, encoded.drift)
+        updates = self.contributions.keep(want.key, contribution, encoded.unsent)
         return Handover(
             want.key,
             contribution.root,
@@ -102,14 +130,12 @@ class Vault:
         )
 
     def judge(self, payload: bytes | memoryview, numel: int, claimed: float) -> Verdict:
-        """Whether a payload slice decodes, is finite and has the norm its sender declared."""
-        values = np.empty(numel, dtype=np.float32)
+        """Whether a payload slice is one of finite values and has the norm its sender declared."""
         try:
-            self.store.codec.decode(payload, values)
+            decoded = self.store.codec.norm(payload, numel)
         except PeerError as error:
             return Verdict(Decision.REJECT, "format", str(error))
-        finite = check_finite(values)
-        return check_norm_claim(claimed, norm(values)) if finite.accepted else finite
+        return check_norm_claim(claimed, decoded)
 
     def reduce(
         self, action: Reduce, payloads: Sequence[bytes | memoryview]
@@ -142,15 +168,15 @@ class Vault:
         Raises:
             RunMismatchError: our state after a record is not the one its quorum signed.
         """
-        updates: Updates = {}
+        moves = _Moves()
         lost = [record for record in fork.given_up if record.kind is RecordKind.ROUND]
         taken = [record for record in fork.adopted if record.kind is RecordKind.ROUND]
-        merges = [self._give_up(chain, record) for record in lost]
+        merges = [self._give_up(chain, record, moves) for record in lost]
         landing = self._landing
         if landing is not None and path[-1] == landing.record:
-            merges += self._leap(chain, taken, path, landing.states, updates)
+            merges += self._leap(chain, taken, path, landing.states, moves)
         else:
-            merges += [self._adopt(chain, record, path, updates) for record in taken]
+            merges += [self._adopt(chain, record, path, moves) for record in taken]
         if landing is not None and len(path) - 2 >= landing.number:
             self._landing = None
         for key in self.contributions.rounds():
@@ -160,9 +186,7 @@ class Vault:
         for record in taken:
             for piece in record.slices:
                 self.results.release(piece.root)
-        for fragment in {merge.merge.fragment for merge in merges}:
-            self._write_state(fragment, updates)
-        return merges, updates
+        return merges, moves.updates | self.states.keep(moves.changed, len(path) - 2)
 
     def _prepare(self, number: int, slices: tuple[SliceResult, ...], *, final: bool) -> Digest:
         fragment = number % self.fragments
@@ -175,7 +199,7 @@ class Vault:
         return self.store.prepare((number, slices), fragment, bounds, held, final=averaging)
 
     def _adopt(
-        self, chain: Chain, record: Record, path: Sequence[Digest], updates: Updates
+        self, chain: Chain, record: Record, path: Sequence[Digest], moves: _Moves
     ) -> DecidedMerge:
         outcome, key = self._outcome(chain, record, path[: record.number + 1])
         root = self._prepare(record.number, record.slices, final=outcome.final)
@@ -184,12 +208,26 @@ class Vault:
                 f"after round {record.number} our state is {root[:4].hex()}, the swarm's"
                 f" {record.state_root[:4].hex()}: move this peer's folder away and join again"
             )
-        handed = self.store.handed(key)
-        if handed is not None and handed.snapshot is not None:
-            updates |= self.contributions.taken_out(key, outcome.fragment, outcome.included)
+        in_trainer = self._take_out(outcome, key, moves)
         merge = self.store.adopt((record.number, record.slices), outcome)
-        self._numbers[outcome.fragment] = record.number
-        return DecidedMerge(record.number, merge, any(outcome.included))
+        moves.to(record.number, merge, plain=in_trainer or not any(outcome.included))
+        norms = [
+            self._norm(piece, bounds)
+            for piece, bounds in zip(record.slices, outcome.bounds, strict=True)
+        ]
+        return DecidedMerge(record.number, merge, any(outcome.included), math.hypot(*norms))
+
+    def _norm(self, piece: SliceResult, bounds: tuple[int, int]) -> float:
+        payload = self.results.get(piece.root)
+        return self.store.norm_of_result(payload, bounds[1] - bounds[0]) if payload else 0.0
+
+    def _take_out(self, outcome: Outcome, key: RoundKey, moves: _Moves) -> bool:
+        """Whether this peer's contribution is still in its trainer's values; if so, notes what is taken out."""
+        handed = self.store.handed(key)
+        if handed is None or handed.snapshot is None:
+            return False
+        moves.updates |= self.contributions.taken_out(key, outcome.fragment, outcome.included)
+        return True
 
     def land(self, landing: Landing) -> None:
         """Takes what a step to a record further on needs in place of results."""
@@ -201,35 +239,31 @@ class Vault:
         taken: Sequence[Record],
         path: Sequence[Digest],
         states: Mapping[int, tuple[Float32, Float32]],
-        updates: Updates,
+        moves: _Moves,
     ) -> list[DecidedMerge]:
         """Takes up all these records at once, fragment by fragment."""
         outcomes: dict[int, list[Outcome]] = {}
         for record in taken:
             outcome, key = self._outcome(chain, record, path[: record.number + 1])
-            handed = self.store.handed(key)
-            if handed is not None and handed.snapshot is not None:
-                updates |= self.contributions.taken_out(key, outcome.fragment, outcome.included)
+            self._take_out(outcome, key, moves)
             outcomes.setdefault(outcome.fragment, []).append(outcome)
         numbers = {record.number % self.fragments: record.number for record in taken}
-        for fragment, number in numbers.items():
-            self._numbers[fragment] = number
-        return [
-            DecidedMerge(
-                numbers[fragment],
-                self.store.leap(fragment, *states[fragment], outcomes[fragment]),
-                any(any(outcome.included) for outcome in outcomes[fragment]),
-            )
-            for fragment in sorted(outcomes)
-        ]
+        merges = []
+        for fragment in sorted(outcomes):
+            merge = self.store.leap(fragment, *states[fragment], outcomes[fragment])
+            moves.to(numbers[fragment], merge, plain=False)
+            included = any(any(outcome.included) for outcome in outcomes[fragment])
+            merges.append(DecidedMerge(numbers[fragment], merge, included))
+        return merges
 
-    def _give_up(self, chain: Chain, record: Record) -> DecidedMerge:
+    def _give_up(self, chain: Chain, record: Record, moves: _Moves) -> DecidedMerge:
         path = chain.lineage(record.parent)
         outcome, _ = self._outcome(chain, record, path)
-        before = _last_before(chain, record, path, self.fragments)
-        theta, momentum = self.read_state(outcome.fragment, before)
-        merge = self.store.give_up(outcome, theta, momentum)
-        self._numbers[outcome.fragment] = before
+        steps = steps_of(chain, path, outcome.fragment, self.fragments)
+        before = next((step.record.number for step in steps), -1)
+        state = self.states.read(chain, path, outcome.fragment)
+        merge = self.store.give_up(outcome, *state)
+        moves.to(before, merge, plain=False)
         return DecidedMerge(record.number, merge, included=False)
 
     def _outcome(
@@ -261,81 +295,63 @@ class Vault:
 
     def write_all(self, numbers: Sequence[int]) -> Updates:
         """Durably keeps the whole state; `numbers[f]` is the record that fragment f comes from (-1: genesis)."""
-        updates: Updates = {}
-        self._numbers = list(numbers)
-        for fragment in range(self.fragments):
-            self._write_state(fragment, updates)
-            updates[f"drift/{fragment}"] = None
-        return updates
+        updates: Updates = {f"drift/{fragment}": None for fragment in range(self.fragments)}
+        return updates | self.states.keep_all(numbers)
 
-    def read_state(self, fragment: int, number: int) -> tuple[Float32, Float32]:
-        """Parameters and momentum of a fragment after record `number` (-1: at genesis)."""
-        data = np.frombuffer(self._disk.read_blob(state_name(fragment, number)), dtype=np.float32)
-        numel = self.store.sizes[fragment]
-        if data.size != 2 * numel:
-            raise InputFileError(
-                f"the saved state of fragment {fragment} has {data.size} values, expected {2 * numel}:"
-                " move this peer's folder away and join again"
-            )
-        return data[:numel].copy(), data[numel:].copy()
-
-    def resume(self, stored: Mapping[str, bytes], is_open: Callable[[RoundKey], bool]) -> Updates:
+    def resume(
+        self, stored: Mapping[str, bytes], chain: Chain, is_open: Callable[[RoundKey], bool]
+    ) -> Updates:
         """Reads everything back after a restart; returns what to write in one step.
 
         What was handed over and still in the trainer's parameters goes to the residual, as those
         are gone.
         """
-        for key, value in sorted(stored.items()):
-            kind, _, rest = key.partition("/")
-            if kind == "state":
-                self._resume_state(int(rest), value)
-            elif kind == "result":
+        rows = [(*key.partition("/")[::2], value) for key, value in sorted(stored.items())]
+        for kind, rest, _ in rows:
+            if kind == "result":
                 self.results.recall(Digest(bytes.fromhex(rest)))
-        for key, value in sorted(stored.items()):
-            kind, _, rest = key.partition("/")
+            elif kind == "kept":
+                self.contributions.recall(round_key(rest))
+        for kind, rest, value in rows:
+            if kind == "state":
+                for step in self.states.load(int(rest), value, chain):
+                    self._settle_again(chain, step.record)
+        for kind, rest, value in rows:
             if kind == "kept":
                 self._resume_contribution(round_key(rest), is_open)
             elif kind == "drift":
                 self._resume_drift(int(rest), value)
-        return self.write_all(self._numbers)
+        return self.write_all([self.states.number(f) for f in range(self.fragments)])
 
-    def _write_state(self, fragment: int, updates: Updates) -> None:
-        store, number = self.store, self._numbers[fragment]
-        theta, momentum = raw(store.parameters(fragment)), raw(store.momentum(fragment))
-        self._disk.write_blob(state_name(fragment, number), [theta, momentum])
-        owed = raw(store.residual(fragment))
-        # a name of its own for each content: the old file stays until the key names the new one
-        residual = f"residual-{fragment}-{number}-{digest(owed)[:8].hex()}"
-        self._disk.write_blob(residual, [owed])
-        updates[f"state/{fragment}"] = pack([number, residual])
+    def _settle_again(self, chain: Chain, record: Record) -> None:
+        outcome, key = self._outcome(chain, record, chain.path[: record.number + 1])
+        taken = any(outcome.included)
+        nothing = np.zeros(0, dtype=np.float32)
+        drift = self.contributions.drift(key, outcome.bounds) if taken else nothing
+        self.store.settle_again(outcome, drift)
 
-    def _resume_state(self, fragment: int, value: bytes) -> None:
-        number, residual = unpack(value, max_bytes=256)
-        theta, momentum = self.read_state(fragment, number)
-        owed = np.frombuffer(self._disk.read_blob(residual), dtype=np.float32)
-        self.store.load(fragment, theta, momentum, owed)
-        self._numbers[fragment] = number
+    def _results_of(self, step: Step) -> tuple[list[bytes | memoryview], bool]:
+        """A round's results, and whether its step is a plain averaging."""
+        payloads = [self.results.get(piece.root) for piece in step.record.slices]
+        held = [payload for payload in payloads if payload is not None]
+        if len(held) != len(payloads):
+            raise InputFileError(
+                f"the results of round {step.record.number} are not on the disk any more, expected"
+                " them behind the saved state: move this peer's folder away and join again"
+            )
+        return held, step.final and self._final_averaging
 
     def _resume_contribution(self, key: RoundKey, is_open: Callable[[RoundKey], bool]) -> None:
-        self.contributions.recall(key)
         contribution = self.contributions.get(key) if is_open(key) else None
         if contribution is not None:
             nothing = np.zeros(1, dtype=np.float32)  # its drift is recalled by fragment
             self.store.recall(key, contribution.fragment, contribution.payloads, nothing)
 
     def _resume_drift(self, fragment: int, value: bytes) -> None:
-        drift, included = self.contributions.read_drift(value)
-        bounds = slice_bounds(self.store.sizes[fragment], len(included))
+        key, included = read_drift_value(value)
+        residual = self.store.residual(fragment)
+        bounds = slice_bounds(residual.size, len(included))
+        drift = self.contributions.drift(key, bounds)
         for (low, high), gone in zip(bounds, included, strict=True):
             if not gone:
-                self.store.residual(fragment)[low:high] += drift[low:high]
-
-
-def _last_before(chain: Chain, record: Record, path: Sequence[Digest], fragments: int) -> int:
-    """Number of the record that last changed the fragment before `record`, on its own path; -1 if none."""
-    fragment = record.number % fragments
-    for name in reversed(path):
-        earlier = chain.record(name)
-        if earlier.kind is RecordKind.ROUND and earlier.number % fragments == fragment:
-            return earlier.number
-    return -1
+                residual[low:high] += drift[low:high]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -139,13 +140,32 @@ class BlockwiseCodec:
         for codes, scales, part, block in self._parts(payload, out):
             kernels.accumulate(codes, scales, factor, part, block)
 
+    def norm(self, payload: Buffer, numel: int) -> float:
+        """See `Codec.norm`. One pass over the payload; nothing is decoded.
+
+        Raises:
+            PeerError: not one encoding of `numel` values.
+        """
+        scales, codes = self._checked(payload, numel)
+        layout, sum_of_squares = self._layout, self._kernels.sum_of_squares
+        whole = numel // layout.block
+        body = layout.code_bytes(whole * layout.block)
+        total = sum_of_squares(codes[:body], scales[:whole], layout.block)
+        rest = numel - whole * layout.block
+        if rest:
+            total += sum_of_squares(
+                codes[body:], scales[whole:], rest + (rest % 2 if layout.packed else 0)
+            )
+        return math.sqrt(total)
+
     @property
     def _kernels(self) -> BlockKernels:
         return implementation(self._by).blocks[self._layout.name]
 
     def _parts(self, payload: Buffer, out: Float32) -> Iterator[tuple[Codes, Scales, Float32, int]]:
         """Checks the whole payload, then gives the whole blocks and the short one: codes, scales, out, block."""
-        scales, codes = self._checked(payload, out)
+        require_vector(out, "out", write=True)
+        scales, codes = self._checked(payload, out.size)
         layout = self._layout
         whole = out.size // layout.block
         body, codes_body = whole * layout.block, layout.code_bytes(whole * layout.block)
@@ -155,13 +175,12 @@ class BlockwiseCodec:
             yield codes[codes_body:], scales[whole:], held, held.size
             out[body:] = held[: out.size - body]
 
-    def _checked(self, payload: Buffer, out: Float32) -> tuple[Scales, Codes]:
-        require_vector(out, "out", write=True)
+    def _checked(self, payload: Buffer, numel: int) -> tuple[Scales, Codes]:
         layout = self._layout
-        raw = bytes_of(payload, self.max_bytes(out.size), f"{self.name}, {out.size} values")
-        scales, codes = layout.split(raw, out.size)
+        raw = bytes_of(payload, self.max_bytes(numel), f"{self.name}, {numel} values")
+        scales, codes = layout.split(raw, numel)
         scales = np.require(scales, requirements="A")
-        if out.size == 0:
+        if numel == 0:
             return scales, codes
         low, high = int(scales.min()), int(scales.max())
         if low < layout.smallest_scale or high > layout.largest_scale:
@@ -170,7 +189,7 @@ class BlockwiseCodec:
                 f"{self.name}: scales {low:#x} to {high:#x}, "
                 f"expected {layout.smallest_scale:#x} to {layout.largest_scale:#x}",
             )
-        half_used = layout.packed and out.size % 2 == 1
+        half_used = layout.packed and numel % 2 == 1
         if not self._kernels.canonical(codes) or (half_used and int(codes[-1]) > 15):
             raise PeerError("malformed", f"{self.name}: a code that no encoder writes")
         return scales, codes

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from runnel.errors import PeerError
-from runnel.kernels import Float32, first_non_finite, implementation, require_vector
+from runnel.kernels import (
+    Float32,
+    first_non_finite,
+    implementation,
+    norm,
+    require_vector,
+    sum_of_squares,
+)
 from runnel.optim.payloads import (
     blank_payload,
     bytes_of,
@@ -19,6 +27,9 @@ from runnel.optim.payloads import (
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+_PART = 1 << 16
+"""Values decoded at once where only a sum is wanted: they stay in the processor's cache."""
 
 
 class HalfCodec:
@@ -54,7 +65,8 @@ class HalfCodec:
             PeerError: not ``out.size`` finite halves.
             ValueError: `out` is not a writable float32 vector.
         """
-        implementation(self._by).elements.half_decode(self._parse(payload, out), out)
+        require_vector(out, "out", write=True)
+        implementation(self._by).elements.half_decode(self._parse(payload, out.size), out)
 
     def accumulate(self, payload: Buffer, scale: float, out: Float32) -> None:
         """See `Codec.accumulate`. A refused payload leaves `out` as it was.
@@ -63,12 +75,25 @@ class HalfCodec:
             PeerError: not ``out.size`` finite halves.
             ValueError: `scale` is not finite, or `out` is not a writable float32 vector.
         """
-        factor, halves = factor_of(scale), self._parse(payload, out)
+        require_vector(out, "out", write=True)
+        factor, halves = factor_of(scale), self._parse(payload, out.size)
         implementation(self._by).elements.half_accumulate(halves, factor, out)
 
-    def _parse(self, payload: Buffer, out: Float32) -> npt.NDArray[np.uint16]:
-        require_vector(out, "out", write=True)
-        raw = bytes_of(payload, self.max_bytes(out.size), f"fp16, {out.size} values")
+    def norm(self, payload: Buffer, numel: int) -> float:
+        """See `Codec.norm`. Decodes part after part.
+
+        Raises:
+            PeerError: not `numel` finite halves.
+        """
+        halves, held, total = self._parse(payload, numel), np.empty(_PART, np.float32), 0.0
+        for start in range(0, numel, _PART):
+            part = halves[start : start + _PART]
+            implementation(self._by).elements.half_decode(part, held[: part.size])
+            total += sum_of_squares(held[: part.size], by=self._by)
+        return math.sqrt(total)
+
+    def _parse(self, payload: Buffer, numel: int) -> npt.NDArray[np.uint16]:
+        raw = bytes_of(payload, self.max_bytes(numel), f"fp16, {numel} values")
         halves = np.require(raw.view(np.uint16), requirements="A")
         if not implementation(self._by).elements.half_finite(halves):
             raise PeerError("malformed", "fp16: a value is NaN or infinite")
@@ -108,7 +133,8 @@ class FloatCodec:
             PeerError: not ``out.size`` finite values.
             ValueError: `out` is not a writable float32 vector.
         """
-        out[:] = self._parse(payload, out)
+        require_vector(out, "out", write=True)
+        out[:] = self._parse(payload, out.size)
 
     def accumulate(self, payload: Buffer, scale: float, out: Float32) -> None:
         """See `Codec.accumulate`. A refused payload leaves `out` as it was.
@@ -117,12 +143,20 @@ class FloatCodec:
             PeerError: not ``out.size`` finite values.
             ValueError: `scale` is not finite, or `out` is not a writable float32 vector.
         """
-        factor, values = factor_of(scale), self._parse(payload, out)
+        require_vector(out, "out", write=True)
+        factor, values = factor_of(scale), self._parse(payload, out.size)
         implementation(self._by).elements.float_accumulate(values, factor, out)
 
-    def _parse(self, payload: Buffer, out: Float32) -> Float32:
-        require_vector(out, "out", write=True)
-        raw = bytes_of(payload, self.max_bytes(out.size), f"fp32, {out.size} values")
+    def norm(self, payload: Buffer, numel: int) -> float:
+        """See `Codec.norm`.
+
+        Raises:
+            PeerError: not `numel` finite values.
+        """
+        return norm(self._parse(payload, numel), by=self._by)
+
+    def _parse(self, payload: Buffer, numel: int) -> Float32:
+        raw = bytes_of(payload, self.max_bytes(numel), f"fp32, {numel} values")
         values = np.require(raw.view(np.float32), requirements="A")
         index = first_non_finite(values, by=self._by)
         if index >= 0:

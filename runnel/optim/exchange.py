@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,20 +48,27 @@ class Handed:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A contribution ready to be committed. `drift` is ``theta - w`` at hand-over, to be kept on disk."""
+    """A contribution ready to be committed: payloads and their norms, by slice.
+
+    `unsent` gives what of ``theta - w`` at the hand-over the payloads do not hold (it can be above and
+    below), once, part after part, each overwritten by the next; only before the fragment changes.
+    """
 
     payloads: tuple[bytes, ...]
     norms: tuple[float, ...]
-    drift: Array
+    unsent: Iterator[Array]
 
 
 @dataclass(frozen=True, slots=True)
 class Reduced:
-    """The only encoding of an aggregated slice; `loss` is what it lost, in units of the reducer's residual."""
+    """The only encoding of an aggregated slice.
+
+    `loss` is what it lost, in units of the reducer's residual; None where the reducer contributed
+    nothing and so has no residual to take it.
+    """
 
     payload: bytes
-    loss: Array
-    norm: float
+    loss: Array | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,13 @@ this peer, ``e <- x - q`` and ``w <- theta' + (w - snapshot)``; if not, ``w <- w
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from runnel.errors import BugError
+from runnel.optim.buffers import BufferPool
 from runnel.optim.exchange import (
     Array,
     Bounds,
@@ -28,6 +29,7 @@ from runnel.optim.exchange import (
     RootOf,
     StoreParts,
 )
+from runnel.optim.stepping import PART, Stepper, longest, parts_of
 from runnel.protocols import Codec
 from runnel.types import Digest
 
@@ -48,6 +50,12 @@ __all__ = [
 _MAX_LOSS_FACTOR = 64.0
 """A reducer takes back what its encoding lost divided by its own share of the result, at most times this."""
 
+_SPARE_ARRAYS = 4
+"""Arrays of a fragment's size that change hands in a round: snapshot, residual, parameters, momentum."""
+
+_Owed = tuple[slice, Array]
+"""Where in a fragment, and what to add to the residual there."""
+
 
 @dataclass(slots=True)
 class _Fragment:
@@ -66,6 +74,9 @@ class OuterStore:
         self._parts = parts
         self._fragments = [_Fragment(p, np.zeros_like(p), np.zeros_like(p)) for p in parameters]
         self._handed: dict[Hashable, Handed] = {}
+        dtype = self._fragments[0].theta.dtype
+        spare = _SPARE_ARRAYS * max(self.sizes) * dtype.itemsize
+        self._buffers = BufferPool(dtype, max_spare_bytes=spare)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -98,6 +109,14 @@ class OuterStore:
         """How many merges of this fragment have been given out; the trainer must have applied them all."""
         return self._fragments[fragment].version
 
+    def norm_of_result(self, payload: bytes | memoryview, numel: int) -> float:
+        """The Euclidean norm of a slice of an aggregated pseudo-gradient."""
+        return self._parts.result_codec.norm(payload, numel)
+
+    def take_buffer(self, numel: int) -> Array:
+        """An array to fill, for whoever hands over or restores values; any thread."""
+        return self._buffers.take(numel)
+
     def handed(self, key: Hashable) -> Handed | None:
         """A contribution whose round is not decided yet."""
         return self._handed.get(key)
@@ -112,25 +131,25 @@ class OuterStore:
         Raises:
             ValueError: the trainer's values are not finite: its contribution must be withheld.
         """
-        own = self._fragments[fragment]
+        own, codec = self._fragments[fragment], self._parts.codec
         if version != own.version or key in self._handed:
             return None
-        drift = own.theta - snapshot
-        after = own.residual + drift
-        payloads, norms = [], []
-        for low, high in bounds:
-            piece = after[low:high]
-            sent = piece.copy()
-            payloads.append(self._parts.codec.encode(piece, piece))
-            np.subtract(sent, piece, out=sent)
-            norms.append(_norm(sent))
+        after = self.take_buffer(snapshot.size)
+        for part in parts_of(0, snapshot.size):
+            np.subtract(own.theta[part], snapshot[part], out=after[part])
+            np.add(own.residual[part], after[part], out=after[part])
+        payloads = tuple(codec.encode(after[low:high], after[low:high]) for low, high in bounds)
+        norms = tuple(
+            codec.norm(payload, high - low)
+            for payload, (low, high) in zip(payloads, bounds, strict=True)
+        )
         for earlier in self._handed.values():
             if (
                 earlier.fragment == fragment
             ):  # of a round of another path: its drift is in this one's
                 earlier.snapshot = earlier.after = None
-        self._handed[key] = Handed(fragment, tuple(payloads), snapshot, after)
-        return Encoded(tuple(payloads), tuple(norms), drift)
+        self._handed[key] = Handed(fragment, payloads, snapshot, after)
+        return Encoded(payloads, norms, _differences(after, own.residual))
 
     def forget(self, key: Hashable) -> None:
         """Drops a contribution that no record will include: what it holds is still in ``theta - w``."""
@@ -172,24 +191,23 @@ class OuterStore:
             own: place of this peer among the senders, or -1.
         """
         parts = self._parts
-        total: Array = np.zeros(numel, dtype=self._fragments[0].theta.dtype)
+        total = self.take_buffer(numel)
+        total[:] = 0
         factors = parts.aggregator.coefficients(weights, norms)
         for payload, factor in zip(payloads, factors, strict=True):
             parts.codec.accumulate(payload, factor, total)
-        norm = _norm(total)
         encoded = parts.result_codec.encode(total, total)
         if own < 0:
-            total[:] = 0
-        else:
-            total *= total.dtype.type(_loss_factor(factors[own]))
-        return Reduced(encoded, total, norm)
+            return Reduced(encoded, None)
+        total *= total.dtype.type(_loss_factor(factors[own]))
+        return Reduced(encoded, total)
 
     def prepare(
         self,
         tag: Hashable,
         fragment: int,
         bounds: Bounds,
-        payloads: Sequence[bytes],
+        payloads: Sequence[bytes | memoryview],
         *,
         final: bool,
     ) -> Digest:
@@ -198,14 +216,48 @@ class OuterStore:
         known = own.ready.get(tag)
         if known is not None:
             return known[2]
-        step = np.empty_like(own.theta)
-        for (low, high), payload in zip(bounds, payloads, strict=True):
-            self._parts.result_codec.decode(payload, step[low:high])
-        theta, momentum = own.theta.copy(), own.momentum.copy()
-        self._parts.optimizer.step(theta, momentum, step, final=final)
+        theta, momentum = self.take_buffer(own.theta.size), self.take_buffer(own.theta.size)
+        self._step((own.theta, own.momentum), (theta, momentum), bounds, payloads, final=final)
         root = self._parts.root_of([raw(theta), raw(momentum)])
         own.ready[tag] = (theta, momentum, root)
         return root
+
+    def replay(
+        self,
+        state: tuple[Array, Array],
+        bounds: Bounds,
+        payloads: Sequence[bytes | memoryview],
+        *,
+        final: bool,
+    ) -> None:
+        """Takes parameters and momentum, as they were before a round, through its results, in place."""
+        self._step(state, state, bounds, payloads, final=final)
+
+    def settle_again(self, outcome: Outcome, drift: Array) -> None:
+        """After a restart: what a record took out of the residual and the trainer's values, once more.
+
+        `drift` is what was in the trainer's values at the hand-over for `outcome.key`.
+        """
+        residual = self._fragments[outcome.fragment].residual
+        for index, (low, high) in enumerate(outcome.bounds):
+            if outcome.included[index]:
+                residual[low:high] += drift[low:high]
+                residual[low:high] -= self._decoded(outcome.payloads[index], high - low)
+        for place, values in self._owed_by(outcome, -1, payloads=False):
+            residual[place] += values
+
+    def _step(
+        self,
+        before: tuple[Array, Array],
+        after: tuple[Array, Array],
+        bounds: Bounds,
+        payloads: Sequence[bytes | memoryview],
+        *,
+        final: bool,
+    ) -> None:
+        stepper = Stepper(self._parts.result_codec, self._parts.optimizer)
+        scratch = self.take_buffer(longest(bounds))
+        stepper.step(before, after, bounds, payloads, scratch=scratch, final=final)
 
     def adopt(self, tag: Hashable, outcome: Outcome) -> Merge:
         """Takes up a decided round: new state, residual, and what the trainer must add. `tag` is prepared."""
@@ -220,53 +272,73 @@ class OuterStore:
     ) -> Merge:
         """Takes up several decided rounds of a fragment at once, given the state after the last of them."""
         own = self._fragments[fragment]
-        owed = np.zeros_like(own.residual)
-        delta = parameters - own.theta
+        live: tuple[Outcome, Handed] | None = None
+        owed: list[_Owed] = []
         for outcome in outcomes:
             handed = self._handed.pop(outcome.key, None)
-            rows = zip(outcome.bounds, outcome.included, outcome.losses, strict=True)
-            for index, ((low, high), included, loss) in enumerate(rows):
-                snapshot, after = (handed.snapshot, handed.after) if handed else (None, None)
-                if included and snapshot is not None and after is not None:
-                    own.residual[low:high] = after[low:high]
-                    delta[low:high] = parameters[low:high] - snapshot[low:high]
-                elif included:
-                    owed[low:high] -= self._decoded(outcome.payloads[index], high - low)
-                if loss is not None:
-                    owed[low:high] += loss
-        self._owe(fragment, owed, delta)
+            in_trainer = handed is not None and handed.snapshot is not None
+            if handed is not None and in_trainer:
+                live = (outcome, handed)
+            owed += self._owed_by(outcome, -1, payloads=not in_trainer)
+        delta = self._take_out(own, parameters, *live) if live else self._change(own, parameters)
+        return self._moved(fragment, parameters, momentum, owed, delta)
+
+    def give_up(self, outcome: Outcome, parameters: Array, momentum: Array) -> Merge:
+        """Takes back a record this peer's chain gives up: what was decoded from it is owed again."""
+        owed = self._owed_by(outcome, 1, payloads=True)
+        delta = self._change(self._fragments[outcome.fragment], parameters)
+        return self._moved(outcome.fragment, parameters, momentum, owed, delta)
+
+    def _owed_by(self, outcome: Outcome, sign: int, *, payloads: bool) -> list[_Owed]:
+        """What a record changes in the residual: payloads it holds, and what our encodings of results lost."""
+        owed: list[_Owed] = []
+        rows = zip(outcome.bounds, outcome.included, outcome.losses, strict=True)
+        for index, ((low, high), included, loss) in enumerate(rows):
+            if included and payloads:
+                decoded = self._decoded(outcome.payloads[index], high - low)
+                owed.append((slice(low, high), sign * decoded))
+            if loss is not None:
+                owed.append((slice(low, high), -sign * loss))
+        return owed
+
+    def _take_out(
+        self, own: _Fragment, parameters: Array, outcome: Outcome, handed: Handed
+    ) -> Array:
+        """Gives a contribution's included slices up to the record; the trainer's change, in the snapshot's place."""
+        snapshot, after = handed.snapshot, handed.after
+        assert snapshot is not None
+        assert after is not None
+        for (low, high), included in zip(outcome.bounds, outcome.included, strict=True):
+            start = snapshot if included else own.theta
+            np.subtract(parameters[low:high], start[low:high], out=snapshot[low:high])
+            if not included:
+                after[low:high] = own.residual[low:high]
+        own.residual = after
+        return snapshot
+
+    def _change(self, own: _Fragment, parameters: Array) -> Array:
+        return np.subtract(parameters, own.theta, out=self.take_buffer(parameters.size))
+
+    def _moved(
+        self, fragment: int, parameters: Array, momentum: Array, owed: list[_Owed], delta: Array
+    ) -> Merge:
+        """The new state is in force; what is handed over and undecided follows it and the trainer's merge."""
+        own = self._fragments[fragment]
+        undecided = [h for h in self._handed.values() if h.fragment == fragment]
+        for place, values in owed:
+            own.residual[place] += values
+        for handed in undecided:
+            if handed.after is not None and handed.snapshot is not None:
+                handed.snapshot += delta
+                for place, values in owed:
+                    handed.after[place] += values
         own.theta, own.momentum = parameters, momentum
         own.ready.clear()
         own.version += 1
         return Merge(fragment, own.version, delta, parameters)
 
-    def give_up(self, outcome: Outcome, parameters: Array, momentum: Array) -> Merge:
-        """Takes back a record this peer's chain gives up: what was decoded from it is owed again."""
-        own = self._fragments[outcome.fragment]
-        owed = np.zeros_like(own.residual)
-        rows = zip(outcome.bounds, outcome.included, outcome.losses, strict=True)
-        for index, ((low, high), included, loss) in enumerate(rows):
-            if included:
-                owed[low:high] += self._decoded(outcome.payloads[index], high - low)
-            if loss is not None:
-                owed[low:high] -= loss
-        delta = parameters - own.theta
-        self._owe(outcome.fragment, owed, delta)
-        own.theta, own.momentum = parameters, momentum
-        own.ready.clear()
-        own.version += 1
-        return Merge(outcome.fragment, own.version, delta, parameters)
-
-    def _owe(self, fragment: int, owed: Array, delta: Array) -> None:
-        """Adds to the residual; what is handed over and undecided follows it and the trainer's merge."""
-        self._fragments[fragment].residual += owed
-        for handed in self._handed.values():
-            if handed.fragment == fragment and handed.after is not None:
-                handed.after += owed
-                handed.snapshot += delta
-
     def _decoded(self, payload: bytes, numel: int) -> Array:
-        values: Array = np.empty(numel, dtype=self._fragments[0].theta.dtype)
+        values = self.take_buffer(numel)
         self._parts.codec.decode(payload, values)
         return values
 
@@ -276,8 +348,10 @@ def raw(values: Array) -> memoryview:
     return memoryview(values.data).cast("B")
 
 
-def _norm(values: Array) -> float:
-    return float(np.sqrt(np.dot(values.astype(np.float64), values.astype(np.float64))))
+def _differences(values: Array, others: Array) -> Iterator[Array]:
+    held = np.empty(min(PART, values.size), dtype=values.dtype)
+    for part in parts_of(0, values.size):
+        yield np.subtract(values[part], others[part], out=held[: part.stop - part.start])
 
 
 def _loss_factor(share: float) -> float:

@@ -73,7 +73,8 @@ class Checks:
                     raise Broken("S1 two sets for one round")
 
     def reduced(self, root: Digest, reduced: Reduced) -> None:
-        self.values[root], self.losses[root] = np.frombuffer(reduced.payload, "<i8"), reduced.loss
+        self.values[root] = np.frombuffer(reduced.payload, "<i8")
+        self.losses[root] = 0 if reduced.loss is None else reduced.loss
 
     def moved(self, peer: SimPeer, path: Sequence[Digest]) -> None:
         for name in path[-3:]:

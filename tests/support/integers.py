@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from runnel.hashing import digest
-from runnel.optim.store import StoreParts
+from runnel.optim.store import Encoded, StoreParts
 
 
 class IntegerCodec:
@@ -30,6 +30,9 @@ class IntegerCodec:
     def accumulate(self, payload: Any, scale: Any, out: Any) -> None:
         out += np.frombuffer(payload, "<i8") * int(scale)
 
+    def norm(self, payload: Any, numel: int) -> float:
+        return float(np.sqrt(np.square(np.frombuffer(payload, "<i8"), dtype=np.float64).sum()))
+
 
 class Sum:
     """Adds, so that what goes in comes out."""
@@ -50,6 +53,12 @@ class Subtract:
 
     def step(self, parameters: Any, momentum: Any, pseudo_gradient: Any, *, final: bool) -> None:
         parameters -= pseudo_gradient
+
+
+def drift_of(encoded: Encoded) -> Any:
+    """All that was in the trainer's values when it handed over."""
+    sent = [np.frombuffer(payload, "<i8") for payload in encoded.payloads]
+    return np.concatenate(sent) + np.concatenate([part.copy() for part in encoded.unsent])
 
 
 def integer_parts() -> StoreParts:

@@ -13,6 +13,7 @@ from runnel.node.records import Record, RecordKind, SliceResult
 from runnel.optim.store import Outcome
 from tests.support.checks import Broken
 from tests.support.faults import QUIET_AT
+from tests.support.integers import drift_of
 from tests.support.sim_peer import VALUES, SimPeer, bounds_of, peer_name
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Jobs:
             return
         peer.disk.payloads[action.key] = encoded.payloads
         peer.disk.pending.add(action.key)
-        peer.disk.in_w[fragment] = encoded.drift.copy()
+        peer.disk.in_w[fragment] = drift_of(encoded)
         world.checks.handed(peer, fragment)
         root = digest(*encoded.payloads)
         handover = act.Handover(action.key, root, encoded.norms, 1, 1, 0.0, 8, {})

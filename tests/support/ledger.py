@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from runnel.optim.store import Outcome, OuterStore
-from tests.support.integers import IntegerCodec, integer_parts
+from tests.support.integers import IntegerCodec, drift_of, integer_parts
 
 BOUNDS = ((0, 1), (1, 2))
 NOTHING = (None, None)
@@ -78,7 +78,7 @@ class Ledger:
         assert (given is None) == bool(self.merges)
         if given is not None:
             self.payloads[self.rounds] = given.payloads
-            self.in_w, self.unsent = given.drift.copy(), array([0, 0])
+            self.in_w, self.unsent = drift_of(given), array([0, 0])
 
     def decide(self, which: int, included: Flags, others: Pair, losses: Flags) -> None:
         """A record with or without our open contribution `which`, and with what others sent."""

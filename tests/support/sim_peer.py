@@ -99,6 +99,5 @@ class SimPeer:
         for key in sorted(disk.pending, key=lambda k: k.number):
             nothing = np.zeros(VALUES, dtype=np.int64)
             store.recall(key, key.number % len(store.sizes), disk.payloads[key], nothing)
-        if storage_keys.HEAD in disk.keys:
-            disk.save(store)
-            disk.in_w.clear()
+        disk.save(store)
+        disk.in_w.clear()

@@ -18,7 +18,6 @@ from torch import nn
 from runnel.dht.blobs import tree_root
 from runnel.dht.identity import Identity
 from runnel.dht.virtual_loop import run_virtual
-from runnel.dht.wire import pack
 from runnel.errors import ConfigError, InputFileError, RunMismatchError, StorageError
 from runnel.hashing import digest
 from runnel.node import last_checkpoint
@@ -27,13 +26,13 @@ from runnel.node.durable import DurableLog
 from runnel.node.events import Checkpointed, Event, PeerWarned
 from runnel.node.export import restored_model, sample_text, save_checkpoint
 from runnel.node.joining import genesis_blob
-from runnel.node.keepsakes import state_name
 from runnel.node.last_checkpoint import LastCheckpoint
 from runnel.node.manifest import Genesis, SignedManifest, make_spec, parse_overrides
 from runnel.node.outcomes import abort_record, genesis_record
 from runnel.node.outer_state import plan_updates, read_outer_state
 from runnel.node.records import Record, RecordKind, SliceResult
 from runnel.node.run_model import build_model
+from runnel.node.saved_states import StateKey, state_name
 from runnel.node.storage_keys import HEAD, record_updates
 from runnel.optim.binding import ModelBinding, plan_model
 from runnel.optim.fragments import FragmentPlan
@@ -101,7 +100,9 @@ class Run:
             finished=(),
         )
         self.log.write_blob(state_name(fragment, number), [theta.tobytes(), momentum.tobytes()])
-        self._follow(record, {f"state/{fragment}": pack([number, f"residual-{fragment}"])})
+        self._follow(
+            record, {f"state/{fragment}": StateKey(number, number, f"residual-{fragment}").encode()}
+        )
 
     def abort(self) -> None:
         self._follow(abort_record(self.head), {})
@@ -172,7 +173,7 @@ def founded(
     updates = {"genesis": names, HEAD: first.hash}
     for fragment, (theta, momentum) in enumerate(values):
         log.write_blob(state_name(fragment, -1), [theta.tobytes(), momentum.tobytes()])
-        updates[f"state/{fragment}"] = pack([-1, f"residual-{fragment}"])
+        updates[f"state/{fragment}"] = StateKey(-1, -1, f"residual-{fragment}").encode()
     log.write({**updates, **(plan_updates(cut) if plan else {})})
     return Run(folder, manifest, cut, log, first, values)
 
@@ -298,7 +299,7 @@ def test_values_that_were_changed_on_disk_are_refused(make_run: MakeRun) -> None
 def test_a_state_of_another_round_than_the_newest_record_is_refused(make_run: MakeRun) -> None:
     run = make_run()
     run.round()
-    run.log.write({"state/0": pack([-1, "residual-0"])})
+    run.log.write({"state/0": StateKey(-1, -1, "residual-0").encode()})
     with pytest.raises(RunMismatchError, match="of round -1, its newest record of round 0"):
         read_outer_state(run.folder)
 

@@ -43,6 +43,9 @@ class NotingNode:
     def outer_parameters(self) -> Sequence[Float32]:
         return [np.full(size, i + 1, dtype=np.float32) for i, size in enumerate(self.plan.sizes)]
 
+    def take_buffer(self, fragment: int) -> Float32:
+        return np.empty(self.plan.sizes[fragment], dtype=np.float32)
+
     def check(self) -> None:
         self.mailbox.check()
 

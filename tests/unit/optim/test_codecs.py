@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runnel.errors import ConfigError
+from runnel.errors import ConfigError, PeerError
 from runnel.hashing import digest
 from runnel.kernels import Float32
 from runnel.optim.codec_blockwise import BlockwiseCodec
@@ -280,6 +280,24 @@ def test_threads_that_flush_subnormal_numbers_write_the_same_payload(name: str) 
         torch.set_flush_denormal(False)
     assert flushed == payload
     assert bits(back) == bits(plain)
+
+
+@every_codec
+def test_the_norm_of_a_payload_is_that_of_its_values_in_both_implementations(name: str) -> None:
+    fast, slow = MAKERS[name]("numba"), MAKERS[name]("reference")
+    everything = np.clip(mixed(5_001), -1e30, 1e30).astype(np.float32)
+    for size in (0, 1, 2, 127, 128, 129, 255, 256, 257, 5_001):
+        payload = fast.encode(everything[:size])
+        exact = np.linalg.norm(decoded(fast, payload, size).astype(np.float64))
+        assert fast.norm(payload, size) == slow.norm(payload, size)
+        assert fast.norm(payload, size) == pytest.approx(exact, rel=1e-12)
+
+
+@every_codec
+def test_a_payload_of_another_size_has_no_norm(name: str) -> None:
+    codec = MAKERS[name](None)
+    with pytest.raises(PeerError, match="expected"):
+        codec.norm(codec.encode(values_of(777)), 779)
 
 
 GOLDEN = {

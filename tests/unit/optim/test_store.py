@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from runnel.errors import BugError
 from runnel.optim.store import Outcome
+from tests.support.integers import drift_of
 from tests.support.ledger import (
     BOUNDS,
     NOTHING,
@@ -145,7 +146,7 @@ def test_norms_and_drift_are_of_what_is_sent_and_of_what_is_in_the_trainer() -> 
     store.residual(0)[:] = [1, 0]
     given = store.encode("k", 0, array([-4, 5]), version=0, bounds=BOUNDS)
     assert given is not None
-    assert given.drift.tolist() == [4, -5]
+    assert drift_of(given).tolist() == [4, -5]
     assert decoded(given.payloads).tolist() == [4, -6]
     assert given.norms == (4.0, 6.0)
 
@@ -171,9 +172,14 @@ def test_a_reducer_takes_back_what_its_encoding_lost() -> None:
     ones = np.ones(2, dtype=np.int64)
     mine = fresh().reduce(payloads, ones, ones, numel=1, own=0)
     assert np.frombuffer(mine.payload, "<i8").tolist() == [6]
+    assert mine.loss is not None
     assert mine.loss.tolist() == [1]
-    assert mine.norm == 7.0
-    assert fresh().reduce(payloads, ones, ones, numel=1, own=-1).loss.tolist() == [0]
+
+
+def test_a_reducer_that_contributed_nothing_has_nothing_to_take_back() -> None:
+    payloads = [array([v]).astype("<i8").tobytes() for v in (3, 4)]
+    ones = np.ones(2, dtype=np.int64)
+    assert fresh().reduce(payloads, ones, ones, numel=1, own=-1).loss is None
 
 
 def test_a_state_is_prepared_once_and_named_by_its_content() -> None:
