@@ -7,7 +7,7 @@ from functools import partial
 
 from runnel.errors import PeerError
 from runnel.node import storage_keys
-from runnel.node.actions import Action, Send, Store
+from runnel.node.actions import Action, RoundKey, Send, Store
 from runnel.node.branches import Signature, branch_record, branch_vote
 from runnel.node.chain import Certificate
 from runnel.node.messages import BranchCall, BranchSign
@@ -29,9 +29,25 @@ def handlers(state: ProtocolState) -> dict[type, Handler]:
     return {BranchCall: partial(on_call, state), BranchSign: partial(on_sign, state)}
 
 
+def stalled_since(state: ProtocolState, now: float) -> float:
+    """Since when the chain stands still without reason.
+
+    While a quorum is within reach, training is a reason, however long it takes, and so is an
+    exchange until the round could have been aborted.
+    """
+    chain, since = state.chain, state.pulse.moved
+    place = state.rounds.get(RoundKey(chain.number + 1, chain.base_of(chain.number + 1)))
+    if place is None or chain.head.hash in state.saved.stops or not state.has_quorum_near(now):
+        return since
+    if place.decided is None and place.half_at is None:
+        return now
+    begun = place.half_at if place.decided is None else place.decided_at
+    return max(since, (begun or now) + 4 * state.deadlines.abort_s)
+
+
 def call_if_stalled(state: ProtocolState, now: float) -> list[Action]:
     """Calls a branch if the chain has not moved for the stall time and it is this peer's turn."""
-    head, since = state.chain.head, state.pulse.moved
+    head, since = state.chain.head, stalled_since(state, now)
     if now - since <= state.settings.limits.stall_s or state.is_over:
         return []
     orphaned = state.branches.orphaned(head, since, now)
@@ -47,7 +63,7 @@ def on_call(state: ProtocolState, sender: PeerId, message: BranchCall, now: floa
     head = state.chain.head
     if message.parent != head.hash:
         return []
-    if not state.branches.may_sign(sender, message.group, head, state.pulse.moved, now):
+    if not state.branches.may_sign(sender, message.group, head, stalled_since(state, now), now):
         return []
     state.branches.sign(sender, now)
     state.saved.stops.add(head.hash)

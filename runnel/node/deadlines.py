@@ -23,8 +23,9 @@ class ArrivalWindow:
     shrinks until nobody does.
     """
 
-    def __init__(self, *, floor_s: float, ceiling_s: float) -> None:
-        self._floor_s, self._ceiling_s = floor_s, ceiling_s
+    def __init__(self, *, floor_s: float, ceiling_s: float, enough: int = _ENOUGH) -> None:
+        """`enough` arrivals are evidence."""
+        self._floor_s, self._ceiling_s, self._enough = floor_s, ceiling_s, enough
         self._delays: deque[float] = deque(maxlen=_WINDOW)
         self._deadline_s = max(floor_s, ceiling_s / 2)
         self._changed = False
@@ -36,7 +37,7 @@ class ArrivalWindow:
 
     def deadline_s(self) -> float:
         """How long to wait, within floor and ceiling; the ceiling's half until there is evidence."""
-        if self._changed and len(self._delays) >= _ENOUGH:
+        if self._changed and len(self._delays) >= self._enough:
             middle = median(self._delays)
             spread = median(abs(delay - middle) for delay in self._delays)
             wanted_s = 2 * middle + _SPREAD_FACTOR * spread
@@ -55,13 +56,15 @@ class Limits:
 
 
 class Deadlines:
-    """The three waits of a round: for commitments after the half, for data, for a step of an agreement."""
+    """The waits of a round: for commitments after the half, for data, for votes, and for all of its work."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.commits = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s)
         self.data = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s)
         self.votes = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s / 2)
+        self.finish = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s, enough=1)
+        self._sets: OrderedDict[Hashable, float] = OrderedDict()
         self._halves: OrderedDict[Hashable, tuple[float, set[PeerId]]] = OrderedDict()
 
     def half_committed(self, key: Hashable, now: float) -> None:
@@ -77,6 +80,18 @@ class Deadlines:
             seen.add(peer)
             self.commits.arrived(now - half_at)
 
+    def set_decided(self, key: Hashable, now: float) -> None:
+        """A round's set is decided: from here on its exchange and arithmetic are timed."""
+        self._sets[key] = now
+        while len(self._sets) > _REMEMBERED_ROUNDS:
+            self._sets.popitem(last=False)
+
+    def finished(self, key: Hashable, now: float) -> None:
+        """The state after a round's results is there, however late."""
+        at = self._sets.pop(key, None)
+        if at is not None:
+            self.finish.arrived(now - at)
+
     @property
     def hurry_s(self) -> float:
         """How long after the half the trainer is asked for what it has.
@@ -88,5 +103,8 @@ class Deadlines:
 
     @property
     def abort_s(self) -> float:
-        """How long after its set was decided a round may be given up."""
-        return 3 * self.data.deadline_s()
+        """How long after its set was decided a round may be given up.
+
+        Waiting for data is not all of it: aggregating and computing the new state may take longer.
+        """
+        return 3 * max(self.data.deadline_s(), self.finish.deadline_s())

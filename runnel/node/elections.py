@@ -229,8 +229,12 @@ class Elections:
         return bool(chosen and place.prepared.get(chosen)) or self._may_abort(place, 0, now)
 
     def _may_abort(self, place: Round, attempt: int, now: float) -> bool:
-        abort_s = self._state.deadlines.abort_s
-        since = place.decided_at + abort_s if place.decided else place.opened + 4 * abort_s
+        deadlines = self._state.deadlines
+        if place.decided is not None:
+            since = place.decided_at + deadlines.abort_s
+        elif place.half_at is not None:
+            since = place.half_at + deadlines.commits.deadline_s() + 4 * deadlines.abort_s
+        else:
+            return False  # most still train, however long that takes
         held = place.decided is not None and place.best_held(self._state.held) is not None
-        training = place.decided is None and place.half_at is None
-        return now > since and not training and (attempt >= ABORT_ATTEMPTS or not held)
+        return now > since and (attempt >= ABORT_ATTEMPTS or not held)

@@ -134,9 +134,12 @@ def aim(state: ProtocolState, path: list[Digest], now: float) -> None:
 
     If what it takes to follow that one has not come for the stall time, perhaps nobody has it any
     more: then another path that beats ours will do. Whoever still has it will say so.
+
+    A branch that few made while they were cut off does not take a quorum along that stands at our
+    head and goes on: it beats nothing as yet, as the next record is not there.
     """
     chain, pursuit = state.chain, state.pursuit
-    if not chain.prefers(path):
+    if not chain.prefers(path) or _leaves_a_quorum(state, path, now):
         return
     known = pursuit.target
     if known and not chain.prefers(path, known):
@@ -146,6 +149,19 @@ def aim(state: ProtocolState, path: list[Digest], now: float) -> None:
             return
     pursuit.target = path
     state.news.add(chain.number + 1)
+
+
+def _leaves_a_quorum(state: ProtocolState, path: list[Digest], now: float) -> bool:
+    """Whether a path goes on from our head by a branch of few, while a quorum is with us there."""
+    chain, head = state.chain, state.chain.head
+    first = chain.record(path[chain.common(path)])
+    if first.parent != head.hash or first.kind is not RecordKind.BRANCH:
+        return False
+    if head.hash in state.saved.stops or state.me not in head.view:
+        return False
+    voters = chain.voters_of(head.number + 1)
+    few = len(set(voters) & set(first.view)) < majority(len(voters))
+    return few and state.has_quorum_near(now)
 
 
 def next_step(state: ProtocolState, now: float) -> tuple[list[Action], list[Digest]]:

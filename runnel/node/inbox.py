@@ -165,6 +165,7 @@ class Inbox:
     ) -> list[Action]:
         """Takes up a decided set."""
         place.decide(commitments, certificate, now)
+        self._state.deadlines.set_decided(place.key, now)
         self._state.news.add(place.key.number)
         self._state.saved.sets[place.key] = commitments
         self._state.saved.certificates[place.key] = certificate

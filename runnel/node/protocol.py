@@ -161,6 +161,7 @@ class RoundProtocol:
         self, key: RoundKey, slices: tuple[SliceResult, ...], state_root: Digest, now: float
     ) -> list[Action]:
         """The state after these results is computed."""
+        self.state.deadlines.finished(key, now)
         place = self.state.rounds.get(key)
         if place is not None:
             place.prepared[slices] = state_root

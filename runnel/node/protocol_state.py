@@ -16,6 +16,7 @@ from runnel.node.storage_keys import Restored
 from runnel.protocols import Signer
 from runnel.types import Digest, PeerId
 from runnel.verification.agreement import Instance, Vote
+from runnel.verification.votes import majority
 
 Handler = Callable[[PeerId, Any, float], list[Action]]
 """Takes in one type of message, from whom and when."""
@@ -128,6 +129,12 @@ class ProtocolState:
     def is_over(self) -> bool:
         """Whether every fragment has had its final round."""
         return len(self.chain.head.finished) == len(self.settings.fragment_sizes)
+
+    def has_quorum_near(self, now: float) -> bool:
+        """Whether a quorum of the next round's voters, this peer among them or not, was just heard at our head."""
+        head, voters = self.chain.head, self.chain.voters_of(self.chain.number + 1)
+        near = set(self.branches.reach(head, now, orphaned=False)) & set(voters)
+        return len(near) >= majority(len(voters))
 
     def round_of(self, instance: Instance) -> Round | None:
         """The open round that a decision is about, or None if it is not open here."""

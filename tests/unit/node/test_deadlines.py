@@ -118,8 +118,25 @@ def test_commitments_to_rounds_that_nobody_remembers_do_not_count() -> None:
     assert deadlines.commits.deadline_s() == 15.0
 
 
-def test_an_abort_takes_three_data_deadlines() -> None:
+def test_an_abort_takes_three_deadlines_of_data_or_of_the_whole_work() -> None:
     deadlines = Deadlines(LIMITS)
     for _ in range(8):
         deadlines.data.arrived(1.0)
+    assert deadlines.abort_s == 45.0  # nobody knows yet how long the work takes
+    deadlines.set_decided(0, 10.0)
+    deadlines.finished(0, 10.5)
     assert deadlines.abort_s == 6.0
+    for number in range(1, 9):
+        deadlines.set_decided(number, 10.0)
+        deadlines.finished(number, 13.0)
+    assert deadlines.abort_s == 18.0
+
+
+def test_a_round_is_timed_once_and_only_if_its_set_was_decided_here() -> None:
+    deadlines = Deadlines(LIMITS)
+    deadlines.finished("unknown", 5.0)
+    assert deadlines.finish.deadline_s() == 15.0
+    deadlines.set_decided("known", 0.0)
+    deadlines.finished("known", 1.0)
+    deadlines.finished("known", 9.0)
+    assert deadlines.finish.deadline_s() == 2.0

@@ -1,0 +1,50 @@
+"""Healthy swarms whose training, transfers or arithmetic take long: nothing is given up, nobody goes."""
+
+from __future__ import annotations
+
+import pytest
+
+from runnel.node.records import RecordKind
+from tests.support.sim_peer import peer_name
+from tests.support.slow_world import SlowWorld
+
+CEILING_S, STALL_S = 4.0, 20.0
+"""Of the simulated peers."""
+
+
+def expect_rounds_only(world: SlowWorld, at_least: int) -> None:
+    kinds = world.kinds()
+    assert set(kinds) == {RecordKind.ROUND}, kinds
+    assert kinds[RecordKind.ROUND] >= at_least
+    assert all(len(record.view) == world.count for record in world.path())
+
+
+@pytest.mark.parametrize("share_s", [2.0, 8.0, STALL_S - 1, STALL_S + 5, 3 * STALL_S])
+def test_steps_may_take_as_long_as_they_like(share_s: float) -> None:
+    world = SlowWorld(4, share_s=share_s).run_until(12 * share_s)
+    expect_rounds_only(world, at_least=8)
+
+
+@pytest.mark.parametrize("work_s", [0.5, 1.5])
+def test_slow_arithmetic_is_learned_from(work_s: float) -> None:
+    world = SlowWorld(4, share_s=2.0, work_s=work_s).run_until(300)
+    late = world.path()[-20:]
+    assert all(record.kind is RecordKind.ROUND for record in late)
+
+
+def test_transfers_near_the_ceiling_do_not_end_in_branches() -> None:
+    world = SlowWorld(4, share_s=10.0, transfer_s=CEILING_S - 1).run_until(400)
+    assert world.kinds()[RecordKind.BRANCH] == 0
+    assert world.kinds()[RecordKind.ROUND] > 15
+
+
+def test_a_peer_that_was_cut_off_does_not_take_the_others_along() -> None:
+    world = SlowWorld(5, share_s=18.0).run_until(100)
+    world.blocked = frozenset((other, 4) for other in range(4))
+    world.run_until(130)
+    world.blocked = frozenset()
+    world.run_until(260)
+    heads = {peer.chain.head.hash for peer in world.peers.values()}
+    view = world.path()[-1].view
+    assert len(heads) == 1
+    assert {peer_name(index) for index in range(4)} <= set(view)
