@@ -11,6 +11,9 @@ from runnel.hashing import digest
 from runnel.node.fields import blob, digest_of, integer, items, number_of, peer_id, row
 from runnel.types import Digest, PeerId
 
+MAX_NORM = 1e30
+"""The largest norm of a contribution: sums of 64 of them stay within float32's range."""
+
 
 @dataclass(frozen=True, slots=True)
 class JoinRequest:

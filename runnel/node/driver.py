@@ -15,6 +15,7 @@ from typing import Any
 
 from runnel.errors import NetworkError, PeerError, RunnelError
 from runnel.node import actions as act
+from runnel.node.actions import RoundKey
 from runnel.node.bulk import Bulk, GoneError, PayloadSlice
 from runnel.node.contacts import Contacts
 from runnel.node.durable import DurableLog
@@ -88,6 +89,7 @@ class Driver:
         )
         self._parcels = Parcels(parts.protocol.state)
         self._fetching: set[Digest] = set()
+        self._contributing: set[RoundKey] = set()
         self._leaper = Leaper(parts.protocol.state, every=parts.snapshot_every)
         self._narrator = Narrator(parts.protocol.state, parts.note, parts.transport.traffic)
 
@@ -136,11 +138,16 @@ class Driver:
     async def contribute(self, handed: HandedOver) -> None:
         """Takes the trainer's share of a round: encode, keep, commit."""
         parts, key = self._parts, handed.want.key
+        if key in self._contributing:
+            return
+        self._contributing.add(key)
         try:
             handover = await self._in_codec(parts.vault.contribute, handed)
         except ValueError as error:
             self._note(ContributionWithheld(unix_s=0.0, round=key.number, reason=str(error)))
             return
+        finally:
+            self._contributing.discard(key)
         if handover is None:
             parts.mailbox.want(replace(handed.want, urgent=True))
             return
@@ -252,8 +259,11 @@ class Driver:
                 self._links.send(
                     message, [to] if to is not None else self.contacts.audience(self._now())
                 )
-            case act.WantHandover():
-                self._parts.mailbox.want(action)
+            case act.WantHandover(key=key):
+                if (
+                    key not in self._contributing
+                ):  # what is being encoded need not be asked for again
+                    self._parts.mailbox.want(action)
             case act.Scatter():
                 self._spawn(self._scatter(action), "driver:scatter")
             case act.Reduce():
@@ -337,7 +347,11 @@ class Driver:
         self._post(parts.protocol.result_held(action.root, self._now()))
 
     async def _prepare(self, action: act.Prepare) -> None:
-        root = await self._in_codec(self._parts.vault.prepare, action)
+        try:
+            root = await self._in_codec(self._parts.vault.prepare, action)
+        except PeerError as error:  # no vote is cast for it, so that nobody adopts it
+            logger.warning("a result of round %d is no result: %s", action.key.number, error)
+            return
         self._post(self._parts.protocol.prepared(action.key, action.slices, root, self._now()))
 
     # -- ways out

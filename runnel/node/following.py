@@ -211,7 +211,9 @@ def _check_branch(
     voters = chain.voters_of(branch.number, path)
     if branch != branch_record(parent, branch.nonce, branch.view, voters):
         raise PeerError("records", f"branch {branch.number} is not what follows from its parent")
-    called = certificate.votes[0].instance.base if certificate.votes else b""
+    if not certificate.votes:
+        raise PeerError("certificate", f"branch {branch.number} is signed by nobody")
+    called = certificate.votes[0].instance.base
     if called not in {parent.hash, parent.parent}:  # the latter where it carries a locked record
         raise PeerError("certificate", f"branch {branch.number} was called from another record")
     problem = branch_problem(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from runnel.errors import PeerError
 from runnel.node import storage_keys
 from runnel.node.actions import Action, Note, RoundKey, Send, Store
 from runnel.node.chain import Certificate
+from runnel.node.commitments import MAX_NORM
 from runnel.node.elections import Elections
 from runnel.node.events import SetDecided as SetDecidedEvent
 from runnel.node.messages import (
@@ -59,7 +62,8 @@ class Inbox:
         key = RoundKey(commitment.round, commitment.base)
         place = self._state.rounds.get(key)
         if place is None:
-            self._state.deadlines.too_late(key, commitment.peer, now)
+            if commitment.peer in self._state.chain.head.view and self._is_signed(commitment):
+                self._state.deadlines.too_late(key, commitment.peer, now)
             return []
         self._take(place, commitment, now)
         return self._tell_set(sender, Instance("set", commitment.round, commitment.base))
@@ -70,7 +74,7 @@ class Inbox:
         place = self._state.round_of(proposal.instance)
         if proposal.instance.kind != "set" or place is None:
             return []
-        self._check_proposal(proposal, message.signature)
+        self._check_proposal(place, proposal, message.signature)
         names = [c.id for c in message.commitments]
         peers = {c.peer for c in message.commitments}
         if set_value(names) != proposal.value or names != sorted(names) or not names:
@@ -92,7 +96,7 @@ class Inbox:
         place = self._state.round_of(proposal.instance)
         if proposal.instance.kind != "outcome" or place is None:
             return []
-        self._check_proposal(proposal, message.signature)
+        self._check_proposal(place, proposal, message.signature)
         if record.hash != proposal.value:
             raise PeerError("malformed", "the proposed record is not what its digest says")
         if record.hash not in place.candidates:
@@ -182,10 +186,13 @@ class Inbox:
         problem = commitment_problem(place, commitment, self._state)
         if problem:
             raise PeerError("commitment", problem)
-        statement = commitment.statement(self._state.settings.run)
-        if not self._state.signer.verify(commitment.peer, statement, commitment.signature):
+        if not self._is_signed(commitment):
             raise PeerError("signature", "commitment not signed by its peer")
         self.note(place, commitment, now)
+
+    def _is_signed(self, commitment: Commitment) -> bool:
+        statement = commitment.statement(self._state.settings.run)
+        return self._state.signer.verify(commitment.peer, statement, commitment.signature)
 
     def _to_agreement(
         self, sender: PeerId, instance: Instance, item: Proposal | Vote, now: float
@@ -215,7 +222,10 @@ class Inbox:
             return []
         return [Send(SetDecided(place.decided, place.set_certificate), to=sender)]
 
-    def _check_proposal(self, proposal: Proposal, signature: bytes) -> None:
+    def _check_proposal(self, place: Round, proposal: Proposal, signature: bytes) -> None:
+        electorate = Electorate.of(proposal.instance, place.voters, majority)
+        if proposal.proposer != electorate.proposer(proposal.attempt):
+            raise PeerError("proposal", "proposed by a peer whose turn it is not")
         statement = proposal_statement(self._state.settings.run, proposal)
         if not self._state.signer.verify(proposal.proposer, statement, signature):
             raise PeerError("signature", "proposal not signed by its proposer")
@@ -233,6 +243,8 @@ def commitment_problem(place: Round, commitment: Commitment, state: ProtocolStat
         return f"{len(commitment.slice_norms)} norms for {len(place.slices)} slices"
     if any(norm < 0 for norm in commitment.slice_norms):
         return "a negative norm"
+    if math.hypot(*commitment.slice_norms) > MAX_NORM:
+        return f"a norm above {MAX_NORM:g}"
     if not 0 < commitment.tokens <= state.settings.max_weight_tokens:
         return f"{commitment.tokens} tokens, allowed are 1 to {state.settings.max_weight_tokens}"
     if not all(state.settings.admits(join.peer, join.ticket) for join in commitment.joins):

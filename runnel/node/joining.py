@@ -16,7 +16,7 @@ from runnel.hashing import digest
 from runnel.node import following
 from runnel.node.chain import Chain
 from runnel.node.events import StateFetched
-from runnel.node.messages import MAX_RECORDS, Records, decode, encode
+from runnel.node.messages import Records, decode, encode
 from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import Record, digest_of, items
 from runnel.node.run_service import GENESIS, RECORDS, ask
@@ -139,8 +139,7 @@ async def _fetch_path(source: Source, state: ProtocolState, donor: PeerId) -> No
 
 def records_answer(chain: Chain, run: bytes, locator: list[Digest]) -> bytes:
     """What a member answers to a request for records."""
-    records = chain.after(locator, MAX_RECORDS)
-    return encode(run, Records(records, tuple(chain.certificate(r.hash) for r in records)))
+    return encode(run, following.records_after(chain, locator))
 
 
 async def fetch_state(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
+from runnel.hashing import digest
 from runnel.node.records import MAX_MEMBERS, Commitment, JoinRequest, Record
 from runnel.types import PeerId
 
@@ -11,6 +12,10 @@ ABSENT_ROUNDS = 5
 """Rounds of silence before a member is listed as unheard."""
 ABSENT_S = 8.0
 """Seconds of silence before a member is listed as unheard."""
+PROBATION_ROUNDS = 16
+"""Rounds in which a newcomer may contribute nothing before it is listed as unheard."""
+PROBATION_S = 60.0
+"""Seconds for which a newcomer may contribute nothing before it is listed as unheard."""
 WISH_S = 6.0
 """How long a wish to join or leave holds unless it is repeated."""
 JOIN_LAG = 16
@@ -27,6 +32,7 @@ class Membership:
         self._heard: dict[PeerId, tuple[float, int]] = {}
         self._wishes: dict[PeerId, tuple[float, bytes]] = {}
         self._goodbyes: dict[PeerId, float] = {}
+        self._waiting: dict[PeerId, tuple[float, int]] = {}
 
     def hear(self, peer: PeerId, now: float, number: int) -> None:
         """Notes that anything came from `peer` while our chain stood at `number`."""
@@ -65,13 +71,23 @@ class Membership:
         said |= {self._me} if self.leaving else set()
         return tuple(peer for peer in sorted(said) if peer in view)
 
-    def unheard(self, view: Sequence[PeerId], now: float, number: int) -> tuple[PeerId, ...]:
-        """Members that have been silent for both too many rounds and too many seconds."""
+    def unheard(
+        self, view: Sequence[PeerId], unproven: Collection[PeerId], now: float, number: int
+    ) -> tuple[PeerId, ...]:
+        """Members that were silent for both too many rounds and too many seconds.
+
+        Newcomers count as silent, too, if they contribute nothing for much longer: while one is on
+        probation nobody else is let in.
+        """
         start = (self._born, self._born_number)
         silent = []
+        self._waiting = {peer: self._waiting.get(peer, (now, number)) for peer in unproven}
         for peer in view:
             at, then = self._heard.get(peer, start)
-            if peer != self._me and number - then > ABSENT_ROUNDS and now - at > ABSENT_S:
+            since, since_number = self._waiting.get(peer, (now, number))
+            absent = number - then > ABSENT_ROUNDS and now - at > ABSENT_S
+            idle = number - since_number > PROBATION_ROUNDS and now - since > PROBATION_S
+            if peer != self._me and (absent or idle):
                 silent.append(peer)
         return tuple(silent)
 
@@ -84,7 +100,7 @@ def next_members(
     Removed: who left, and who most of the set lists as unheard and did not commit. Added: who any
     of the set names as joining. Newcomers contribute at once and vote after their first decided
     contribution, so that dead joiners never raise the quorum. They are let in while nobody else is
-    on probation, at most a third of the view at a time.
+    on probation, at most a third of the view at a time, in an order that the parent's hash draws.
     """
     seen = tuple(commitments)
     present = {commitment.peer for commitment in seen}
@@ -97,7 +113,8 @@ def next_members(
     }
     kept = old - gone - silent
     unproven = (set(parent.unproven) - present) & kept
-    candidates = sorted({join.peer for c in seen for join in c.joins} - old - gone)
+    wishing = {join.peer for commitment in seen for join in commitment.joins} - old - gone
+    candidates = sorted(wishing, key=lambda peer: digest(parent.hash, peer))
     room = max(0, min(max(1, len(old) // 3), limit - len(kept)))
     admitted = [] if unproven else candidates[:room]
     view = tuple(sorted(kept | set(admitted)))

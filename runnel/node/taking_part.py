@@ -35,7 +35,7 @@ def commitment_of(
     state: ProtocolState, handover: Handover, progress: int, now: float
 ) -> Commitment:
     """The signed commitment to a handed-over contribution, with what this peer saw of the others."""
-    members, view = state.members, state.chain.head.view
+    members, head = state.members, state.chain.head
     commitment = Commitment(
         peer=state.me,
         round=handover.key.number,
@@ -46,9 +46,9 @@ def commitment_of(
         steps=handover.steps,
         loss=handover.loss,
         progress=progress,
-        joins=members.joins(view, now),
-        leaves=members.leaves(view, now),
-        unheard=members.unheard(view, now, state.chain.number),
+        joins=members.joins(head.view, now),
+        leaves=members.leaves(head.view, now),
+        unheard=members.unheard(head.view, head.unproven, now, state.chain.number),
     )
     statement = commitment.statement(state.settings.run)
     return signed(commitment, state.signer.sign(statement))

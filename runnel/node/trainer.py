@@ -145,7 +145,10 @@ class Trainer:
         snapshot = self._node.take_buffer(fragment)
         self._binding.read(fragment, snapshot)
         if not math.isfinite(float(snapshot.sum(dtype=np.float64))):
-            window.withheld = "the model's parameters are not all finite"
+            window.withheld = (
+                "the model's parameters are not all finite; peer.take_last_state() puts the swarm's"
+                " newest into the model"
+            )
         if window.withheld:
             self._withhold(want)
             return

@@ -17,6 +17,7 @@ from runnel.errors import BugError, InputFileError, PeerError, RunMismatchError
 from runnel.hashing import digest
 from runnel.node.actions import Handover, Prepare, Reduce, RoundKey
 from runnel.node.chain import Chain, Fork
+from runnel.node.commitments import MAX_NORM
 from runnel.node.keepsakes import (
     Codecs,
     Contribution,
@@ -116,6 +117,11 @@ class Vault:
         )
         if encoded is None:
             return None
+        if math.hypot(*encoded.norms) > MAX_NORM:
+            self.store.forget(want.key)
+            raise ValueError(
+                f"the model moved by more than {MAX_NORM:g}: its training has diverged"
+            )
         contribution = Contribution.of(want.fragment, encoded.payloads)
         updates = self.contributions.keep(want.key, contribution, encoded.unsent)
         return Handover(

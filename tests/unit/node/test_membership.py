@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
 from runnel.node.membership import (
     ABSENT_ROUNDS,
     ABSENT_S,
+    PROBATION_ROUNDS,
+    PROBATION_S,
     WISH_S,
     Membership,
     next_members,
@@ -47,15 +50,28 @@ def test_a_member_is_unheard_after_too_many_rounds_and_too_many_seconds() -> Non
     seen = Membership(A, now=0.0, number=0)
     seen.hear(B, 10.0, 3)
     later, far = 10.0 + ABSENT_S + 1, 3 + ABSENT_ROUNDS + 1
-    assert seen.unheard((A, B), later, far) == (B,)
-    assert seen.unheard((A, B), later, far - 1) == ()
-    assert seen.unheard((A, B), 11.0, far) == ()
+    assert seen.unheard((A, B), (), later, far) == (B,)
+    assert seen.unheard((A, B), (), later, far - 1) == ()
+    assert seen.unheard((A, B), (), 11.0, far) == ()
+
+
+def test_a_newcomer_that_contributes_nothing_is_unheard_in_the_end() -> None:
+    seen = Membership(A, now=0.0, number=0)
+    for number in range(PROBATION_ROUNDS + 1):
+        now = number * PROBATION_S
+        seen.hear(B, now, number)
+        assert seen.unheard((A, B), (B,), now, number) == ()
+    number, now = PROBATION_ROUNDS + 1, (PROBATION_ROUNDS + 1) * PROBATION_S
+    seen.hear(B, now, number)
+    assert seen.unheard((A, B), (B,), now, number) == (B,)
+    assert seen.unheard((A, B), (), now, number) == ()  # it contributed: probation is over
+    assert seen.unheard((A, B), (B,), now, number) == ()  # and begins anew
 
 
 def test_who_was_never_heard_counts_from_our_start() -> None:
     seen = Membership(A, now=100.0, number=50)
-    assert seen.unheard((A, B), 100.0 + ABSENT_S + 1, 51 + ABSENT_ROUNDS) == (B,)
-    assert seen.unheard((A, B), 101.0, 51 + ABSENT_ROUNDS) == ()
+    assert seen.unheard((A, B), (), 100.0 + ABSENT_S + 1, 51 + ABSENT_ROUNDS) == (B,)
+    assert seen.unheard((A, B), (), 101.0, 51 + ABSENT_ROUNDS) == ()
     assert not seen.heard_within(B, 1e9, 101.0)
 
 
@@ -123,7 +139,16 @@ def test_nobody_is_admitted_while_another_is_on_probation() -> None:
 def test_at_most_a_third_is_admitted_at_once(members: int, admitted: int) -> None:
     view, unproven = next_members(parent(members), said([A], joins=PEERS[members:]))
     assert len(view) == members + admitted
-    assert unproven == PEERS[members : members + admitted]
+    assert len(unproven) == admitted
+    assert set(unproven) <= set(PEERS[members:])
+
+
+def test_who_is_let_in_first_is_drawn_so_that_nobody_waits_for_ever() -> None:
+    first = set()
+    for index in range(40):
+        record = replace(parent(3), nonce=index.to_bytes(4, "big"))
+        first |= set(next_members(record, said([A], joins=PEERS[3:]))[1])
+    assert first == set(PEERS[3:])
 
 
 def test_a_full_view_admits_nobody() -> None:
