@@ -67,6 +67,8 @@ class Transport(Protocol):
     async def open(self, peer: PeerId, protocol: str, *, deadline: float) -> Stream:
         """A new stream to `peer`. The protocol's name is also the purpose its bytes are counted under.
 
+        That nobody serves `protocol` may show only when the stream is used, as PeerError "closed".
+
         Raises:
             NetworkError: the peer cannot be reached, or does not serve `protocol`.
             TimeoutError: not open by `deadline` (loop time, seconds).

@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 _RETRY_S = 0.5
-_LINGER_S = 3.0
 _GONE_S = 4.0
 
 Job = Callable[..., Awaitable[Any]]
@@ -107,8 +106,6 @@ class Driver:
         """Announces that this peer leaves and waits until the others have let it go; whether they did."""
         state, loop = self._parts.protocol.state, asyncio.get_running_loop()
         state.members.leaving = not state.is_over
-        if state.is_over:
-            deadline = min(deadline, loop.time() + _LINGER_S)
         while loop.time() < deadline:
             if self._is_let_go(loop.time()):
                 await self._links.drain(min(deadline, loop.time() + 1))

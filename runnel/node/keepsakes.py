@@ -155,19 +155,24 @@ class Results:
     Those of open rounds are in memory too; the others are read from disk when a latecomer asks.
     """
 
-    def __init__(self, disk: Disk, codecs: Codecs) -> None:
-        self._disk, self._codecs = disk, codecs
+    def __init__(self, disk: Disk, codecs: Codecs, *, max_held_bytes: int) -> None:
+        """At most `max_held_bytes` of payloads stay in memory: those of rounds given up would stay for ever."""
+        self._disk, self._codecs, self._max_held_bytes = disk, codecs, max_held_bytes
+        self._held_bytes = 0
         self._kept: dict[Digest, bytes | memoryview | None] = {}
         self._losses: dict[Digest, Array] = {}
 
     def keep(self, root: Digest, payload: bytes | memoryview, loss: Array | None = None) -> None:
         """Durably keeps a result's bytes and what its encoding lost."""
+        self.forget(root)  # if it was here before
         if loss is not None:
             self._losses[root] = loss
             head, parts = loss.size.to_bytes(8, "big"), encode_parts(self._codecs.kept, loss)
             self._disk.write_blob(loss_name(root), chain([head], parts), large=True)
         self._disk.write_blob(result_name(root), [payload], large=True)
-        self._kept[root] = payload
+        self._kept[root] = payload  # at the end: the oldest are let go of first
+        self._held_bytes += len(payload)
+        self._trim()
 
     def recall(self, root: Digest) -> None:
         """Notes, after a restart, that the disk has a result."""
@@ -176,7 +181,9 @@ class Results:
     def release(self, root: Digest) -> None:
         """Lets go of a result's memory: its round is decided, the disk has it."""
         self._losses.pop(root, None)
-        if root in self._kept:
+        held = self._kept.get(root)
+        if held is not None:
+            self._held_bytes -= len(held)
             self._kept[root] = None
 
     def __contains__(self, root: Digest) -> bool:
@@ -205,8 +212,15 @@ class Results:
 
     def forget(self, root: Digest) -> None:
         """Drops a result from memory; its blob goes when nothing names it."""
+        self.release(root)
         self._kept.pop(root, None)
-        self._losses.pop(root, None)
+
+    def _trim(self) -> None:
+        oldest = [root for root, payload in self._kept.items() if payload is not None]
+        for root in oldest[:-1]:
+            if self._held_bytes <= self._max_held_bytes:
+                return
+            self.release(root)
 
 
 def contribution_name(key: RoundKey) -> str:

@@ -6,11 +6,14 @@ The trainer polls at its step boundaries; nothing here ever writes parameters or
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from runnel.node.actions import RoundKey, WantHandover
 from runnel.optim.store import Array, Merge
+
+_MANY = 8
+"""Merges that wait before those of a fragment are summed up; a trainer that steps leaves fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class _Contents:
 
 
 class Mailbox:
-    """Thread-safe; bounded by the open rounds (wants) and by the fragments (merges are summed up)."""
+    """Thread-safe; bounded by the open rounds (wants), and by the fragments where a trainer takes no merges."""
 
     def __init__(self, hand_over: Callable[[HandedOver], None]) -> None:
         """`hand_over` takes a contribution to the I/O thread; called in the trainer's thread."""
@@ -87,7 +90,12 @@ class Mailbox:
     def deliver(self, merge: DecidedMerge) -> None:
         """Leaves a merge for the trainer."""
         with self._changed:
-            self._contents.merges.append(merge)
+            merges = self._contents.merges
+            earlier = _place_of_fragment(merges, merge.merge.fragment)
+            if len(merges) < _MANY or earlier is None or merge.included:
+                merges.append(merge)
+            else:
+                merges[earlier] = _summed(merges[earlier], merge)
             self._changed.notify_all()
 
     def tell(self, chain: ChainView) -> None:
@@ -147,3 +155,14 @@ class Mailbox:
             failure = self._contents.failure
         if failure is not None:
             raise failure
+
+
+def _place_of_fragment(merges: Sequence[DecidedMerge], fragment: int) -> int | None:
+    places = [i for i, waiting in enumerate(merges) if waiting.merge.fragment == fragment]
+    return places[-1] if places else None
+
+
+def _summed(earlier: DecidedMerge, later: DecidedMerge) -> DecidedMerge:
+    """Both as one; the later one holds nothing of the trainer's, so that only its change counts."""
+    delta = earlier.merge.delta + later.merge.delta
+    return replace(earlier, merge=replace(later.merge, delta=delta))

@@ -231,6 +231,8 @@ class PeerNode:
         try:
             if self.mailbox.chain.is_over:
                 self._entrance.runtime.call(self._last.write, timeout_s=_LAST_S)
+                # whoever is still fetching the last results needs somebody who has them
+                timeout_s = max(timeout_s, self.spec.rounds.deadline_ceiling_s)
             self._entrance.runtime.call(self._leave, timeout_s, timeout_s=timeout_s + 5)
         except Exception as error:  # noqa: BLE001 - whatever ended the loop, what follows must be done
             logger.warning("left without the others' consent: %s", error)

@@ -41,6 +41,9 @@ from runnel.verification.screening import check_norm_claim
 _KEPT_CODEC = "int8"
 """What is kept of roundings, to be read after a crash: four times less to write than what they are."""
 
+_HELD_FRAGMENTS = 8
+"""Results of so many whole fragments may be in memory."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -88,7 +91,8 @@ class Vault:
         self.store = store
         codecs = Codecs(sent=store.codec, kept=codec_named(_KEPT_CODEC))
         self.contributions = Contributions(disk, codecs)
-        self.results = Results(disk, codecs)
+        held = _HELD_FRAGMENTS * store.result_bytes(max(store.sizes))
+        self.results = Results(disk, codecs, max_held_bytes=held)
         self.states = SavedStates(store, disk, self._results_of, every=snapshot_every)
         self._me, self._final_averaging = me, final_averaging
         self._landing: Landing | None = None

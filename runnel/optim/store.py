@@ -109,6 +109,10 @@ class OuterStore:
         """How many merges of this fragment have been given out; the trainer must have applied them all."""
         return self._fragments[fragment].version
 
+    def result_bytes(self, numel: int) -> int:
+        """The largest result of `numel` values."""
+        return self._parts.result_codec.max_bytes(numel)
+
     def norm_of_result(self, payload: bytes | memoryview, numel: int) -> float:
         """The Euclidean norm of a slice of an aggregated pseudo-gradient."""
         return self._parts.result_codec.norm(payload, numel)

@@ -49,6 +49,28 @@ def test_a_request_becomes_urgent_and_stays_so() -> None:
     assert [request.urgent for request in box.wants()] == [True]
 
 
+def test_merges_of_a_trainer_that_takes_none_are_summed_up() -> None:
+    box = mailbox()
+    for number in range(1000):
+        delta = np.full(3, 1, dtype=np.float32)
+        merge = Merge(number % 4, number // 4 + 1, delta, np.full(3, number, dtype=np.float32))
+        box.deliver(DecidedMerge(number, merge, included=number < 2))
+    merges = box.take_merges(lambda _: True)
+    assert len(merges) <= 8
+    assert sum(float(waiting.merge.delta[0]) for waiting in merges) == 1000
+    newest = {waiting.merge.fragment: waiting.merge for waiting in merges}
+    assert {f: merge.version for f, merge in newest.items()} == dict.fromkeys(range(4), 250)
+    assert {f: merge.parameters[0] for f, merge in newest.items()} == {f: 996 + f for f in range(4)}
+    assert [waiting.number for waiting in merges if waiting.included] == [0, 1]
+
+
+def test_a_share_that_was_included_is_told_by_itself() -> None:
+    box = mailbox()
+    for number in range(40):
+        box.deliver(decided(number))
+    assert [merge.number for merge in box.take_merges(lambda _: True)] == list(range(40))
+
+
 def test_an_answered_request_is_gone_and_the_answer_is_passed_on() -> None:
     answers: list[HandedOver] = []
     box = Mailbox(answers.append)

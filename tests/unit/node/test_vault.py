@@ -232,6 +232,16 @@ def test_a_state_of_a_branch_that_was_given_up_is_not_taken_for_ours(bench: Benc
     bench.check_restart()
 
 
+def test_results_that_no_record_takes_do_not_fill_the_memory(bench: Bench) -> None:
+    for index in range(100):
+        payload = index.to_bytes(4, "big") * 1250
+        bench.vault.results.keep(digest(payload), payload)
+    held = [payload for payload in bench.vault.results._kept.values() if payload is not None]
+    assert sum(map(len, held)) <= 8 * bench.store.result_bytes(NUMEL)
+    oldest = (0).to_bytes(4, "big") * 1250
+    assert bench.vault.results.get(digest(oldest)) == oldest  # from disk
+
+
 def test_a_missing_result_ends_in_advice(bench: Bench) -> None:
     records = [bench.round((True, True), give=True, reducer=False) for _ in range(4)]
     root = records[2].slices[0].root
@@ -254,3 +264,18 @@ def test_a_damaged_key_ends_in_advice(bench: Bench) -> None:
     with pytest.raises(InputFileError, match="damaged"), bench.restarted():
         pass
     assert StateKey.decode(0, StateKey(4, -1, "r").encode()) == StateKey(4, -1, "r")
+
+
+def test_the_loss_of_a_result_is_exact_until_its_round_is_decided(bench: Bench) -> None:
+    loss = np.linspace(-1, 1, 5000, dtype=np.float32)
+    payload = bytes(5000)
+    for _ in range(2):  # a standby may make the same result again
+        bench.vault.results.keep(digest(payload), payload, loss)
+        held = bench.vault.results.loss(digest(payload))
+        assert held is not None
+        assert np.array_equal(held, loss)
+    bench.vault.results.release(digest(payload))
+    kept = bench.vault.results.loss(digest(payload))
+    assert kept is not None
+    assert not np.array_equal(kept, loss)
+    np.testing.assert_allclose(kept, loss, atol=1 / 127)
