@@ -12,12 +12,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from runnel.errors import RunnelError
     from runnel.node.check import check
+    from runnel.node.export import load_checkpoint
     from runnel.node.invite import Invite
     from runnel.node.session import Peer, invited, local
 
 __version__ = "0.1.0"
 
-__all__ = ["Invite", "Peer", "RunnelError", "__version__", "check", "invited", "local"]
+__all__ = [
+    "Invite",
+    "Peer",
+    "RunnelError",
+    "__version__",
+    "check",
+    "invited",
+    "load_checkpoint",
+    "local",
+]
 
 _HOMES = {
     "Invite": "runnel.node.invite",
@@ -25,6 +35,7 @@ _HOMES = {
     "RunnelError": "runnel.errors",
     "check": "runnel.node.check",
     "invited": "runnel.node.session",
+    "load_checkpoint": "runnel.node.export",
     "local": "runnel.node.session",
 }
 

@@ -16,6 +16,7 @@ from runnel.hashing import digest
 from runnel.node import joining, storage_keys
 from runnel.node.actions import RoundKey
 from runnel.node.announcer import find_peers
+from runnel.node.check import require_finite
 from runnel.node.deadlines import Limits
 from runnel.node.durable import DurableLog
 from runnel.node.entrance import Entrance
@@ -68,7 +69,7 @@ def assemble(entrance: Entrance, model: nn.Module) -> Assembly:
     """Builds all parts; a new run's manifest is made here, another's state is fetched.
 
     Raises:
-        ConfigError: the model cannot be exchanged.
+        ConfigError: the model cannot be exchanged, or a new run would start from NaN or infinity.
         RunMismatchError: the model is not the run's.
         NetworkError: the run's state cannot be had.
         InputFileError, StorageError: the state on disk is damaged or cannot be written.
@@ -93,6 +94,7 @@ def assemble(entrance: Entrance, model: nn.Module) -> Assembly:
     founding = entrance.manifest is None
     first = [store.root(f) for f in range(plan.num_fragments)]
     if founding:
+        require_finite(model)
         entrance.manifest = _found(entrance, plan, genesis_blob(first))
     manifest = entrance.manifest
     assert manifest is not None  # founded or found before

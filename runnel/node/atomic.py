@@ -27,9 +27,14 @@ def write_atomically(
         mode: rights of the file.
 
     Raises:
-        ConfigError: the file exists and is not to be replaced.
+        ConfigError: the file exists and is not to be replaced, or `path` names no file.
         StorageError: the folder or the disk refused.
     """
+    if not path.name:  # what is left of an empty text is the folder itself
+        raise ConfigError(
+            f"'{path}' is a folder, expected the path of a file to write: name one, ./my-file for"
+            " example"
+        )
     part = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

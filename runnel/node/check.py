@@ -110,15 +110,51 @@ def check(model: nn.Module, *, fragments: int = 4) -> ModelReport:
     Raises:
         ConfigError: not a torch module.
     """
+    from runnel.optim.check import not_finite
+
+    found = _surveyed(model)
+    return _checked(found, fragments, (*found.problems, *not_finite(model)))
+
+
+def require(model: nn.Module, *, fragments: int = 4) -> ModelReport:
+    """The report of a model whose parameters can be exchanged, whatever their values.
+
+    Raises:
+        ConfigError: they cannot; one line with the first problem.
+    """
+    found = _surveyed(model)
+    report = _checked(found, fragments, found.problems)
+    if report.problems:
+        raise ConfigError(f"the model cannot train in a swarm: {_first_of(report.problems)}")
+    return report
+
+
+def require_finite(model: nn.Module) -> None:
+    """Checks the values of a model from which a run is to start; who joins one gets its values.
+
+    Raises:
+        ConfigError: some are NaN or infinite; one line with the first parameter.
+    """
+    from runnel.optim.check import not_finite
+
+    if problems := not_finite(model):
+        raise ConfigError(f"a run cannot start from this model: {_first_of(problems)}")
+
+
+def _surveyed(model: nn.Module) -> ModelSurvey:
     from torch import nn
 
     from runnel.optim.check import survey
-    from runnel.optim.fragments import plan_fragments
 
     if not isinstance(model, nn.Module):
         raise ConfigError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
-    found = survey(model)
-    problems, plan = found.problems, None
+    return survey(model)
+
+
+def _checked(found: ModelSurvey, fragments: int, problems: tuple[str, ...]) -> ModelReport:
+    from runnel.optim.fragments import plan_fragments
+
+    plan = None
     try:
         plan = plan_fragments(found.exchanged, fragments)
     except RunnelError as error:
@@ -127,18 +163,9 @@ def check(model: nn.Module, *, fragments: int = 4) -> ModelReport:
     return _report(found, None if problems else plan, problems)
 
 
-def require(model: nn.Module, *, fragments: int = 4) -> ModelReport:
-    """The report of a model that can train in a swarm.
-
-    Raises:
-        ConfigError: it cannot; one line with the first problem.
-    """
-    report = check(model, fragments=fragments)
-    if report.problems:
-        more = len(report.problems) - 1
-        hint = f" (and {more} more: see runnel.check(model))" if more else ""
-        raise ConfigError(f"the model cannot train in a swarm: {report.problems[0]}{hint}")
-    return report
+def _first_of(problems: tuple[str, ...]) -> str:
+    more = len(problems) - 1
+    return problems[0] + (f" (and {more} more: see runnel.check(model))" if more else "")
 
 
 def _report(

@@ -7,6 +7,7 @@ A folder of checkpoints::
         manifest.json                        run, round, tokens, record, shapes, sizes, hashes
         parameters.safetensors               NAME: float32
         momentum.safetensors                 outer.momentum/NAME: float32
+        run.bin                              the run's signed manifest, whose hash is the run's id
 
 Equal states of one round make equal bytes on every machine, so the seal in the manifest (the hash
 of the rest of it) names a checkpoint, and the second half of a folder's name is its beginning.
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runnel.errors import InputFileError
+from runnel.errors import InputFileError, PeerError
 from runnel.node.atomic import write_atomically
 from runnel.node.checkpoint_manifest import (
     MANIFEST_NAME,
@@ -35,6 +36,7 @@ from runnel.node.checkpoint_manifest import (
 )
 from runnel.node.checkpoint_tensors import FileEntry, read_tensors, write_tensors
 from runnel.node.disk import storage_error, sync_directory, sync_file
+from runnel.node.manifest import MAX_MANIFEST_BYTES, SignedManifest
 
 if TYPE_CHECKING:
     import os
@@ -44,15 +46,18 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointContent",
     "CheckpointMeta",
+    "is_checkpoint",
     "latest_checkpoint",
     "read_checkpoint",
     "read_manifest",
+    "read_run",
     "write_checkpoint",
 ]
 
 _log = logging.getLogger(__name__)
 
 LATEST_NAME = "latest"
+RUN_NAME = "run.bin"
 MOMENTUM_PREFIX = "outer.momentum/"
 
 _FOLDER = re.compile(r"(initial|round-\d{8,20})-[0-9a-f]{16}")
@@ -76,7 +81,11 @@ class CheckpointContent:
 
 
 def write_checkpoint(
-    directory: str | os.PathLike[str], content: CheckpointContent, *, keep: int = 2
+    directory: str | os.PathLike[str],
+    content: CheckpointContent,
+    *,
+    run: bytes = b"",
+    keep: int = 2,
 ) -> Path:
     """Writes a checkpoint into a folder of checkpoints; the path of its own folder.
 
@@ -86,6 +95,7 @@ def write_checkpoint(
     Args:
         directory: of the checkpoints; made if there is none.
         content: what to write.
+        run: the encoded manifest of the run, for `read_run`; empty leaves it out.
         keep: how many earlier ones stay; older ones are deleted, those written last stay.
 
     Raises:
@@ -100,7 +110,7 @@ def write_checkpoint(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(directory)
-        folder = directory / _folder_name(_write_files(part, content))
+        folder = directory / _folder_name(_write_files(part, content, run))
         _put(part, folder)
     except OSError as error:
         raise storage_error("write a checkpoint to", directory, error) from error
@@ -120,9 +130,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointContent:
     Raises:
         InputFileError: missing, truncated, damaged, of another version, or not a checkpoint.
     """
-    folder = Path(path)
-    if not (folder / MANIFEST_NAME).exists() and (folder / LATEST_NAME).exists():
-        folder = latest_checkpoint(folder)
+    folder = _resolved(Path(path))
     manifest = read_manifest(folder)
     parameters: dict[str, Float32] = {}
     momentum: dict[str, Float32] = {}
@@ -143,6 +151,40 @@ def read_checkpoint(path: str | os.PathLike[str]) -> CheckpointContent:
     except ValueError as error:
         raise InputFileError(f"{folder}: {error}: this is no checkpoint of runnel") from None
     return CheckpointContent(parameters, momentum, manifest.meta)
+
+
+def read_run(path: str | os.PathLike[str]) -> SignedManifest:
+    """The manifest of the run that a checkpoint is of; it has the run id that the checkpoint names.
+
+    Args:
+        path: as for `read_checkpoint`.
+
+    Raises:
+        InputFileError: missing, damaged, or another run's.
+    """
+    folder = _resolved(Path(path))
+    file, expected = folder / RUN_NAME, read_manifest(folder).meta.run_id
+    advice = "copy the checkpoint again or use another one"
+    try:
+        with file.open("rb") as content:
+            found = SignedManifest.decode(content.read(MAX_MANIFEST_BYTES + 1))
+    except (OSError, PeerError) as error:
+        reason = str(getattr(error, "strerror", None) or error).lower()
+        raise InputFileError(
+            f"{file} does not tell the run's settings ({reason}), expected the manifest that"
+            f" `runnel checkpoint` puts there: {advice}"
+        ) from None
+    if found.run_id != expected:
+        raise InputFileError(
+            f"{file} is the manifest of run {found.run_id.hex()[:8]}, expected that of"
+            f" {expected.hex()[:8]}: {advice}"
+        )
+    return found
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` looks like a checkpoint's folder, or a folder of checkpoints."""
+    return (path / MANIFEST_NAME).exists() or (path / LATEST_NAME).exists()
 
 
 def latest_checkpoint(directory: str | os.PathLike[str]) -> Path:
@@ -169,7 +211,14 @@ def latest_checkpoint(directory: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _write_files(part: Path, content: CheckpointContent) -> CheckpointManifest:
+def _resolved(path: Path) -> Path:
+    """The folder of a checkpoint: `path`, or the latest in it."""
+    if not (path / MANIFEST_NAME).exists() and (path / LATEST_NAME).exists():
+        return latest_checkpoint(path)
+    return path
+
+
+def _write_files(part: Path, content: CheckpointContent, run: bytes) -> CheckpointManifest:
     part.mkdir()
     files: dict[str, FileEntry] = {
         "parameters.safetensors": write_tensors(part / "parameters.safetensors", content.parameters)
@@ -182,12 +231,18 @@ def _write_files(part: Path, content: CheckpointContent) -> CheckpointManifest:
     manifest = CheckpointManifest(
         content.meta, files, _shapes(content.parameters), _shapes(content.momentum)
     )
-    with (part / MANIFEST_NAME).open("xb") as file:
-        file.write(manifest.encode())
-        file.flush()
-        sync_file(file.fileno())
+    if run:
+        _write_synced(part / RUN_NAME, run)
+    _write_synced(part / MANIFEST_NAME, manifest.encode())
     sync_directory(part)
     return manifest
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        sync_file(file.fileno())
 
 
 def _put(part: Path, folder: Path) -> None:
@@ -195,6 +250,8 @@ def _put(part: Path, folder: Path) -> None:
     if folder.exists():
         try:
             read_checkpoint(folder)
+            if (part / RUN_NAME).exists():
+                read_run(folder)
         except InputFileError as error:
             _log.warning("replacing a damaged checkpoint: %s", error)
             _remove(folder)

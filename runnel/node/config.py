@@ -6,13 +6,14 @@ import ipaddress
 import os
 import re
 import secrets
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from runnel.errors import ConfigError, StorageError
+from runnel.errors import ConfigError, InputFileError, StorageError
 
 if TYPE_CHECKING:
     from runnel.node.invite import Invite
@@ -111,8 +112,16 @@ class MachineConfig:
         """Makes the home folder, mode 0700, and tries to write into it; leaves nothing else there.
 
         Raises:
-            StorageError: it cannot be made or written to.
+            ConfigError: the host is no address of this machine.
+            InputFileError: there is a folder where the key file should be.
+            StorageError: the home cannot be made or written to.
         """
+        _check_host(self.listen_host)
+        if self.identity_path.is_dir():
+            raise InputFileError(
+                f"{self.identity_path} is a folder, expected a key file: put your key file there, or"
+                " move the folder away and a new key is made"
+            )
         trial = self.home / f".trial.{secrets.token_hex(6)}"
         try:
             self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -164,6 +173,20 @@ def default_home(environ: Mapping[str, str], *, platform: str = sys.platform) ->
         )
     shared = "Library/Application Support" if platform == "darwin" else ".local/share"
     return Path(user) / shared / "runnel"
+
+
+def _check_host(host: str) -> None:
+    """Binds any port there: only the addresses of this machine can be bound."""
+    family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        raise ConfigError(
+            f"host is {host!r}, which cannot be listened on ({(error.strerror or '').lower()}),"
+            f" expected an IP address of this machine: use another --host, {ANY_HOST} for all of them"
+            " or 127.0.0.1 for this machine only; --announce names one that others shall use"
+        ) from None
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

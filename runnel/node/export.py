@@ -1,19 +1,32 @@
 """What people take out of a run's folder: checkpoints, and text that the model writes.
 
-Both work while a peer trains there, and without it. Everything here blocks.
+Both work while a peer trains there, and without it; a checkpoint gives its parameters and the text
+too. Everything here blocks.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runnel.errors import ConfigError
-from runnel.node.checkpoint import CheckpointContent, write_checkpoint
+from runnel.errors import ConfigError, InputFileError
+from runnel.node.checkpoint import (
+    CheckpointContent,
+    is_checkpoint,
+    read_checkpoint,
+    read_run,
+    write_checkpoint,
+)
 from runnel.node.outer_state import read_outer_state
 
 if TYPE_CHECKING:
+    import os
+
+    import torch
+
     from runnel.node.gpt import Gpt
     from runnel.node.manifest import RunSpec
 
@@ -33,28 +46,60 @@ def save_checkpoint(folder: Path, out: Path) -> Path:
         RunMismatchError: the state is not the one that the run's records name.
         StorageError: the disk refused to read or write; what was in `out` is intact.
     """
-    _, content = read_outer_state(folder)
-    return write_checkpoint(out, content, keep=_KEEP_ALL)
+    manifest, content = read_outer_state(folder)
+    return write_checkpoint(out, content, run=manifest.encode(), keep=_KEEP_ALL)
+
+
+def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """The parameters in a checkpoint by name, float32 on the CPU, after every hash was checked.
+
+    The names are the model's own, of tied parameters one; frozen parameters and buffers are not
+    there. ``model.load_state_dict(runnel.load_checkpoint(folder), strict=False)`` puts them into a
+    model built as for the run; the ``unexpected_keys`` it returns must be empty.
+
+    Args:
+        folder: a checkpoint's, or one of checkpoints: then its latest.
+
+    Raises:
+        InputFileError: missing, damaged, of another version, or not a checkpoint.
+    """
+    import torch  # takes seconds to load
+
+    parameters = read_checkpoint(folder).parameters
+    return {name: torch.from_numpy(value) for name, value in parameters.items()}
 
 
 def sample_text(folder: Path, *, prompt: str, tokens: int, seed: int) -> str:
-    """`prompt` and the `tokens` tokens by which the newest model of the run in `folder` goes on.
+    """`prompt` and the `tokens` tokens by which a run's newest model, or a checkpoint's, goes on.
 
-    Bytes that are no UTF-8 appear as U+FFFD. The same state and seed give the same text.
+    Bytes that are no UTF-8 appear as U+FFFD. The same state and seed give the same text. While the
+    model writes, torch has one thread.
+
+    Args:
+        folder: of a run, of a checkpoint, or of checkpoints: then of its latest.
+        prompt: any text.
+        tokens: how many to add.
+        seed: of the sampling.
 
     Raises:
         ConfigError: the model is not the built-in one, or its tokens are not bytes.
-        InputFileError, RunMismatchError, StorageError: see `save_checkpoint`.
+        InputFileError: a checkpoint is damaged; else see `save_checkpoint`.
+        RunMismatchError, StorageError: see `save_checkpoint`.
     """
-    manifest, content = read_outer_state(folder)
-    _check_speaks(manifest.spec)
-    model = restored_model(manifest.spec, content)
+    spec, content = _newest_state(folder)
+    _check_speaks(spec)
     start = prompt.encode()
-    return (start + model.generate(start, tokens, seed=seed)).decode(errors="replace")
+    with _one_torch_thread():
+        model = restored_model(spec, content)
+        return (start + model.generate(start, tokens, seed=seed)).decode(errors="replace")
 
 
 def restored_model(spec: RunSpec, content: CheckpointContent) -> Gpt:
-    """The run's built-in model with the parameters of a checkpoint, ready to evaluate."""
+    """The run's built-in model with the parameters of a checkpoint, ready to evaluate.
+
+    Raises:
+        InputFileError: the parameters are not those of the run's model.
+    """
     import torch  # takes seconds to load
 
     from runnel.node.run_model import build_model
@@ -63,20 +108,52 @@ def restored_model(spec: RunSpec, content: CheckpointContent) -> Gpt:
     model = build_model(spec)
     with torch.no_grad():
         for name, parameter in exchanged_parameters(model).items():
-            parameter.copy_(torch.from_numpy(content.parameters[name]))
+            value = content.parameters.get(name)
+            if value is None or value.shape != parameter.shape:
+                raise InputFileError(
+                    f"parameter {name!r} has shape {None if value is None else value.shape},"
+                    f" expected {tuple(parameter.shape)} as the run's settings say: use another"
+                    " checkpoint"
+                )
+            parameter.copy_(torch.from_numpy(value))
     return model.eval()
+
+
+def _newest_state(folder: Path) -> tuple[RunSpec, CheckpointContent]:
+    """The settings and the state of a run, from its own folder or from a checkpoint."""
+    if is_checkpoint(folder):
+        return read_run(folder).spec, read_checkpoint(folder)
+    manifest, content = read_outer_state(folder)
+    return manifest.spec, content
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """One thread for torch: for single small steps, more of them only wait for each other.
+
+    On two busy cores a sample took 6 to 40 times as long with two.
+    """
+    import torch  # takes seconds to load
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_speaks(spec: RunSpec) -> None:
     if spec.model.kind != "gpt":
         raise ConfigError(
             "the run has a model of its own, expected the built-in one: sample it in its author's"
-            " program, from what `runnel checkpoint` writes"
+            " program, with runnel.load_checkpoint and what `runnel checkpoint` writes"
         )
     from runnel.node.gpt import BYTE_VALUES  # torch takes seconds to load
 
     if spec.model.vocab > BYTE_VALUES:
         raise ConfigError(
             f"the model knows {spec.model.vocab} tokens, expected the 256 bytes: sample it in a"
-            " program that has its tokenizer, from what `runnel checkpoint` writes"
+            " program that has its tokenizer, with runnel.load_checkpoint and what `runnel checkpoint`"
+            " writes"
         )

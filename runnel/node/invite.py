@@ -168,10 +168,9 @@ def _payload(text: str) -> bytes:
     body = _body_of("".join(text.split()))
     flags, length = _HEAD.unpack(base64.urlsafe_b64decode(body[:4]))
     version, expected = flags >> 4, _text_length(length)
-    if version > VERSION:
+    if expected > _MAX_TEXT:
         raise ConfigError(
-            f"this invite is made for a newer runnel (format {version}, this one reads {VERSION}):"
-            " upgrade runnel"
+            f"this invite has a wrong character (its length would be {expected}): {_AGAIN}"
         )
     if len(body) < expected:
         seen, whole = len(PREFIX) + len(body), len(PREFIX) + expected
@@ -180,13 +179,18 @@ def _payload(text: str) -> bytes:
         seen, whole = len(PREFIX) + len(body), len(PREFIX) + expected
         raise ConfigError(f"this invite is too long: {seen} of {whole} characters: {_AGAIN}")
     payload = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+    is_whole = (
+        _to_text(payload) == body  # unused bits of the last character
+        and _checksum(payload[:-_CHECKSUM_BYTES]) == payload[-_CHECKSUM_BYTES:]
+    )
+    # Length and checksum first: a mistyped first character reads as another version.
+    if is_whole and version > VERSION:
+        raise ConfigError(
+            f"this invite is made for a newer runnel (format {version}, this one reads {VERSION}):"
+            " upgrade runnel"
+        )
     shortest = _HEAD.size + _TERMS.size + SIGNATURE_BYTES + _CHECKSUM_BYTES
-    if (
-        version < VERSION
-        or length < shortest
-        or _to_text(payload) != body  # unused bits of the last character
-        or _checksum(payload[:-_CHECKSUM_BYTES]) != payload[-_CHECKSUM_BYTES:]
-    ):
+    if not is_whole or version < VERSION or length < shortest:
         raise ConfigError(f"this invite has a wrong character (its checksum fails): {_AGAIN}")
     return payload
 

@@ -61,7 +61,7 @@ class LastCheckpoint:
 
     def _write(self) -> Checkpointed:
         content = outer_state(self._manifest, self._log.load(), self._log.read_blob)
-        path = write_checkpoint(self._folder / FOLDER_NAME, content)
+        path = write_checkpoint(self._folder / FOLDER_NAME, content, run=self._manifest.encode())
         return Checkpointed(
             unix_s=0.0,
             round=content.meta.round,

@@ -59,12 +59,19 @@ def expected(name: str, field: FieldInfo, *, is_mistyped: bool = False) -> str:
 
 
 def suggestion(path: str) -> str:
-    """`: did you mean ...?` for a mistyped path, or what there is to choose from."""
+    """`: did you mean ...?` for a mistyped path, or what there is to choose from.
+
+    A path that is right as far as it goes gets an example, or the settings of its section.
+    """
     sections = section_kinds()
     known = [
         f"{section}.{name}" for section, kind in sections.items() for name in kind.model_fields
     ]
     section, _, name = path.partition(".")
+    if section in sections and name in sections[section].model_fields:
+        return f": for example --set {_example(path, sections[section].model_fields[name])}"
+    if section in sections and not name:
+        return f": [{section}] has {', '.join(sections[section].model_fields)}"
     names = get_close_matches(name or section, [_name(field) for field in known], n=1, cutoff=0.8)
     found = (
         [field for field in known if _name(field) == (name or section)]

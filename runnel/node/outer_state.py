@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from runnel.node.chain import Chain
     from runnel.node.records import Record
     from runnel.protocols import Float32
-    from runnel.types import Digest
+    from runnel.types import Digest, PeerId
 
 PLAN = "plan"
 GENESIS = "genesis"
@@ -122,6 +122,17 @@ def outer_state(
         momentum=_shaped(plan, momentum),
         meta=_meta(manifest, chain, plan.num_fragments, roots),
     )
+
+
+def last_members(manifest: SignedManifest, folder: Path) -> tuple[PeerId, ...]:
+    """The members of the run in `folder` when its peer last wrote.
+
+    Raises:
+        InputFileError: there is no state yet, or it is damaged.
+    """
+    genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
+    stored = read_snapshot(folder / STATE_FOLDER)
+    return restore(stored, genesis, open_rounds=manifest.spec.rounds.open).chain.head.view
 
 
 def _moving(stored: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -72,7 +72,8 @@ class Peer:
             on_event: gets every event of this peer, from several threads.
 
         Raises:
-            ConfigError: a bad invite, or a model that cannot be exchanged.
+            ConfigError: a bad invite, a model that cannot be exchanged, or a run that would start
+                from values that are NaN or infinite.
             NetworkError: nobody of the run can be reached.
             RunMismatchError: the model is not the run's.
         """

@@ -20,6 +20,7 @@ from runnel.errors import InputFileError, NetworkError, PeerError, StorageError
 from runnel.node.atomic import write_atomically
 from runnel.node.corpus import Corpus, CorpusIndex, file_corpus, stdlib_corpus
 from runnel.node.dataset_exchange import ChunkCache, decode_index, encode_index, fetch_index
+from runnel.node.outer_state import last_members
 from runnel.node.place import Local
 from runnel.node.wording import count_text, size_text
 
@@ -76,6 +77,7 @@ def corpus_of_run(
         stop: set, it ends the wait.
 
     Raises:
+        InputFileError: `own` is another text than the run's, and there is no other member to ask.
         NetworkError: nobody has it.
         StorageError: it is too long.
         KeyboardInterrupt: `stop` was set.
@@ -88,16 +90,29 @@ def corpus_of_run(
     own = _stdlib_if_wanted(spec) if own is None else own
     if own is not None and own.root == root:
         return own
-    if own is not None:
+    alone = own is not None and _is_alone(entrance)
+    if own is not None and not alone:
         logger.info(
             "the text on this machine has root %s, the run's %s: fetching that from members%s",
             own.root.hex()[:8],
             root.hex()[:8],
             "" if isinstance(entrance.place, Local) else " (another Python version, perhaps)",
         )
-    folder = entrance.folder() / FOLDER_NAME
-    wanted = TextRequest(root=root, folder=folder, find_donors=find_donors)
-    return _result_of(entrance.runtime, stop, fetch_corpus, entrance.network.transport, wanted)
+    wanted = TextRequest(
+        root=root,
+        folder=entrance.folder() / FOLDER_NAME,
+        find_donors=find_donors,
+        patience_s=0.0 if alone else _PATIENCE_S,
+    )
+    try:
+        return _result_of(entrance.runtime, stop, fetch_corpus, entrance.network.transport, wanted)
+    except NetworkError:
+        if not alone:
+            raise
+        raise InputFileError(
+            f"the text {spec.data.text} is not the one that the run began with, and no other member"
+            " is known to have that: restore the file, or begin another run with --set run.name=NAME"
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,7 +237,7 @@ class _Fetch:
         """
         loop, wanted = asyncio.get_running_loop(), self._wanted
         silent_s = loop.time() - self._tally.moved_s
-        if silent_s > wanted.patience_s:
+        if silent_s >= wanted.patience_s:
             raise NetworkError(
                 f"the run's text cannot be had from members ({reason}): join again when more of"
                 " them are there; what has arrived is kept"
@@ -248,6 +263,18 @@ class _Fetch:
         logger.info("the run's text is here: %s in %.1f s, hashes match", size, seconds)
         chunks = tuple(tally.chunks[index] for index in range(count))
         return Corpus(chunks[:training], chunks[training:])
+
+
+def _is_alone(entrance: Entrance) -> bool:
+    """Whether this peer goes on with a run of its own of which it was the only member."""
+    manifest = entrance.manifest
+    if manifest is None or not isinstance(entrance.place, Local):
+        return False
+    try:
+        members = last_members(manifest, entrance.folder())
+    except InputFileError:  # without a state, members are asked for that as well
+        return False
+    return set(members) <= {entrance.identity.peer_id}
 
 
 def _stdlib_if_wanted(spec: RunSpec) -> Corpus | None:

@@ -83,6 +83,8 @@ def run_peer(
         RunnelError: nothing can be started, or what ended the node.
     """
     torch.set_num_threads(1)
+    if plan.spec is not None:
+        _check_kind(plan.spec, "launch")
     own = own_corpus(plan.spec) if plan.spec is not None else None
     entrance = enter(_place(plan, own))
     try:
@@ -126,11 +128,17 @@ def _place(plan: LaunchPlan, own: Corpus | None) -> Local | Joined:
 
 def _spec_of(entrance: Entrance, plan: LaunchPlan) -> RunSpec:
     spec = entrance.manifest.spec if entrance.manifest else plan.spec
-    if spec is None or spec.model.kind != "gpt":
-        raise ConfigError(
-            'the run has a model of its own: join it from its author\'s program, not with "runnel join"'
-        )
+    assert spec is not None  # who joins knows the manifest by now, who launches gave the spec
+    _check_kind(spec, "join")
     return spec
+
+
+def _check_kind(spec: RunSpec, command: str) -> None:
+    if spec.model.kind != "gpt":
+        raise ConfigError(
+            f"the run has a model of its own, expected the built-in one: {command} it from its"
+            f" author's program (runnel.Peer), not with `runnel {command}`"
+        )
 
 
 def _corpus(entrance: Entrance, own: Corpus | None, stop: threading.Event) -> Corpus:

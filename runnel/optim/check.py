@@ -61,6 +61,24 @@ def survey(model: nn.Module) -> ModelSurvey:
     )
 
 
+def not_finite(model: nn.Module) -> tuple[str, ...]:
+    """One line for each exchanged parameter that holds NaN or infinity as float32.
+
+    Costs one pass over the values.
+    """
+    lines = []
+    for name, value in exchanged_parameters(model).items():
+        if _refusal(value):
+            continue
+        bad = value.numel() - int(value.detach().float().isfinite().sum())
+        if bad:
+            lines.append(
+                f"{name}: {bad} of {value.numel()} values are NaN or infinite in float32; initialise"
+                " it, or load weights that are finite"
+            )
+    return tuple(lines)
+
+
 def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """All trainable parameters by the name that stands for them, tied ones once, in name order."""
     return {names[0]: value for names, value in _parameters(model) if value.requires_grad}

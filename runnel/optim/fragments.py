@@ -165,7 +165,9 @@ def _check_request(ordered: Sequence[ParameterShape], num_fragments: int) -> Non
         )
     if not 1 <= num_fragments <= total:
         raise ConfigError(
-            f"fragments is {num_fragments}, expected 1 to {total} (the model's number of values)"
+            f"fragments is {num_fragments}, expected 1 to {total} (the model's number of values):"
+            " use --set outer.fragments=1 --set rounds.open=1, in a program"
+            ' runnel.local("outer.fragments=1", "rounds.open=1")'
         )
     for before, after in pairwise(ordered):
         if before.name == after.name:

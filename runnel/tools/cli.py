@@ -173,19 +173,23 @@ def checkpoint(
 
 @app.command()
 def sample(
-    run: RunArgument = "",
+    run: Annotated[
+        str, typer.Argument(help="As for `runnel status`, or a folder that `checkpoint` wrote.")
+    ] = "",
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "\n",
     tokens: Annotated[int, typer.Option(min=1, max=100_000, help="How many to add.")] = 300,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
     home: HomeOption = None,
 ) -> None:
     """Let the model write."""
+    from runnel.node.checkpoint import is_checkpoint
     from runnel.tools.cli_status import find_run
 
-    found = find_run(_home(home), run)
+    given = run and is_checkpoint(Path(run))
+    folder = Path(run) if given else find_run(_home(home), run).folder
     from runnel.tools.cli_run import sample_text
 
-    print(sample_text(found.folder, prompt=prompt, tokens=tokens, seed=seed))
+    print(sample_text(folder, prompt=prompt, tokens=tokens, seed=seed))
 
 
 @app.command(

@@ -50,8 +50,10 @@ def save_checkpoint(folder: Path, out: Path) -> Path:
 def sample_text(folder: Path, *, prompt: str, tokens: int, seed: int) -> str:
     """`prompt` continued by `tokens` tokens from the newest state of the run in `folder`.
 
+    `folder` may also be one that `save_checkpoint` wrote.
+
     Raises:
-        RunnelError: there is no state yet, or the model makes no text.
+        RunnelError: there is no state yet, it is damaged, or the model makes no text.
     """
     from runnel.node.export import sample_text as sample
 

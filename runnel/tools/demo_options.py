@@ -10,6 +10,7 @@ from time import localtime, strftime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from runnel.errors import ConfigError
+from runnel.node.manifest_spec import MAX_INT
 from runnel.node.manifest_text import make_spec
 
 if TYPE_CHECKING:
@@ -72,6 +73,10 @@ class DemoOptions:
                 f"--minutes is {self.minutes:g}, expected {MIN_MINUTES:g} to {MAX_MINUTES:g}:"
                 " the peers need some of it to start"
             )
+        if not 0 <= self.seed <= MAX_INT:
+            raise ConfigError(
+                f"--seed is {self.seed}, expected 0 to {MAX_INT}: give another number"
+            )
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ConfigError(
                 f"{self.out} exists already, expected a new or an empty folder: choose another --out"
@@ -106,7 +111,7 @@ def run_spec(options: DemoOptions) -> RunSpec:
     """The run of the demo: settings that learn visibly in minutes, on processors that peers share.
 
     Raises:
-        ConfigError: the model is unknown or impossible, or the seed out of range.
+        ConfigError: the model is unknown or impossible.
     """
     tables: dict[str, dict[str, Any]] = {
         "run": {"name": "demo", "description": "peers on one machine", "seed": options.seed},

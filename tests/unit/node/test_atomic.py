@@ -33,6 +33,12 @@ def test_a_file_that_is_not_to_be_replaced_stays(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_a_path_without_a_name_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="expected the path of a file"):
+        write_atomically(Path(path), b"new")
+
+
 def test_a_disk_that_fails_while_syncing_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from runnel.errors import ConfigError
-from runnel.node.check import check, require
+from runnel.node.check import check, require, require_finite
 from runnel.node.gpt import Gpt, GptConfig
 from runnel.optim.check import survey
 from runnel.optim.fragments import plan_fragments
@@ -96,3 +96,33 @@ def test_a_notebook_gets_an_escaped_table() -> None:
     assert "&lt;b&gt;&amp;" in shown
     assert "<b>" not in shown
     assert shown.startswith("<table>")
+
+
+def test_parameters_that_are_not_finite_are_a_problem_only_where_a_run_starts_from_them() -> None:
+    first, second = nn.Linear(3, 2), nn.Linear(2, 2, dtype=torch.float64)
+    model = nn.Sequential(first, second)
+    require_finite(model)
+    with torch.no_grad():
+        first.weight[1, 2] = torch.nan
+        first.weight[0, 0] = -torch.inf
+        second.bias[0] = 1e300  # finite, but exchanged as float32
+    report = check(model, fragments=2)
+    assert not report.ok
+    assert [line.split(" values")[0] for line in report.problems] == [
+        "0.weight: 2 of 6",
+        "1.bias: 1 of 2",
+    ]
+    with pytest.raises(ConfigError, match=r"0\.weight: 2 of 6 .*and 1 more") as caught:
+        require_finite(model)
+    assert "\n" not in str(caught.value)
+    assert require(model, fragments=2).ok
+
+
+def test_frozen_parameters_and_those_without_values_need_not_be_finite() -> None:
+    still = nn.Linear(3, 2)
+    model = nn.Sequential(still, nn.Linear(2, 2, device="meta"))
+    with torch.no_grad():
+        still.weight.fill_(torch.nan)
+    still.requires_grad_(requires_grad=False)
+    require_finite(model)
+    assert all("meta device" in line for line in check(model).problems)

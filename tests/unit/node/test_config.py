@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runnel.errors import ConfigError, StorageError
+from runnel.errors import ConfigError, InputFileError, StorageError
 from runnel.node.config import LaunchPlan, MachineConfig, default_home
 from runnel.node.manifest_spec import RunSection, RunSpec
 
@@ -93,3 +93,19 @@ def test_a_plan_has_a_spec_or_an_invite() -> None:
     assert LaunchPlan(machine=machine, spec=SPEC).spec == SPEC
     with pytest.raises(ConfigError):
         LaunchPlan(machine=machine)
+
+
+@pytest.mark.parametrize("host", ["8.8.8.8", "2001:db8::1"])
+def test_a_host_that_is_not_this_machines_names_the_option_to_change(
+    tmp_path: Path, host: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"host is '{host}'.*another --host") as caught:
+        MachineConfig.at(tmp_path / "home", host=host).prepare()
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_folder_in_the_place_of_the_key_file_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "identity.key").mkdir()
+    with pytest.raises(InputFileError, match=r"is a folder.*move the folder away"):
+        MachineConfig.at(tmp_path, host="127.0.0.1").prepare()

@@ -21,15 +21,23 @@ from runnel.dht.virtual_loop import run_virtual
 from runnel.errors import ConfigError, InputFileError, RunMismatchError, StorageError
 from runnel.hashing import digest
 from runnel.node import last_checkpoint
-from runnel.node.checkpoint import CheckpointContent, read_checkpoint, read_manifest
+from runnel.node.checkpoint import (
+    RUN_NAME,
+    CheckpointContent,
+    read_checkpoint,
+    read_manifest,
+    read_run,
+    write_checkpoint,
+)
 from runnel.node.durable import DurableLog
 from runnel.node.events import Checkpointed, Event, PeerWarned
-from runnel.node.export import restored_model, sample_text, save_checkpoint
+from runnel.node.export import load_checkpoint, restored_model, sample_text, save_checkpoint
+from runnel.node.gpt import Gpt
 from runnel.node.joining import genesis_blob
 from runnel.node.last_checkpoint import LastCheckpoint
 from runnel.node.manifest import Genesis, SignedManifest, make_spec, parse_overrides
 from runnel.node.outcomes import abort_record, genesis_record
-from runnel.node.outer_state import plan_updates, read_outer_state
+from runnel.node.outer_state import last_members, plan_updates, read_outer_state
 from runnel.node.records import Record, RecordKind, SliceResult
 from runnel.node.run_model import build_model
 from runnel.node.saved_states import StateKey, state_name
@@ -321,6 +329,15 @@ def test_a_blob_that_is_lost_is_named(make_run: MakeRun) -> None:
         read_outer_state(run.folder)
 
 
+def test_the_last_members_are_those_of_the_newest_record(make_run: MakeRun) -> None:
+    run = make_run()
+    assert last_members(run.manifest, run.folder) == (OWNER.peer_id,)
+    run.round()
+    assert last_members(run.manifest, run.folder) == run.head.view
+    with pytest.raises(InputFileError, match="no saved state"):
+        last_members(run.manifest, run.folder / "elsewhere")
+
+
 def test_no_run_and_no_state_are_told_apart(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match="manifest"):
         read_outer_state(tmp_path)
@@ -378,8 +395,106 @@ def test_a_sample_begins_with_its_prompt_and_follows_from_the_seed(make_run: Mak
     assert sample_text(run.folder, prompt="def grüße(", tokens=40, seed=7) != before
 
 
+def test_a_checkpoint_writes_the_text_that_its_run_writes(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run()
+    for _ in range(3):
+        run.round()
+    written = save_checkpoint(run.folder, tmp_path / "out")
+    text = sample_text(run.folder, prompt="ab", tokens=20, seed=7)
+    assert sample_text(written, prompt="ab", tokens=20, seed=7) == text
+    assert sample_text(tmp_path / "out", prompt="ab", tokens=20, seed=7) == text
+    assert read_run(written).encode() == run.manifest.encode()
+
+
+def test_torch_has_one_thread_while_the_model_writes_and_its_own_number_afterwards(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, before, seen = make_run(), torch.get_num_threads(), list[int]()
+
+    def generate(*_: object, **__: object) -> bytes:
+        seen.append(torch.get_num_threads())
+        if len(seen) == 2:
+            raise ValueError("it stopped writing")
+        return b"!"
+
+    monkeypatch.setattr(Gpt, "generate", generate)
+    torch.set_num_threads(3)
+    try:
+        assert sample_text(run.folder, prompt="a", tokens=1, seed=0) == "a!"
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ValueError, match="stopped"):
+            sample_text(run.folder, prompt="a", tokens=1, seed=0)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "parameters.safetensors", RUN_NAME])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_damaged_checkpoint_writes_nothing_and_is_named_in_one_line(
+    make_run: MakeRun, tmp_path: Path, name: str, is_there: bool
+) -> None:
+    written = save_checkpoint(make_run().folder, tmp_path / "out")
+    content = bytearray((written / name).read_bytes())
+    (written / name).unlink()
+    if is_there:
+        content[len(content) // 2] ^= 1
+        (written / name).write_bytes(content)
+    with pytest.raises(InputFileError, match=name) as caught:
+        sample_text(tmp_path / "out", prompt="a", tokens=1, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_with_another_runs_settings_is_refused(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run, other = make_run(), make_run(*TINY, "model.width=32")
+    written = save_checkpoint(run.folder, tmp_path / "out")
+    (written / RUN_NAME).write_bytes(other.manifest.encode())
+    with pytest.raises(InputFileError, match="is the manifest of run") as caught:
+        sample_text(written, prompt="a", tokens=1, seed=0)
+    assert run.manifest.run_id.hex()[:8] in str(caught.value)
+
+
+def test_parameters_that_are_not_those_of_the_settings_are_refused(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run, wider = make_run(), make_run(*TINY, "model.width=32")
+    ours, theirs = (read_outer_state(one.folder)[1] for one in (run, wider))
+    forged = CheckpointContent(theirs.parameters, {}, ours.meta)
+    written = write_checkpoint(tmp_path / "out", forged, run=run.manifest.encode())
+    with pytest.raises(InputFileError, match=r"has shape .* as the run's settings say"):
+        sample_text(written, prompt="a", tokens=1, seed=0)
+
+
+def test_a_checkpoint_that_lacks_the_runs_settings_is_completed(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run()
+    written = save_checkpoint(run.folder, tmp_path / "out")
+    (written / RUN_NAME).unlink()
+    assert save_checkpoint(run.folder, tmp_path / "out") == written
+    assert read_run(written).run_id == run.manifest.run_id
+
+
+def test_authors_load_a_checkpoint_into_their_model(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(*CUSTOM, model=Odd())
+    for _ in range(3):
+        run.round()
+    save_checkpoint(run.folder, tmp_path / "out")
+    model, loaded = Odd(), load_checkpoint(tmp_path / "out")
+    assert sorted(loaded) == ["größe", "nothing", "table"]
+    assert {value.dtype for value in loaded.values()} == {torch.float32}
+    assert model.load_state_dict(loaded, strict=False).unexpected_keys == []
+    for name, value in run.expected()[0].items():
+        assert model.get_parameter(name).detach().numpy().tobytes() == value.tobytes()
+
+
 def test_models_that_write_no_bytes_are_named(make_run: MakeRun) -> None:
-    with pytest.raises(ConfigError, match="a model of its own"):
+    with pytest.raises(ConfigError, match=r"a model of its own.*runnel\.load_checkpoint"):
         sample_text(make_run(*CUSTOM, model=Odd()).folder, prompt="a", tokens=1, seed=0)
     with pytest.raises(ConfigError, match="300 tokens"):
         sample_text(make_run(*TINY, "model.vocab=300").folder, prompt="a", tokens=1, seed=0)
@@ -423,7 +538,7 @@ def test_all_members_of_a_run_that_is_over_write_the_same_checkpoint_once(
 def test_a_last_checkpoint_that_cannot_be_written_is_a_warning(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> Path:
+    def full(*_: object, **__: object) -> Path:
         raise StorageError("cannot write a checkpoint: no space left; free some space")
 
     monkeypatch.setattr(last_checkpoint, "write_checkpoint", full)

@@ -75,6 +75,21 @@ def test_a_founder_among_the_members_counts_once(tmp_path: Path, runtime: Runtim
     assert parts.manifest.genesis.members == tuple(sorted([me, OTHERS[0]]))
 
 
+def test_a_run_is_not_founded_on_values_that_are_not_finite(
+    tmp_path: Path, runtime: Runtime
+) -> None:
+    entrance, model = entrance_to(local(*SETTINGS, home=tmp_path), runtime), nn.Linear(3, 2)
+    with torch.no_grad():
+        model.bias[1] = torch.inf
+    try:
+        with pytest.raises(ConfigError, match="a run cannot start from this model: bias") as caught:
+            assemble(entrance, model)
+    finally:
+        entrance.lock.close()
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("runs/*"))
+
+
 def test_more_founders_than_the_run_takes_are_refused(tmp_path: Path, runtime: Runtime) -> None:
     place = local(*SETTINGS, "rounds.max_members=3", home=tmp_path, members=OTHERS)
     with pytest.raises(ConfigError, match=r"4 members and rounds\.max_members is 3"):

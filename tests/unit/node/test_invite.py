@@ -13,7 +13,7 @@ from runnel.dht.identity import Identity, null_peer_id, to_base58
 from runnel.dht.wire import pack, unpack
 from runnel.errors import ConfigError, PeerError
 from runnel.hashing import digest
-from runnel.node.invite import MAX_ADDRESSES, Invite
+from runnel.node.invite import MAX_ADDRESSES, PREFIX, Invite
 from runnel.node.ticket import MAX_TICKET_BYTES, Ticket
 from runnel.types import PeerId
 
@@ -158,6 +158,15 @@ def test_an_invite_of_a_newer_version_asks_for_an_upgrade() -> None:
     changed = bytes([payload[0] & 0x0F | 0x20]) + payload[1:-2]
     said = refusal(encoded(changed + digest(changed)[:2]))
     assert said.startswith("this invite is made for a newer runnel (format 2, this one reads 1)")
+
+
+@pytest.mark.parametrize("first", ["A", "Z", "_"])
+def test_a_wrong_first_character_is_no_newer_version(first: str) -> None:
+    place = len(PREFIX)
+    assert INVITE_TEXT[place] != first
+    mistyped = INVITE_TEXT[:place] + first + INVITE_TEXT[place + 1 :]
+    assert "wrong character" in refusal(mistyped)
+    assert "wrong character (its length would be" in refusal("runnel:abcdef")
 
 
 @given(st.binary(max_size=300))

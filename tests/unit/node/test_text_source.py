@@ -237,6 +237,7 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_not_the_text(
 
 
 def entrance_of(spec: RunSpec, root: Digest | None, folder: Path, runtime: Any = None) -> Entrance:
+    """To a run whose owner is on this machine, as `ME`."""
     genesis = SimpleNamespace(data_root=root)
     manifest = None if root is None else SimpleNamespace(genesis=genesis, spec=spec)
     place = Local(spec=spec, machine=MachineConfig.at(folder))
@@ -245,7 +246,8 @@ def entrance_of(spec: RunSpec, root: Digest | None, folder: Path, runtime: Any =
         place=place,
         folder=lambda: folder,
         runtime=runtime,
-        network=SimpleNamespace(transport=None),
+        network=SimpleNamespace(transport=MemoryTransport(MemoryNetwork(seed=1), ME)),
+        identity=SimpleNamespace(peer_id=ME),
     )
     return cast("Entrance", fake)
 
@@ -259,6 +261,21 @@ def spec_of(text: str) -> RunSpec:
 
 async def nobody() -> Sequence[PeerId]:
     return ()
+
+
+async def unasked() -> Sequence[PeerId]:
+    raise AssertionError("nobody can have the text")
+
+
+def fetch_into(folder: Path) -> None:
+    """Leaves the run's text in `folder`, as an earlier fetch does."""
+
+    async def main() -> None:
+        swarm = Swarm(folder)
+        await swarm.serve(full())
+        await swarm.fetch()
+
+    run(main)
 
 
 def test_who_founds_a_run_brings_its_text(tmp_path: Path) -> None:
@@ -293,6 +310,7 @@ def test_any_other_text_is_fetched_into_the_runs_folder(
         assert wanted.folder == tmp_path / "text"
         return CORPUS
 
+    monkeypatch.setattr(text_source, "last_members", lambda *_: (ME, null_peer_id(1)))
     monkeypatch.setattr(text_source, "stdlib_corpus", library)
     monkeypatch.setattr(text_source, "fetch_corpus", fetched)
     monkeypatch.chdir(tmp_path)
@@ -302,6 +320,45 @@ def test_any_other_text_is_fetched_into_the_runs_folder(
     with Runtime() as runtime:
         away = entrance_of(spec, CORPUS.root, tmp_path, runtime)
         assert corpus_of_run(away, None, nobody, threading.Event()) is CORPUS
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_sole_owner_whose_text_has_changed_hears_of_it_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """Unless an earlier fetch left the run's text in its folder."""
+    monkeypatch.setattr(text_source, "last_members", lambda *_: (ME,))
+    spec, changed = spec_of("mine.txt"), cut_corpus(TEXT[::-1], max_chunk_bytes=16 * 1024)
+    if kept:
+        fetch_into(tmp_path / "text")
+    with Runtime() as runtime:
+        here = entrance_of(spec, CORPUS.root, tmp_path, runtime)
+        if kept:
+            assert corpus_of_run(here, changed, unasked, threading.Event()) == CORPUS
+            return
+        with pytest.raises(InputFileError, match=r"mine\.txt is not the one .*restore the file"):
+            corpus_of_run(here, changed, unasked, threading.Event())
+
+
+@pytest.mark.parametrize("known", ["another member", "no state"])
+def test_an_owner_whose_text_has_changed_asks_the_members_it_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str
+) -> None:
+    def members(*_: object) -> tuple[PeerId, ...]:
+        if known == "no state":
+            raise InputFileError("holds no saved state")
+        return (ME, null_peer_id(1))
+
+    async def fetched(_: object, wanted: TextRequest) -> Corpus:
+        assert wanted.patience_s > 60
+        return CORPUS
+
+    monkeypatch.setattr(text_source, "last_members", members)
+    monkeypatch.setattr(text_source, "fetch_corpus", fetched)
+    changed = cut_corpus(TEXT[::-1], max_chunk_bytes=16 * 1024)
+    with Runtime() as runtime:
+        here = entrance_of(spec_of("mine.txt"), CORPUS.root, tmp_path, runtime)
+        assert corpus_of_run(here, changed, nobody, threading.Event()) is CORPUS
 
 
 def test_an_interrupt_ends_the_wait_for_a_text(

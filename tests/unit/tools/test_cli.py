@@ -290,6 +290,23 @@ def test_sample_and_checkpoint_get_the_folder_of_the_run(
     ]
 
 
+def test_new_needs_the_name_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    code, [line] = failure(capsys, "new", "a", "--out", "")
+    assert code == 2
+    assert "expected the path of a file to write" in line
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "latest"])
+def test_sample_takes_a_folder_that_checkpoint_wrote(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "demo-checkpoint").mkdir()
+    (tmp_path / "demo-checkpoint" / name).touch()
+    monkeypatch.setattr(cli_run, "sample_text", lambda folder, **_: f"from {folder.name}")
+    assert main(["sample", str(tmp_path / "demo-checkpoint")]) == 0
+    assert capsys.readouterr().out == "from demo-checkpoint\n"
+
+
 def test_of_several_runs_one_must_be_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -47,7 +47,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
         (["--model", "gpt:layers"], 2, "--model has 'layers'"),
         (["--model", "gpt:layers=²"], 2, "--model has"),
         (["--model", "gpt:width=33"], 2, "model.width is 33"),
-        (["--seed", "-1"], 2, "run.seed is -1"),
+        (["--seed", "-1"], 2, "--seed is -1, expected 0 to"),
         (["--text", "missing.txt"], 3, "missing.txt"),
         (["--bogus"], 2, "--bogus"),
         (["stray"], 2, "stray"),
