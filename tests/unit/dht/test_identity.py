@@ -158,7 +158,9 @@ def test_signatures_bind_peer_and_message(null: bool) -> None:
     assert not other.verify(one.peer_id, b"message", signature[:-1] + bytes([signature[-1] ^ 1]))
 
 
-@pytest.mark.parametrize("signer", [Identity.generate(), NullSigner(null_peer_id(1))])
+@pytest.mark.parametrize(
+    "signer", [Identity.generate(), NullSigner(null_peer_id(1))], ids=["key", "null"]
+)
 @given(peer=st.binary(max_size=50), signature=st.binary(max_size=80))
 def test_verifying_rubbish_is_false_and_never_raises(
     signer: Signer, peer: bytes, signature: bytes

@@ -19,15 +19,14 @@ def expect_rounds_only(world: SlowWorld, at_least: int) -> None:
     assert all(len(record.view) == world.count for record in world.path())
 
 
-@pytest.mark.parametrize("share_s", [2.0, 8.0, STALL_S - 1, STALL_S + 5, 3 * STALL_S])
+@pytest.mark.parametrize("share_s", [8.0, STALL_S - 1, 3 * STALL_S])
 def test_steps_may_take_as_long_as_they_like(share_s: float) -> None:
     world = SlowWorld(4, share_s=share_s).run_until(12 * share_s)
     expect_rounds_only(world, at_least=8)
 
 
-@pytest.mark.parametrize("work_s", [0.5, 1.5])
-def test_slow_arithmetic_is_learned_from(work_s: float) -> None:
-    world = SlowWorld(4, share_s=2.0, work_s=work_s).run_until(300)
+def test_slow_arithmetic_is_learned_from() -> None:
+    world = SlowWorld(4, share_s=2.0, work_s=1.5).run_until(240)
     late = world.path()[-20:]
     assert all(record.kind is RecordKind.ROUND for record in late)
 
