@@ -153,7 +153,9 @@ class Inbox:
         if commitment.peer in place.commits:
             return
         place.commits[commitment.peer] = commitment
-        self._state.news.add(place.key.number)
+        state = self._state
+        state.members.hear_of_leavers(commitment.leaves, state.chain.head.view)
+        state.news.add(place.key.number)
         if place.half_at is not None:
             self._state.deadlines.commits.arrived(now - place.half_at)
         elif 2 * len(place.commits) >= len(place.voters):

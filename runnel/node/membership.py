@@ -32,6 +32,7 @@ class Membership:
         self._heard: dict[PeerId, tuple[float, int]] = {}
         self._wishes: dict[PeerId, tuple[float, bytes]] = {}
         self._goodbyes: dict[PeerId, float] = {}
+        self._left: dict[PeerId, None] = {}
         self._waiting: dict[PeerId, tuple[float, int]] = {}
 
     def hear(self, peer: PeerId, now: float, number: int) -> None:
@@ -45,6 +46,7 @@ class Membership:
     def wish(self, peer: PeerId, ticket: bytes, now: float) -> None:
         """Notes that `peer` asks to join and is fit to; an earlier goodbye is over."""
         self._goodbyes.pop(peer, None)
+        self._left.pop(peer, None)
         self._wishes[peer] = (now, ticket)
 
     def goodbye(self, peer: PeerId, now: float) -> None:
@@ -52,9 +54,15 @@ class Membership:
         self._wishes.pop(peer, None)
         self._goodbyes[peer] = now
 
+    def hear_of_leavers(self, leavers: Iterable[PeerId], view: Collection[PeerId]) -> None:
+        """Notes members that a commitment names as leaving; one that says so itself need not be heard here."""
+        self._left |= dict.fromkeys(peer for peer in leavers if peer in view)
+        while len(self._left) > 2 * MAX_MEMBERS:
+            del self._left[next(iter(self._left))]
+
     def said_goodbye(self, peer: PeerId) -> bool:
-        """Whether `peer` ever said that it leaves."""
-        return peer in self._goodbyes
+        """Whether `peer` said that it leaves, to this peer or in a commitment."""
+        return peer in self._goodbyes or peer in self._left
 
     def joins(self, view: Sequence[PeerId], now: float) -> tuple[JoinRequest, ...]:
         """Candidates to name in a commitment."""

@@ -68,6 +68,18 @@ def test_a_newcomer_that_contributes_nothing_is_unheard_in_the_end() -> None:
     assert seen.unheard((A, B), (B,), now, number) == ()  # and begins anew
 
 
+def test_who_leaves_may_be_known_from_commitments_alone() -> None:
+    seen = Membership(A, now=0.0, number=0)
+    seen.hear_of_leavers([B, E], (A, B, C))
+    seen.hear_of_leavers([], (A, B, C))
+    assert seen.said_goodbye(B)
+    assert not seen.said_goodbye(C)
+    assert not seen.said_goodbye(E)  # no member: whoever names it, nothing is kept
+    assert seen.leaves((A, B, C), 1.0) == ()  # it is not for this peer to repeat
+    seen.wish(B, b"ticket", 2.0)
+    assert not seen.said_goodbye(B)
+
+
 def test_who_was_never_heard_counts_from_our_start() -> None:
     seen = Membership(A, now=100.0, number=50)
     assert seen.unheard((A, B), (), 100.0 + ABSENT_S + 1, 51 + ABSENT_ROUNDS) == (B,)
