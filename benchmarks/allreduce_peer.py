@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import answer_commands
+from benchmarks.processes import answer_calls
 
 
 def main(arguments: list[str]) -> int:
@@ -18,9 +18,6 @@ def main(arguments: list[str]) -> int:
         level=os.environ.get("RUNNEL_LOG", "WARNING").upper(),
         format="%(relativeCreated)d %(threadName)s %(name)s %(message)s",
     )
-    # what a library prints must not land between the answers
-    sink = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     peer: Any
     if side == "runnel":
         from benchmarks.allreduce_runnel import RunnelPeer
@@ -30,13 +27,7 @@ def main(arguments: list[str]) -> int:
         from benchmarks.allreduce_hivemind import HivemindPeer
 
         peer = HivemindPeer(int(index), Path(folder))
-
-    def handle(command: Any) -> dict[str, Any]:
-        options = dict(command)
-        answer: dict[str, Any] = getattr(peer, options.pop("do"))(**options)
-        return answer
-
-    answer_commands(handle, sys.stdin, sink)
+    answer_calls(peer)
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.processes import answer_commands
+from benchmarks.processes import answer_calls
 from runnel.errors import BugError
 from runnel.node.place import invited, local
 from runnel.node.session import Peer
@@ -88,17 +88,7 @@ def main(arguments: list[str]) -> int:
     """``HOME LAYERS``."""
     home, layers = arguments
     logging.basicConfig(level=os.environ.get("RUNNEL_LOG", "WARNING").upper())
-    # what a library prints must not land between the answers
-    sink = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    trainer = FootprintTrainer(Path(home), int(layers))
-
-    def handle(command: Any) -> dict[str, Any]:
-        options = dict(command)
-        answer: dict[str, Any] = getattr(trainer, options.pop("do"))(**options)
-        return answer
-
-    answer_commands(handle, sys.stdin, sink)
+    answer_calls(FootprintTrainer(Path(home), int(layers)))
     return 0
 
 

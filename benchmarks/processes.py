@@ -100,6 +100,22 @@ class Children:
         self.close()
 
 
+def answer_calls(subject: object) -> None:
+    """A child's life: each line of stdin names a method of `subject` under "do", the rest are its arguments.
+
+    What libraries print goes to stderr: it must not land between the answers.
+    """
+    sink = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def handle(command: Command) -> Answer:
+        options = dict(command)
+        answer: Answer = getattr(subject, options.pop("do"))(**options)
+        return answer
+
+    answer_commands(handle, sys.stdin, sink)
+
+
 def answer_commands(handle: Callable[[Command], Answer], source: IO[str], sink: IO[str]) -> None:
     """A child's life: answers each line of `source` on `sink` until there are no more."""
     for line in source:
