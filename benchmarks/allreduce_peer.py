@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from benchmarks.processes import answer_calls
 
@@ -18,17 +17,19 @@ def main(arguments: list[str]) -> int:
         level=os.environ.get("RUNNEL_LOG", "WARNING").upper(),
         format="%(relativeCreated)d %(threadName)s %(name)s %(message)s",
     )
-    peer: Any
+    answer_calls(lambda: _peer(side, int(index), Path(folder)))
+    return 0
+
+
+def _peer(side: str, index: int, folder: Path) -> object:
+    """One side's peer; neither loads the other's libraries."""
     if side == "runnel":
         from benchmarks.allreduce_runnel import RunnelPeer
 
-        peer = RunnelPeer(int(index), Path(folder))
-    else:
-        from benchmarks.allreduce_hivemind import HivemindPeer
+        return RunnelPeer(index, folder)
+    from benchmarks.allreduce_hivemind import HivemindPeer
 
-        peer = HivemindPeer(int(index), Path(folder))
-    answer_calls(peer)
-    return 0
+    return HivemindPeer(index, folder)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
     """``HOME LAYERS``."""
     home, layers = arguments
     logging.basicConfig(level=os.environ.get("RUNNEL_LOG", "WARNING").upper())
-    answer_calls(FootprintTrainer(Path(home), int(layers)))
+    answer_calls(lambda: FootprintTrainer(Path(home), int(layers)))
     return 0
 
 

@@ -100,13 +100,14 @@ class Children:
         self.close()
 
 
-def answer_calls(subject: object) -> None:
-    """A child's life: each line of stdin names a method of `subject` under "do", the rest are its arguments.
+def answer_calls(make: Callable[[], object]) -> None:
+    """A child's life: each line of stdin names a method of what `make` gives under "do", and its arguments.
 
-    What libraries print goes to stderr: it must not land between the answers.
+    What libraries print, also while they are loaded, goes to stderr: it must not land between the answers.
     """
     sink = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    subject = make()
 
     def handle(command: Command) -> Answer:
         options = dict(command)
