@@ -1,7 +1,7 @@
 """The outer store with its disk: one peer's state through contributions, results and records.
 
 Runs in the codec thread. Contributions are kept before they are committed to, results before they are
-voted on; shared state, residual and head change in one write.
+voted on; the head and what leads to its states change in one write (`node/saved_states.py`).
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ class Handed:
 class Encoded:
     """A contribution ready to be committed: payloads and their norms, by slice.
 
-    `unsent` gives what of ``theta - w`` at the hand-over the payloads do not hold (it can be above and
-    below), once, part after part, each overwritten by the next; only before the fragment changes.
+    `unsent` gives ``theta - w`` at the hand-over less what the payloads hold, once, part after part, each
+    overwritten by the next; only before the fragment changes.
     """
 
     payloads: tuple[bytes, ...]
