@@ -44,6 +44,7 @@ class HivemindPeer:
     def __init__(self, index: int, folder: Path) -> None:
         self._index, self._folder = index, folder
         self._clock = SystemClock()
+        self._number = -1
         repair_decoding()
 
     def open(self, *, numel: int, invite: list[str], members: int) -> dict[str, Any]:
@@ -66,8 +67,9 @@ class HivemindPeer:
 
     def prepare(self) -> dict[str, Any]:
         """Puts the vector in place and finds the group."""
+        self._number += 1
         with self._averager.get_tensors() as (tensor,):
-            tensor[:] = torch.from_numpy(vector_of(self._folder, self._index))
+            tensor[:] = torch.from_numpy(vector_of(self._folder, self._index, self._number))
         self._step = self._averager.step(wait=False, require_trigger=True, timeout=_WAIT_S)
         deadline_s = self._clock.monotonic_s() + _WAIT_S
         while self._step.stage is not AveragingStage.AWAITING_TRIGGER:
@@ -89,7 +91,10 @@ class HivemindPeer:
         """How far the result is from the true mean, and a name of its bits."""
         with self._averager.get_tensors() as (tensor,):
             result = tensor.numpy().copy()
-        return {"relative_error": relative_error(self._folder, result), "bits": name_of(result)}
+        return {
+            "relative_error": relative_error(self._folder, result, self._number),
+            "bits": name_of(result),
+        }
 
     def close(self) -> dict[str, Any]:
         """Ends averager and DHT."""

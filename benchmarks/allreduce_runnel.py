@@ -48,7 +48,7 @@ class RunnelPeer:
         self._node: PeerNode | None = None
         self._parts: Assembly | None = None
         self._entrance: Entrance | None = None
-        self._version = 0
+        self._version, self._number = 0, -1
         self._due: HandedOver | None = None
         self._before: Float32 | None = None
 
@@ -91,9 +91,10 @@ class RunnelPeer:
         if not node.mailbox.wait(lambda: bool(node.mailbox.wants()), _WAIT_S):
             raise BugError("no round has opened")
         self._take(node.mailbox.take_merges(lambda _: True))
+        self._number += 1
         share = self._share(node.mailbox.wants()[0])
         share.snapshot[:] += parts.store.residual(0)
-        share.snapshot[:] -= vector_of(self._folder, self._index)
+        share.snapshot[:] -= vector_of(self._folder, self._index, self._number)
         self._before = parts.store.parameters(0).copy()
         self._due = share
         return {}
@@ -122,7 +123,7 @@ class RunnelPeer:
         """How far the result is from the true mean, and a name of its bits."""
         after, before = self._require(self._parts).store.parameters(0), self._require(self._before)
         return {
-            "relative_error": relative_error(self._folder, before - after),
+            "relative_error": relative_error(self._folder, before - after, self._number),
             "bits": name_of(after),
         }
 

@@ -21,18 +21,28 @@ def make_vectors(folder: Path, *, numel: int, peers: int, seed: int) -> None:
     np.save(folder / "mean.npy", total / peers)
 
 
-def vector_of(folder: Path, peer: int) -> Float32:
-    """What `peer` contributes."""
+def vector_of(folder: Path, peer: int, number: int) -> Float32:
+    """What `peer` contributes to round `number`.
+
+    The same direction every time, of another length: were a result equal to an earlier one, peers
+    that name results by their content would have it already.
+    """
     values: Float32 = np.load(folder / f"vector-{peer}.npy")
+    values *= np.float32(_length(number))
     return values
 
 
-def relative_error(folder: Path, result: Float32) -> float:
-    """Euclidean distance of a result from the true mean, over the mean's length."""
+def relative_error(folder: Path, result: Float32, number: int) -> float:
+    """Euclidean distance of the result of round `number` from the true mean, over the mean's length."""
     mean = np.load(folder / "mean.npy")
+    mean *= _length(number)
     return float(np.linalg.norm(result - mean) / np.linalg.norm(mean))
 
 
 def name_of(result: Float32) -> str:
     """Equal for equal bits."""
     return digest(raw(np.ascontiguousarray(result))).hex()
+
+
+def _length(number: int) -> float:
+    return 1 + number / 1024
