@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -77,9 +78,9 @@ def test_fragments_are_within_a_tenth_of_the_mean_or_one_value(
     total = sum(shape.numel for shape in shapes)
     if num_fragments > total:
         return
-    mean = total / num_fragments
+    mean, tolerance = Fraction(total, num_fragments), Fraction(str(TOLERANCE))
     for size in plan_fragments(shapes, num_fragments).sizes:
-        assert abs(size - mean) <= max(TOLERANCE * mean, 1)
+        assert abs(size - mean) <= max(tolerance * mean, Fraction(1))
         assert size > 0
 
 
