@@ -4,7 +4,7 @@
 
     version u8 | kind u8 | length u32, big-endian | tag, 16 bytes | payload, `length` bytes
 
-    DATA    tag = the first 16 bytes of the payload's blake3
+    DATA    tag = xxh3-128 of the payload, big-endian
     ACK     length 0, tag of the DATA that it answers
     REFUSE  length = a `Refusal`, tag of the DATA that it answers
 """
@@ -17,29 +17,25 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from blake3 import blake3
-
 from runnel.errors import PeerError
+from runnel.hashing import CHECKSUM_BYTES, checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from typing_extensions import Buffer
 
-VERSION = 1
-TAG_BYTES = 16
+VERSION = 2
+TAG_BYTES = CHECKSUM_BYTES
 MAX_MESSAGE_BYTES = 2**32 - 1
 """The largest length that a header can name; receivers' own caps are far lower."""
 
 PIECE_BYTES = 256 * 1024
 """The most that is read or written at once."""
 
-HASHED_BYTES = 1024 * 1024
-"""What a receiver hashes at once: smaller pieces take half as long again."""
-
 _HEADER = struct.Struct(f">BBI{TAG_BYTES}s")
 HEADER_BYTES = _HEADER.size
-_HASH_BYTES = 4 * 1024 * 1024  # about a millisecond of hashing: then the loop gets a turn
+_SUMMED_BYTES = 8 * 1024 * 1024  # about a millisecond's work: then the loop gets a turn
 
 
 class Kind(IntEnum):
@@ -93,17 +89,17 @@ class Header:
 
 async def tag_of(views: Sequence[memoryview]) -> bytes:
     """The tag of a payload in parts; gives the loop a turn every few milliseconds."""
-    hasher = blake3()
+    running = checksum()
     since_turn = 0
     for view in views:
-        for start in range(0, view.nbytes, _HASH_BYTES):
-            piece = view[start : start + _HASH_BYTES]
-            if since_turn + piece.nbytes > _HASH_BYTES:
+        for start in range(0, view.nbytes, _SUMMED_BYTES):
+            piece = view[start : start + _SUMMED_BYTES]
+            if since_turn + piece.nbytes > _SUMMED_BYTES:
                 await asyncio.sleep(0)
                 since_turn = 0
-            hasher.update(piece)
+            running.update(piece)
             since_turn += piece.nbytes
-    return hasher.digest(TAG_BYTES)
+    return running.digest()
 
 
 def batches(header: bytes, views: Sequence[memoryview]) -> Iterator[Sequence[Buffer]]:

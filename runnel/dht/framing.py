@@ -13,14 +13,10 @@ import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from blake3 import blake3
-
 from runnel.dht.frames import (
-    HASHED_BYTES,
     HEADER_BYTES,
     MAX_MESSAGE_BYTES,
     PIECE_BYTES,
-    TAG_BYTES,
     Header,
     Kind,
     Refusal,
@@ -28,6 +24,7 @@ from runnel.dht.frames import (
     tag_of,
 )
 from runnel.errors import PeerError
+from runnel.hashing import checksum
 from runnel.types import short
 
 if TYPE_CHECKING:
@@ -86,7 +83,7 @@ class FramedStream:
     failure, a timeout or a cancellation in the middle of a message the stream is of no use: every
     further call raises ``PeerError("closed")``.
 
-    Costs one pass of hashing per message at each end, and one copy at the receiver beyond what the
+    Costs one pass of summing per message at each end, and one copy at the receiver beyond what the
     byte stream copies itself; parts are never joined.
     """
 
@@ -299,16 +296,12 @@ class FramedStream:
         return Header.decode(data)
 
     async def _read_payload(self, length: int) -> tuple[bytearray, bytes]:
-        payload, hasher, hashed = bytearray(), blake3(), 0
+        payload, running = bytearray(), checksum()
         while len(payload) < length:
-            payload += await self._read(min(PIECE_BYTES, length - len(payload)))
-            if len(payload) - hashed >= HASHED_BYTES or len(payload) == length:
-                with memoryview(
-                    payload
-                ) as view:  # an open view would keep the payload from growing
-                    hasher.update(view[hashed:])
-                hashed = len(payload)
-        return payload, hasher.digest(TAG_BYTES)
+            piece = await self._read(min(PIECE_BYTES, length - len(payload)))
+            running.update(piece)
+            payload += piece
+        return payload, running.digest()
 
     async def _read(self, max_bytes: int) -> bytes:
         data = await self._bytes.read(max_bytes)

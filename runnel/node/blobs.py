@@ -6,10 +6,9 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from blake3 import blake3
-
 from runnel.errors import BugError, InputFileError
-from runnel.node.disk import replace_file, storage_error, sync_directory
+from runnel.hashing import CHECKSUM_BYTES, checksum
+from runnel.node.disk import Stage, replace_file, storage_error, sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -18,11 +17,10 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_HASH_BYTES = 32
 
 
 class BlobFolder:
-    """A folder of blobs. A file is the content and the blake3 hash of its name and content.
+    """A folder of blobs. A file is the content and the checksum of its name and content.
 
     Raises:
         OSError: the folder cannot be made.
@@ -30,6 +28,7 @@ class BlobFolder:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._stage = Stage()
         directory.mkdir(exist_ok=True)
         for leftover in directory.glob("*.tmp"):
             leftover.unlink()
@@ -43,7 +42,7 @@ class BlobFolder:
         """
         path = self.path(name)
         try:
-            replace_file(path, _with_hash(name, parts), large=large)
+            replace_file(path, _with_checksum(name, parts), stage=self._stage if large else None)
         except OSError as error:
             raise storage_error("write", path, error) from error
 
@@ -51,7 +50,7 @@ class BlobFolder:
         """The content under `name`.
 
         Raises:
-            InputFileError: there is none, or its hash is wrong.
+            InputFileError: there is none, or its checksum is wrong.
             StorageError: the disk refused to read.
         """
         return _read(self.path(name), name)
@@ -82,7 +81,7 @@ def read_blob(directory: Path, name: str) -> bytes:
     """The content under `name` in a folder of blobs that another process may be writing to.
 
     Raises:
-        InputFileError: there is none, or its hash is wrong.
+        InputFileError: there is none, or its checksum is wrong.
         StorageError: the disk refused to read.
     """
     return _read(directory / name, name)
@@ -91,27 +90,27 @@ def read_blob(directory: Path, name: str) -> bytes:
 def _read(path: Path, name: str) -> bytes:
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size - _HASH_BYTES
+            size = os.fstat(file.fileno()).st_size - CHECKSUM_BYTES
             content = file.read(max(size, 0))
             suffix = file.read()
     except FileNotFoundError as error:
         raise InputFileError(f"{path} is missing: restore it from a backup") from error
     except OSError as error:
         raise storage_error("read", path, error) from error
-    if size < 0 or _hasher(name).update(content).digest() != suffix:
+    if size < 0 or _checksum(name, content) != suffix:
         raise InputFileError(
-            f"{path} is damaged (its hash is wrong): check the disk, restore the file"
+            f"{path} is damaged (its checksum is wrong): check the disk, restore the file"
         )
     return content
 
 
-def _hasher(name: str) -> blake3:
-    return blake3(name.encode() + b"\0")
+def _checksum(name: str, content: Buffer) -> bytes:
+    return checksum(name.encode(), b"\0", content).digest()
 
 
-def _with_hash(name: str, parts: Iterable[Buffer]) -> Iterator[Buffer]:
-    hasher = _hasher(name)
+def _with_checksum(name: str, parts: Iterable[Buffer]) -> Iterator[Buffer]:
+    running = checksum(name.encode(), b"\0")
     for part in parts:
-        hasher.update(part)
+        running.update(part)
         yield part
-    yield hasher.digest()
+    yield running.digest()

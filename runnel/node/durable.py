@@ -117,7 +117,7 @@ class DurableLog:
         self._blobs.write(name, parts, large=large)
 
     def read_blob(self, name: str) -> bytes:
-        """The bytes stored under `name`, their hash checked.
+        """The bytes stored under `name`, their checksum tested.
 
         Raises:
             InputFileError: there is no such blob, or it is damaged.
@@ -129,7 +129,7 @@ class DurableLog:
         return self._blobs.holds(name)
 
     def blob_path(self, name: str) -> Path:
-        """Where the blob `name` lies: its content starts at byte 0; its hash follows it."""
+        """Where the blob `name` lies: its content starts at byte 0; its checksum follows it."""
         return self._blobs.path(name)
 
     def blob_names(self) -> set[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from blake3 import blake3
+from xxhash import xxh3_128
 
 from runnel.dht.frames import HEADER_BYTES, Header, Kind, Refusal, batches, tag_of
 from runnel.dht.framing import LINGER_S, FramedStream
@@ -60,11 +60,11 @@ def now() -> float:
 
 
 def tag(payload: bytes) -> bytes:
-    return blake3(payload).digest(16)
+    return bytes(xxh3_128(payload).digest())
 
 
 def data(payload: bytes) -> bytes:
-    return b"\x01\x01" + len(payload).to_bytes(4, "big") + tag(payload) + payload
+    return b"\x02\x01" + len(payload).to_bytes(4, "big") + tag(payload) + payload
 
 
 async def read_exactly(raw: MemoryByteStream, size: int) -> bytes:
@@ -88,14 +88,14 @@ def test_a_frame_is_the_bytes_of_the_specification() -> None:
         sending = asyncio.get_running_loop().create_task(
             stream.send(b"he", b"", b"llo", deadline=DEADLINE)
         )
-        expected = b"\x01\x01\x00\x00\x00\x05" + tag(b"hello") + b"hello"
+        expected = b"\x02\x01\x00\x00\x00\x05" + tag(b"hello") + b"hello"
         assert await read_exactly(raw, len(expected)) == expected
-        await raw.write(b"\x01\x02\x00\x00\x00\x00" + tag(b"hello"))
+        await raw.write(b"\x02\x02\x00\x00\x00\x00" + tag(b"hello"))
         await sending
 
         await raw.write(data(b"world"))
         assert await stream.receive(max_bytes=5, deadline=DEADLINE) == b"world"
-        assert await read_exactly(raw, 22) == b"\x01\x02\x00\x00\x00\x00" + tag(b"world")
+        assert await read_exactly(raw, 22) == b"\x02\x02\x00\x00\x00\x00" + tag(b"world")
 
     against_raw(script)
 
@@ -115,7 +115,7 @@ def test_a_changed_payload_is_refused() -> None:
         frame[-1] ^= 1
         await raw.write(frame)
         await fails("hash-mismatch", stream.receive(max_bytes=5, deadline=DEADLINE))
-        assert await read_exactly(raw, 22) == (b"\x01\x03\x00\x00\x00\x02" + tag(b"hello")), (
+        assert await read_exactly(raw, 22) == (b"\x02\x03\x00\x00\x00\x02" + tag(b"hello")), (
             "REFUSE with the reason"
         )
         await fails("closed", stream.receive(max_bytes=5, deadline=DEADLINE))
@@ -128,7 +128,7 @@ def test_a_refusal_arrives_before_the_close() -> None:
         await raw.write(data(bytes(1001)))
         await fails("too-large", stream.receive(max_bytes=1000, deadline=DEADLINE))
         closing = asyncio.get_running_loop().create_task(stream.aclose())
-        assert await read_exactly(raw, 22) == (b"\x01\x03\x00\x00\x00\x01" + tag(bytes(1001)))
+        assert await read_exactly(raw, 22) == (b"\x02\x03\x00\x00\x00\x01" + tag(bytes(1001)))
         await raw.write(bytes(5000))  # still sending: thrown away
         await asyncio.sleep(0.5)
         assert not closing.done()
@@ -140,7 +140,7 @@ def test_a_refusal_arrives_before_the_close() -> None:
 
 def test_an_announced_length_takes_no_memory() -> None:
     async def script(stream: FramedStream, raw: MemoryByteStream) -> None:
-        await raw.write(b"\x01\x01\x40\x00\x00\x00" + bytes(16) + b"just a little")
+        await raw.write(b"\x02\x01\x40\x00\x00\x00" + bytes(16) + b"just a little")
         tracemalloc.start()
         with pytest.raises(TimeoutError):
             await stream.receive(max_bytes=2**31, deadline=now() + 1)
@@ -155,11 +155,12 @@ def test_an_announced_length_takes_no_memory() -> None:
     "header",
     [
         b"\x00\x01\x00\x00\x00\x00" + bytes(16),  # version
-        b"\x02\x01\x00\x00\x00\x00" + bytes(16),
-        b"\x01\x00\x00\x00\x00\x00" + bytes(16),  # kind
-        b"\x01\x04\x00\x00\x00\x00" + bytes(16),
-        b"\x01\x02\x00\x00\x00\x00" + bytes(16),  # an answer to nothing
-        b"\x01\x03\x00\x00\x00\x01" + bytes(16),
+        b"\x01\x01\x00\x00\x00\x00" + bytes(16),
+        b"\x03\x01\x00\x00\x00\x00" + bytes(16),
+        b"\x02\x00\x00\x00\x00\x00" + bytes(16),  # kind
+        b"\x02\x04\x00\x00\x00\x00" + bytes(16),
+        b"\x02\x02\x00\x00\x00\x00" + bytes(16),  # an answer to nothing
+        b"\x02\x03\x00\x00\x00\x01" + bytes(16),
         b"HTTP/1.1 400 Bad Request\r\n"[:22],
     ],
 )
@@ -175,10 +176,10 @@ def test_a_header_that_makes_no_sense_is_malformed(header: bytes) -> None:
 @pytest.mark.parametrize(
     "reply",
     [
-        b"\x01\x02\x00\x00\x00\x00" + bytes(16),  # the tag of something else
-        b"\x01\x03\x00\x00\x00\x01" + bytes(16),
-        b"\x01\x02\x00\x00\x00\x01" + tag(b"hello"),  # an acknowledgement has no length
-        b"\x01\x03\x00\x00\x00\x63" + tag(b"hello"),  # no such reason
+        b"\x02\x02\x00\x00\x00\x00" + bytes(16),  # the tag of something else
+        b"\x02\x03\x00\x00\x00\x01" + bytes(16),
+        b"\x02\x02\x00\x00\x00\x01" + tag(b"hello"),  # an acknowledgement has no length
+        b"\x02\x03\x00\x00\x00\x63" + tag(b"hello"),  # no such reason
     ],
 )
 def test_an_answer_that_makes_no_sense_is_malformed(reply: bytes) -> None:
@@ -245,7 +246,7 @@ def test_lingering_is_bounded() -> None:
 
 def test_an_end_that_read_last_closes_at_once() -> None:
     async def script(stream: FramedStream, raw: MemoryByteStream) -> None:
-        await raw.write(b"\x01\x02\x00\x00\x00\x00" + tag(b"hello"))
+        await raw.write(b"\x02\x02\x00\x00\x00\x00" + tag(b"hello"))
         await stream.send(b"hello", deadline=DEADLINE)
         start = now()
         await stream.aclose()
@@ -304,7 +305,7 @@ def test_waiting_for_ones_turn_to_send_spoils_nothing() -> None:
         await asyncio.sleep(0)
         with pytest.raises(TimeoutError):
             await stream.send(b"impatient", deadline=now() + 1)
-        await raw.write(b"\x01\x02\x00\x00\x00\x00" + tag(b"hello"))
+        await raw.write(b"\x02\x02\x00\x00\x00\x00" + tag(b"hello"))
         await first
         await read_exactly(raw, HEADER_BYTES + 5)
 
@@ -346,7 +347,7 @@ def test_a_receiver_hands_answers_to_the_sender() -> None:
         receiving = loop.create_task(stream.receive(max_bytes=10, deadline=DEADLINE))
         await asyncio.sleep(0.1)  # it is at the wire first
         sending = loop.create_task(stream.send(b"hello", deadline=DEADLINE))
-        await raw.write(b"\x01\x02\x00\x00\x00\x00" + tag(b"hello"))
+        await raw.write(b"\x02\x02\x00\x00\x00\x00" + tag(b"hello"))
         await sending
         assert not receiving.done()
         await raw.write(data(b"world"))
@@ -359,7 +360,7 @@ def test_a_sender_leaves_messages_to_the_receiver() -> None:
     async def script(stream: FramedStream, raw: MemoryByteStream) -> None:
         sending = asyncio.get_running_loop().create_task(stream.send(b"hello", deadline=DEADLINE))
         await raw.write(data(b"world"))
-        await raw.write(b"\x01\x02\x00\x00\x00\x00" + tag(b"hello"))
+        await raw.write(b"\x02\x02\x00\x00\x00\x00" + tag(b"hello"))
         await asyncio.sleep(1)
         assert not sending.done(), "the answer is behind a message that nobody has taken"
         assert await stream.receive(max_bytes=10, deadline=DEADLINE) == b"world"
@@ -373,7 +374,7 @@ def test_parts_of_any_contiguous_kind_are_their_bytes() -> None:
         numbers = array.array("f", [1.0, 2.0])
         empty = memoryview(array.array("f")).cast("B").cast("f")
         expected = numbers.tobytes()
-        await raw.write(b"\x01\x02\x00\x00\x00\x00" + tag(expected))
+        await raw.write(b"\x02\x02\x00\x00\x00\x00" + tag(expected))
         await stream.send(numbers, empty, deadline=DEADLINE)
         assert await read_exactly(raw, HEADER_BYTES + 8) == data(expected)
 
