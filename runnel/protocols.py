@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -136,6 +136,26 @@ class Codec(Protocol):
         """
         ...
 
+    def encode_parts(self, parts: Iterable[Float32], numel: int) -> bytes:
+        """The payload of all `parts` one after the other; each is overwritten by what it loses.
+
+        That is done when the next one is asked for, so that a generator can go on with the loss of a
+        part that is still in the processor's cache. All but the last have `runnel.optim.parts.PART`
+        values.
+
+        Raises:
+            ValueError: a value is NaN or infinite.
+        """
+        ...
+
+    def decode_parts(self, payload: Buffer, numel: int) -> Iterator[Float32]:
+        """The payload's values in parts of `runnel.optim.parts.PART`, each overwritten by the next.
+
+        Raises:
+            PeerError: the payload is not exactly one encoding of `numel` values; before the first part.
+        """
+        ...
+
     def decode(self, payload: Buffer, out: Float32) -> None:
         """Overwrites `out` with the payload's values.
 
@@ -187,11 +207,18 @@ class OuterOptimizer(Protocol):
         ...
 
     def step(
-        self, parameters: Float32, momentum: Float32, pseudo_gradient: Float32, *, final: bool
+        self,
+        parameters: Float32,
+        momentum: Float32,
+        pseudo_gradient: Float32,
+        *,
+        final: bool,
+        out: tuple[Float32, Float32] | None = None,
     ) -> None:
-        """Updates `parameters` and `momentum` in place. A `final` step is a plain averaging (no momentum).
+        """Writes the new parameters and momentum to `out`, by default in place.
 
-        Elementwise: a vector may be given in parts.
+        A `final` step is a plain averaging, which leaves the momentum as it is. Elementwise: a vector may
+        be given in parts, and what is written may be what is read.
         """
         ...
 

@@ -1,6 +1,7 @@
 """Compiled arithmetic on single values and sums; `elementwise_reference` says in numpy what it does.
 
-The rules of `blockwise_numba` for compiled code hold here too.
+The rules of `blockwise_numba` for compiled code hold here too, also that of the small buffers: what is
+written may be what is read.
 """
 
 from __future__ import annotations
@@ -138,31 +139,62 @@ def sum_of_squares(values: Float32) -> float:
     return total
 
 
-@njit(types.void(_FLOATS_OUT, _FLOATS_OUT, _FLOATS_IN, types.float32, types.float32), **_COMPILE)
+@njit(
+    types.void(
+        _FLOATS_IN,
+        _FLOATS_IN,
+        _FLOATS_IN,
+        _FLOATS_IN,
+        _FLOATS_OUT,
+        _FLOATS_OUT,
+    ),
+    **_COMPILE,
+)
 def nesterov(
     parameters: Float32,
     momentum: Float32,
     pseudo_gradient: Float32,
-    lr: np.float32,
-    mu: np.float32,
+    factors: Float32,
+    new_parameters: Float32,
+    new_momentum: Float32,
 ) -> None:
     """See `ElementwiseKernels.nesterov`."""
-    for i in range(parameters.size):
-        d = pseudo_gradient[i]
-        b = np.float32(np.float32(mu * momentum[i]) + d)
-        b = np.float32(0) if abs(b) < _NEGLIGIBLE else b
-        momentum[i] = b
-        ahead = np.float32(d + np.float32(mu * b))
-        p = np.float32(parameters[i] - np.float32(lr * ahead))
-        parameters[i] = np.float32(0) if abs(p) < _NEGLIGIBLE else p
+    lr, mu = factors[0], factors[1]
+    moved = np.empty(_CHUNK, np.float32)
+    pushed = np.empty(_CHUNK, np.float32)
+    for start in range(0, parameters.size, _CHUNK):
+        x = parameters[start : start + _CHUNK]
+        v = momentum[start : start + _CHUNK]
+        g = pseudo_gradient[start : start + _CHUNK]
+        for i in range(x.size):
+            d = g[i]
+            b = np.float32(np.float32(mu * v[i]) + d)
+            b = np.float32(0) if abs(b) < _NEGLIGIBLE else b
+            pushed[i] = b
+            ahead = np.float32(d + np.float32(mu * b))
+            p = np.float32(x[i] - np.float32(lr * ahead))
+            moved[i] = np.float32(0) if abs(p) < _NEGLIGIBLE else p
+        new_x = new_parameters[start : start + _CHUNK]
+        new_v = new_momentum[start : start + _CHUNK]
+        for i in range(x.size):
+            new_x[i] = moved[i]
+        for i in range(x.size):
+            new_v[i] = pushed[i]
 
 
-@njit(types.void(_FLOATS_OUT, _FLOATS_IN), **_COMPILE)
-def average(parameters: Float32, pseudo_gradient: Float32) -> None:
+@njit(types.void(_FLOATS_IN, _FLOATS_IN, _FLOATS_OUT), **_COMPILE)
+def average(parameters: Float32, pseudo_gradient: Float32, new_parameters: Float32) -> None:
     """See `ElementwiseKernels.average`."""
-    for i in range(parameters.size):
-        p = np.float32(parameters[i] - pseudo_gradient[i])
-        parameters[i] = np.float32(0) if abs(p) < _NEGLIGIBLE else p
+    moved = np.empty(_CHUNK, np.float32)
+    for start in range(0, parameters.size, _CHUNK):
+        x = parameters[start : start + _CHUNK]
+        g = pseudo_gradient[start : start + _CHUNK]
+        for i in range(x.size):
+            p = np.float32(x[i] - g[i])
+            moved[i] = np.float32(0) if abs(p) < _NEGLIGIBLE else p
+        new_x = new_parameters[start : start + _CHUNK]
+        for i in range(x.size):
+            new_x[i] = moved[i]
 
 
 ELEMENTS = ElementwiseKernels(

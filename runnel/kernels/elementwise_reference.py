@@ -70,20 +70,22 @@ def nesterov(
     parameters: Float32,
     momentum: Float32,
     pseudo_gradient: Float32,
-    lr: np.float32,
-    mu: np.float32,
+    factors: Float32,
+    new_parameters: Float32,
+    new_momentum: Float32,
 ) -> None:
     """See `ElementwiseKernels.nesterov`."""
+    lr, mu = factors[0], factors[1]
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        momentum[:] = _without_negligible(mu * momentum + pseudo_gradient)
-        ahead = pseudo_gradient + mu * momentum
-        parameters[:] = _without_negligible(parameters - lr * ahead)
+        new_momentum[:] = _without_negligible(mu * momentum + pseudo_gradient)
+        ahead = pseudo_gradient + mu * new_momentum
+        new_parameters[:] = _without_negligible(parameters - lr * ahead)
 
 
-def average(parameters: Float32, pseudo_gradient: Float32) -> None:
+def average(parameters: Float32, pseudo_gradient: Float32, new_parameters: Float32) -> None:
     """See `ElementwiseKernels.average`."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        parameters[:] = _without_negligible(parameters - pseudo_gradient)
+        new_parameters[:] = _without_negligible(parameters - pseudo_gradient)
 
 
 def _without_negligible(values: npt.NDArray[Any]) -> Float32:

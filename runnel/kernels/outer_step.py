@@ -17,15 +17,15 @@ from runnel.kernels.signatures import Float32
 
 
 def nesterov_step(
-    parameters: Float32,
-    momentum: Float32,
+    state: tuple[Float32, Float32],
     pseudo_gradient: Float32,
+    after: tuple[Float32, Float32],
     *,
     lr: float,
     mu: float,
     by: str | None = None,
 ) -> None:
-    """Updates `parameters` and `momentum` in place, in one pass.
+    """Writes new parameters and momentum to `after`, in one pass.
 
     With d the pseudo-gradient, b the momentum, `lr` and `mu` rounded to float32 first, per value::
 
@@ -40,9 +40,9 @@ def nesterov_step(
     of operations and the threshold are ours.
 
     Args:
-        parameters: float32 [values], the outer parameters of a fragment.
-        momentum: float32 [values].
+        state: outer parameters and momentum of a fragment, float32 [values] each.
         pseudo_gradient: float32 [values], finite.
+        after: like `state`, which it may be.
         lr: outer learning rate.
         mu: momentum factor.
         by: forces an implementation.
@@ -50,20 +50,24 @@ def nesterov_step(
     Raises:
         ValueError: the arrays are not contiguous float32 vectors of one size.
     """
-    size = parameters.size
-    require_vector(parameters, "parameters", write=True)
-    require_vector(momentum, "momentum", size=size, write=True)
+    size = state[0].size
+    for name, old, new in zip(("parameters", "momentum"), state, after, strict=True):
+        require_vector(old, name, size=size)
+        require_vector(new, f"new {name}", size=size, write=True)
     require_vector(pseudo_gradient, "pseudo_gradient", size=size)
     step = implementation(by).elements.nesterov
-    step(parameters, momentum, pseudo_gradient, np.float32(lr), np.float32(mu))
+    step(*state, pseudo_gradient, np.array([lr, mu], np.float32), *after)
 
 
-def averaging_step(parameters: Float32, pseudo_gradient: Float32, *, by: str | None = None) -> None:
-    """``parameters = parameters - pseudo_gradient`` in place; below 2^-100 becomes +0.
+def averaging_step(
+    parameters: Float32, pseudo_gradient: Float32, after: Float32, *, by: str | None = None
+) -> None:
+    """``after = parameters - pseudo_gradient``; below 2^-100 becomes +0. `after` may be `parameters`.
 
     Raises:
         ValueError: the arrays are not contiguous float32 vectors of one size.
     """
-    require_vector(parameters, "parameters", write=True)
+    require_vector(parameters, "parameters")
     require_vector(pseudo_gradient, "pseudo_gradient", size=parameters.size)
-    implementation(by).elements.average(parameters, pseudo_gradient)
+    require_vector(after, "new parameters", size=parameters.size, write=True)
+    implementation(by).elements.average(parameters, pseudo_gradient, after)

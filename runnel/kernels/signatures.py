@@ -76,11 +76,12 @@ class ElementwiseKernels:
     sum_of_squares: Callable[[Float32], float]
     """``(values)``: in float64, over 64 lanes in a fixed order; see `statistics.sum_of_squares`."""
 
-    nesterov: Callable[[Float32, Float32, Float32, np.float32, np.float32], None]
-    """``(parameters, momentum, pseudo_gradient, lr, mu)``: see `outer_step.nesterov_step`."""
+    nesterov: Callable[[Float32, Float32, Float32, Float32, Float32, Float32], None]
+    """``(parameters, momentum, pseudo_gradient, [lr, mu], new_parameters, new_momentum)``: see
+    `outer_step.nesterov_step`."""
 
-    average: Callable[[Float32, Float32], None]
-    """``(parameters, pseudo_gradient)``: see `outer_step.averaging_step`."""
+    average: Callable[[Float32, Float32, Float32], None]
+    """``(parameters, pseudo_gradient, new_parameters)``: see `outer_step.averaging_step`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ that no key names are left over from a crash and are removed when states are pin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
@@ -18,7 +18,7 @@ from runnel.errors import InputFileError, PeerError
 from runnel.hashing import digest, merkle_path, merkle_root
 from runnel.node.actions import RoundKey
 from runnel.node.storage_keys import Updates
-from runnel.optim.stepping import parts_of
+from runnel.optim.parts import parts_of
 from runnel.optim.store import Array, Bounds
 from runnel.protocols import Codec, Float32
 from runnel.types import Digest
@@ -82,17 +82,21 @@ class Contributions:
         self._kept: dict[RoundKey, Contribution | None] = {}
         self._newest: dict[int, RoundKey] = {}
 
-    def keep(self, key: RoundKey, contribution: Contribution, unsent: Iterable[Array]) -> Updates:
-        """Durably keeps a contribution and, given in parts, what of the drift behind it the payloads do not hold.
+    def rounded(self, part: Array) -> bytes:
+        """A part of what the payloads of a contribution do not hold, as it is kept."""
+        return self._codecs.kept.encode(part)
 
-        Returns the keys to write with the commitment.
+    def keep(self, key: RoundKey, contribution: Contribution, unsent: Iterable[bytes]) -> Updates:
+        """Durably keeps a contribution and what of the drift behind it the payloads do not hold.
+
+        `unsent` is `rounded`, slice by slice and part by part. Returns the keys to write with the
+        commitment.
         """
         name = contribution_name(key)
         head = pack([contribution.fragment, [len(payload) for payload in contribution.payloads]])
         size = len(head).to_bytes(4, "big")
         payloads: list[bytes | memoryview] = [size, head, *contribution.payloads]
-        rest = map(self._codecs.kept.encode, unsent)
-        self._disk.write_blob(name, chain(payloads, rest), large=True)
+        self._disk.write_blob(name, chain(payloads, unsent), large=True)
         self._kept[key] = contribution
         self._newest[contribution.fragment] = key
         return {
@@ -139,7 +143,8 @@ class Contributions:
         """What was in the trainer's values behind a contribution, but for the rounding of what was not sent."""
         _, payloads, rest = _parse(self._disk.read_blob(contribution_name(key)))
         drift = np.empty(bounds[-1][1], dtype=np.float32)
-        decode_parts(self._codecs.kept, rest, drift)
+        parts = chain.from_iterable(parts_of(*span) for span in bounds)
+        _read_parts(self._codecs.kept, rest, drift, parts)
         for (low, high), payload in zip(bounds, payloads, strict=True):
             self._codecs.sent.accumulate(payload, 1.0, drift[low:high])
         return drift
@@ -167,7 +172,8 @@ class Results:
         self.forget(root)  # if it was here before
         if loss is not None:
             self._losses[root] = loss
-            head, parts = loss.size.to_bytes(8, "big"), encode_parts(self._codecs.kept, loss)
+            head = loss.size.to_bytes(8, "big")
+            parts = (self._codecs.kept.encode(loss[part]) for part in parts_of(0, loss.size))
             self._disk.write_blob(loss_name(root), chain([head], parts), large=True)
         self._disk.write_blob(result_name(root), [payload], large=True)
         self._kept[root] = payload  # at the end: the oldest are let go of first
@@ -203,7 +209,7 @@ class Results:
             return held
         data = memoryview(self._disk.read_blob(loss_name(root)))
         loss = np.empty(int.from_bytes(data[:8], "big"), dtype=np.float32)
-        decode_parts(self._codecs.kept, data[8:], loss)
+        _read_parts(self._codecs.kept, data[8:], loss, parts_of(0, loss.size))
         return loss
 
     def roots(self) -> set[Digest]:
@@ -254,21 +260,11 @@ def _drift_value(key: RoundKey, included: Sequence[bool]) -> bytes:
     return pack([key.number, key.base, list(included)])
 
 
-def encode_parts(codec: Codec, values: Array) -> Iterator[bytes]:
-    """Encodes values part after part, as `decode_parts` reads them."""
-    for part in parts_of(0, values.size):
-        yield codec.encode(values[part])
-
-
-def decode_parts(codec: Codec, data: bytes | memoryview, out: Array) -> None:
-    """Decodes what was encoded in parts of `runnel.optim.stepping.PART` values.
-
-    Raises:
-        InputFileError: it is not that.
-    """
+def _read_parts(codec: Codec, data: bytes | memoryview, out: Array, parts: Iterable[slice]) -> None:
+    """Decodes what was encoded part by part."""
     view, place = memoryview(data), 0
     try:
-        for part in parts_of(0, out.size):
+        for part in parts:
             size = codec.max_bytes(part.stop - part.start)
             codec.decode(view[place : place + size], out[part])
             place += size

@@ -30,7 +30,7 @@ from runnel.node.storage_keys import HEAD, Updates, restore
 from runnel.optim.codecs import codec_named
 from runnel.optim.fragments import FragmentPlan, ParameterShape, plan_fragments
 from runnel.optim.outer import optimizer_named
-from runnel.optim.stepping import Stepper, longest
+from runnel.optim.stepping import Stepper
 
 if TYPE_CHECKING:
     from runnel.node.chain import Chain
@@ -228,9 +228,8 @@ def _advance(
     for step in steps:
         bounds = slice_bounds(state[0].size, len(step.record.slices))
         payloads = [read(result_name(piece.root)) for piece in step.record.slices]
-        scratch = np.empty(longest(bounds), dtype=np.float32)
         final = step.final and outer.final_averaging
-        stepper.step(state, state, bounds, payloads, scratch=scratch, final=final)
+        stepper.step(state, state, bounds, payloads, final=final)
 
 
 def _empty(plan: FragmentPlan) -> dict[str, Float32]:

@@ -11,17 +11,19 @@ import numpy.typing as npt
 
 from runnel.errors import PeerError
 from runnel.kernels import BlockKernels, Float32, implementation, require_vector
+from runnel.optim.parts import PART, parts_of
 from runnel.optim.payloads import (
     Bytes,
     blank_payload,
     bytes_of,
     factor_of,
+    placed,
     require_encodable,
     require_finite,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from typing_extensions import Buffer
 
@@ -56,6 +58,14 @@ class BlockFormat:
         border = self.count_scales(numel) * self.scale_bytes
         scales = payload[:border].view(np.uint16 if self.scale_bytes == 2 else np.uint8)
         return scales, payload[border:].view(np.uint8 if self.packed else np.int8)
+
+    def range(self, scales: Scales, codes: Codes, place: int, numel: int) -> tuple[Scales, Codes]:
+        """Views of the scales and codes of `numel` values from `place`, which begins a block."""
+        first, border = self.count_scales(place), self.code_bytes(place)
+        return (
+            scales[first : first + self.count_scales(numel)],
+            codes[border : border + self.code_bytes(numel)],
+        )
 
     def padded(self, values: Float32) -> Float32:
         """A copy of the last, short block, with a zero behind it where two codes share a byte."""
@@ -93,9 +103,33 @@ class BlockwiseCodec:
             ValueError: a value is NaN or infinite, or an array is not a float32 vector.
         """
         require_encodable(values, residual)
-        layout, kernels = self._layout, self._kernels
         buffer, payload = blank_payload(self.max_bytes(values.size))
-        scales, codes = layout.split(payload, values.size)
+        self._encode(values, residual, *self._layout.split(payload, values.size))
+        return buffer.getvalue()
+
+    def encode_parts(self, parts: Iterable[Float32], numel: int) -> bytes:
+        """See `Codec.encode_parts`.
+
+        Raises:
+            ValueError: a value is NaN or infinite, or a part is not a writable float32 vector.
+        """
+        layout = self._layout
+        buffer, payload = blank_payload(self.max_bytes(numel))
+        scales, codes = layout.split(payload, numel)
+        for place, part in placed(parts, numel):
+            self._encode(part, part, *layout.range(scales, codes, place, part.size), place=place)
+        return buffer.getvalue()
+
+    def _encode(
+        self,
+        values: Float32,
+        residual: Float32 | None,
+        scales: Scales,
+        codes: Codes,
+        *,
+        place: int = 0,
+    ) -> None:
+        layout, kernels = self._layout, self._kernels
         whole = values.size // layout.block
         body, codes_body = whole * layout.block, layout.code_bytes(whole * layout.block)
         scratch = np.empty(layout.block, np.float32)
@@ -113,8 +147,20 @@ class BlockwiseCodec:
         if refused >= 0:
             if residual is not None:
                 self._give_back(residual, refused, scales, codes)
-            require_finite(values, self._by)
-        return buffer.getvalue()
+            require_finite(values, self._by, place=place)
+
+    def decode_parts(self, payload: Buffer, numel: int) -> Iterator[Float32]:
+        """See `Codec.decode_parts`.
+
+        Raises:
+            PeerError: not one encoding of `numel` values.
+        """
+        scales, codes = self._checked(payload, numel)
+        held = np.empty(min(PART, numel), np.float32)
+        for part in parts_of(0, numel):
+            out = held[: part.stop - part.start]
+            self._decode(*self._layout.range(scales, codes, part.start, out.size), out)
+            yield out
 
     def decode(self, payload: Buffer, out: Float32) -> None:
         """See `Codec.decode`. A refused payload leaves `out` as it was.
@@ -123,9 +169,12 @@ class BlockwiseCodec:
             PeerError: not one encoding of ``out.size`` values.
             ValueError: `out` is not a writable float32 vector.
         """
-        kernels = self._kernels
-        for codes, scales, part, block in self._parts(payload, out):
-            kernels.decode(codes, scales, part, block)
+        require_vector(out, "out", write=True)
+        self._decode(*self._checked(payload, out.size), out)
+
+    def _decode(self, scales: Scales, codes: Codes, out: Float32) -> None:
+        for some_codes, some_scales, values, block in self._blocks(scales, codes, out):
+            self._kernels.decode(some_codes, some_scales, values, block)
 
     def accumulate(self, payload: Buffer, scale: float, out: Float32) -> None:
         """See `Codec.accumulate`; `scale` is rounded to float32. A refused payload leaves `out` as it was.
@@ -136,9 +185,10 @@ class BlockwiseCodec:
             PeerError: not one encoding of ``out.size`` values.
             ValueError: `scale` is not finite, or `out` is not a writable float32 vector.
         """
-        factor, kernels = factor_of(scale), self._kernels
-        for codes, scales, part, block in self._parts(payload, out):
-            kernels.accumulate(codes, scales, factor, part, block)
+        require_vector(out, "out", write=True)
+        factor = factor_of(scale)
+        for codes, scales, values, block in self._blocks(*self._checked(payload, out.size), out):
+            self._kernels.accumulate(codes, scales, factor, values, block)
 
     def norm(self, payload: Buffer, numel: int) -> float:
         """See `Codec.norm`. One pass over the payload; nothing is decoded.
@@ -162,10 +212,10 @@ class BlockwiseCodec:
     def _kernels(self) -> BlockKernels:
         return implementation(self._by).blocks[self._layout.name]
 
-    def _parts(self, payload: Buffer, out: Float32) -> Iterator[tuple[Codes, Scales, Float32, int]]:
-        """Checks the whole payload, then gives the whole blocks and the short one: codes, scales, out, block."""
-        require_vector(out, "out", write=True)
-        scales, codes = self._checked(payload, out.size)
+    def _blocks(
+        self, scales: Scales, codes: Codes, out: Float32
+    ) -> Iterator[tuple[Codes, Scales, Float32, int]]:
+        """The whole blocks and the short one: codes, scales, where the values go, block."""
         layout = self._layout
         whole = out.size // layout.block
         body, codes_body = whole * layout.block, layout.code_bytes(whole * layout.block)

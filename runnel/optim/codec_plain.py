@@ -17,19 +17,20 @@ from runnel.kernels import (
     require_vector,
     sum_of_squares,
 )
+from runnel.optim.parts import PART, parts_of
 from runnel.optim.payloads import (
     blank_payload,
     bytes_of,
     factor_of,
+    placed,
     require_encodable,
     require_finite,
 )
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from collections.abc import Iterable, Iterator
 
-_PART = 1 << 16
-"""Values decoded at once where only a sum is wanted: they stay in the processor's cache."""
+    from typing_extensions import Buffer
 
 
 class HalfCodec:
@@ -58,6 +59,32 @@ class HalfCodec:
         implementation(self._by).elements.half_encode(values, rest, payload.view(np.uint16))
         return buffer.getvalue()
 
+    def encode_parts(self, parts: Iterable[Float32], numel: int) -> bytes:
+        """See `Codec.encode_parts`.
+
+        Raises:
+            ValueError: a value is NaN or infinite, or a part is not a writable float32 vector.
+        """
+        buffer, payload = blank_payload(self.max_bytes(numel))
+        halves = payload.view(np.uint16)
+        for place, part in placed(parts, numel):
+            require_finite(part, self._by, place=place)
+            out = halves[place : place + part.size]
+            implementation(self._by).elements.half_encode(part, part, out)
+        return buffer.getvalue()
+
+    def decode_parts(self, payload: Buffer, numel: int) -> Iterator[Float32]:
+        """See `Codec.decode_parts`.
+
+        Raises:
+            PeerError: not `numel` finite halves.
+        """
+        halves, held = self._parse(payload, numel), np.empty(min(PART, numel), np.float32)
+        for part in parts_of(0, numel):
+            out = held[: part.stop - part.start]
+            implementation(self._by).elements.half_decode(halves[part], out)
+            yield out
+
     def decode(self, payload: Buffer, out: Float32) -> None:
         """See `Codec.decode`. A refused payload leaves `out` as it was.
 
@@ -85,12 +112,8 @@ class HalfCodec:
         Raises:
             PeerError: not `numel` finite halves.
         """
-        halves, held, total = self._parse(payload, numel), np.empty(_PART, np.float32), 0.0
-        for start in range(0, numel, _PART):
-            part = halves[start : start + _PART]
-            implementation(self._by).elements.half_decode(part, held[: part.size])
-            total += sum_of_squares(held[: part.size], by=self._by)
-        return math.sqrt(total)
+        parts = self.decode_parts(payload, numel)
+        return math.sqrt(sum(sum_of_squares(part, by=self._by) for part in parts))
 
     def _parse(self, payload: Buffer, numel: int) -> npt.NDArray[np.uint16]:
         raw = bytes_of(payload, self.max_bytes(numel), f"fp16, {numel} values")
@@ -125,6 +148,30 @@ class FloatCodec:
         if residual is not None:
             residual.fill(0)
         return payload
+
+    def encode_parts(self, parts: Iterable[Float32], numel: int) -> bytes:
+        """See `Codec.encode_parts`.
+
+        Raises:
+            ValueError: a value is NaN or infinite, or a part is not a writable float32 vector.
+        """
+        buffer, payload = blank_payload(self.max_bytes(numel))
+        values = payload.view(np.float32)
+        for place, part in placed(parts, numel):
+            require_finite(part, self._by, place=place)
+            values[place : place + part.size] = part
+            part.fill(0)
+        return buffer.getvalue()
+
+    def decode_parts(self, payload: Buffer, numel: int) -> Iterator[Float32]:
+        """See `Codec.decode_parts`.
+
+        Raises:
+            PeerError: not `numel` finite values.
+        """
+        values = self._parse(payload, numel)
+        for part in parts_of(0, numel):
+            yield values[part]
 
     def decode(self, payload: Buffer, out: Float32) -> None:
         """See `Codec.decode`. A refused payload leaves `out` as it was.

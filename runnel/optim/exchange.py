@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from runnel.optim.parts import Bounds
 from runnel.protocols import Aggregator, Codec, OuterOptimizer
 from runnel.types import Digest
 
 Array = np.ndarray[Any, Any]
-Bounds = Sequence[tuple[int, int]]
 RootOf = Callable[[Sequence[memoryview]], Digest]
 
 
@@ -48,15 +48,10 @@ class Handed:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A contribution ready to be committed: payloads and their norms, by slice.
-
-    `unsent` gives ``theta - w`` at the hand-over less what the payloads hold, once, part after part, each
-    overwritten by the next; only before the fragment changes.
-    """
+    """A contribution ready to be committed: payloads and their norms, by slice."""
 
     payloads: tuple[bytes, ...]
     norms: tuple[float, ...]
-    unsent: Iterator[Array]
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,17 +42,27 @@ class Nesterov:
         return "nesterov"
 
     def step(
-        self, parameters: Float32, momentum: Float32, pseudo_gradient: Float32, *, final: bool
+        self,
+        parameters: Float32,
+        momentum: Float32,
+        pseudo_gradient: Float32,
+        *,
+        final: bool,
+        out: tuple[Float32, Float32] | None = None,
     ) -> None:
-        """See `OuterOptimizer.step`. A `final` step subtracts the pseudo-gradient and leaves `momentum`.
+        """See `OuterOptimizer.step`. A `final` step subtracts the pseudo-gradient.
 
         Raises:
             ValueError: the arrays are not contiguous float32 vectors of one size.
         """
+        after = (parameters, momentum) if out is None else out
         if final:
-            averaging_step(parameters, pseudo_gradient)
+            averaging_step(parameters, pseudo_gradient, after[0])
+            if after[1] is not momentum:
+                after[1][:] = momentum
         else:
-            nesterov_step(parameters, momentum, pseudo_gradient, lr=self.lr, mu=self.momentum)
+            state = (parameters, momentum)
+            nesterov_step(state, pseudo_gradient, after, lr=self.lr, mu=self.momentum)
 
 
 OUTER_OPTIMIZERS: Mapping[str, Callable[[float, float], OuterOptimizer]] = {"nesterov": Nesterov}

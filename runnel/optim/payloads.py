@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from runnel.errors import PeerError
+from runnel.errors import BugError, PeerError
 from runnel.kernels import Float32, first_non_finite, require_vector
+from runnel.optim.parts import PART
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from typing_extensions import Buffer
 
 _NOTHING = np.empty(0, np.uint8)
@@ -31,17 +34,32 @@ def require_encodable(values: Float32, residual: Float32 | None) -> None:
         require_vector(residual, "residual", size=values.size, write=True)
 
 
-def require_finite(values: Float32, by: str | None) -> None:
-    """Refuses NaN and Inf.
+def placed(parts: Iterable[Float32], numel: int) -> Iterator[tuple[int, Float32]]:
+    """The parts of `numel` values, each with the place of its first one.
+
+    Raises:
+        ValueError: a part is not a float32 vector, or cannot be written.
+    """
+    place = 0
+    for part in parts:
+        require_vector(part, "a part", write=True)
+        if place % PART or part.size > numel - place:
+            raise BugError(f"a part of {part.size} values at {place} of {numel}")
+        yield place, part
+        place += part.size
+    if place != numel:
+        raise BugError(f"parts of {place} values in all, expected {numel}")
+
+
+def require_finite(values: Float32, by: str | None, *, place: int = 0) -> None:
+    """Refuses NaN and Inf; `place` is the number of the first value.
 
     Raises:
         ValueError: naming the first such value.
     """
     index = first_non_finite(values, by=by)
     if index >= 0:
-        raise ValueError(
-            f"value {index} of {values.size} is {values[index]}, expected finite values"
-        )
+        raise ValueError(f"value {place + index} is {values[index]}, expected finite values")
 
 
 def factor_of(scale: float) -> np.float32:

@@ -11,7 +11,7 @@ this peer, ``e <- x - q`` and ``w <- theta' + (w - snapshot)``; if not, ``w <- w
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,6 @@ from runnel.errors import BugError
 from runnel.optim.buffers import BufferPool
 from runnel.optim.exchange import (
     Array,
-    Bounds,
     Encoded,
     Handed,
     Merge,
@@ -29,7 +28,8 @@ from runnel.optim.exchange import (
     RootOf,
     StoreParts,
 )
-from runnel.optim.stepping import PART, Stepper, longest, parts_of
+from runnel.optim.parts import PART, Bounds, parts_of
+from runnel.optim.stepping import Stepper
 from runnel.protocols import Codec
 from runnel.types import Digest
 
@@ -126,11 +126,27 @@ class OuterStore:
         return self._handed.get(key)
 
     def encode(
-        self, key: Hashable, fragment: int, snapshot: Array, *, version: int, bounds: Bounds
+        self,
+        key: Hashable,
+        fragment: int,
+        snapshot: Array,
+        *,
+        version: int,
+        bounds: Bounds,
+        keep: Callable[[Array], object] | None = None,
     ) -> Encoded | None:
         """Encodes what this peer has learned of a fragment, slice by slice; takes over `snapshot`.
 
         None if the trainer has merges to apply first, or has handed over for `key` before.
+
+        Args:
+            key: names the round.
+            fragment: which one.
+            snapshot: the trainer's values.
+            version: how many of its merges the trainer has applied.
+            bounds: the slices.
+            keep: gets ``theta - w`` less what the payloads hold, in order: the parts of each slice, each
+                overwritten by the next.
 
         Raises:
             ValueError: the trainer's values are not finite: its contribution must be withheld.
@@ -139,10 +155,10 @@ class OuterStore:
         if version != own.version or key in self._handed:
             return None
         after = self.take_buffer(snapshot.size)
-        for part in parts_of(0, snapshot.size):
-            np.subtract(own.theta[part], snapshot[part], out=after[part])
-            np.add(own.residual[part], after[part], out=after[part])
-        payloads = tuple(codec.encode(after[low:high], after[low:high]) for low, high in bounds)
+        payloads = tuple(
+            codec.encode_parts(_owing(own, snapshot, after, span, keep), span[1] - span[0])
+            for span in bounds
+        )
         norms = tuple(
             codec.norm(payload, high - low)
             for payload, (low, high) in zip(payloads, bounds, strict=True)
@@ -153,7 +169,7 @@ class OuterStore:
             ):  # of a round of another path: its drift is in this one's
                 earlier.snapshot = earlier.after = None
         self._handed[key] = Handed(fragment, payloads, snapshot, after)
-        return Encoded(payloads, norms, _differences(after, own.residual))
+        return Encoded(payloads, norms)
 
     def forget(self, key: Hashable) -> None:
         """Drops a contribution that no record will include: what it holds is still in ``theta - w``."""
@@ -260,8 +276,7 @@ class OuterStore:
         final: bool,
     ) -> None:
         stepper = Stepper(self._parts.result_codec, self._parts.optimizer)
-        scratch = self.take_buffer(longest(bounds))
-        stepper.step(before, after, bounds, payloads, scratch=scratch, final=final)
+        stepper.step(before, after, bounds, payloads, final=final)
 
     def adopt(self, tag: Hashable, outcome: Outcome) -> Merge:
         """Takes up a decided round: new state, residual, and what the trainer must add. `tag` is prepared."""
@@ -300,9 +315,9 @@ class OuterStore:
         for index, ((low, high), included, loss) in enumerate(rows):
             if included and payloads:
                 decoded = self._decoded(outcome.payloads[index], high - low)
-                owed.append((slice(low, high), sign * decoded))
+                owed.append((slice(low, high), decoded if sign > 0 else -decoded))
             if loss is not None:
-                owed.append((slice(low, high), -sign * loss))
+                owed.append((slice(low, high), loss if sign < 0 else -loss))
         return owed
 
     def _take_out(
@@ -352,10 +367,22 @@ def raw(values: Array) -> memoryview:
     return memoryview(values.data).cast("B")
 
 
-def _differences(values: Array, others: Array) -> Iterator[Array]:
-    held = np.empty(min(PART, values.size), dtype=values.dtype)
-    for part in parts_of(0, values.size):
-        yield np.subtract(values[part], others[part], out=held[: part.stop - part.start])
+def _owing(
+    own: _Fragment,
+    snapshot: Array,
+    after: Array,
+    span: tuple[int, int],
+    keep: Callable[[Array], object] | None,
+) -> Iterator[Array]:
+    """What a slice owes, ``e + (theta - w)``, part after part in `after`; an encoder leaves its loss there."""
+    held = np.empty(min(PART, span[1] - span[0]), dtype=after.dtype)
+    for part in parts_of(*span):
+        owed, earlier = after[part], own.residual[part]
+        np.subtract(own.theta[part], snapshot[part], out=owed)
+        np.add(earlier, owed, out=owed)
+        yield owed
+        if keep is not None:
+            keep(np.subtract(owed, earlier, out=held[: owed.size]))
 
 
 def _loss_factor(share: float) -> float:

@@ -24,6 +24,12 @@ class IntegerCodec:
             residual[:] = values - sent
         return bytes(sent.astype("<i8").tobytes())
 
+    def encode_parts(self, parts: Any, numel: int) -> bytes:
+        return b"".join(self.encode(part, part) for part in parts)
+
+    def decode_parts(self, payload: Any, numel: int) -> Any:
+        return iter([np.frombuffer(payload, "<i8")])
+
     def decode(self, payload: Any, out: Any) -> None:
         out[:] = np.frombuffer(payload, "<i8")
 
@@ -51,14 +57,17 @@ class Subtract:
 
     name = "subtract"
 
-    def step(self, parameters: Any, momentum: Any, pseudo_gradient: Any, *, final: bool) -> None:
-        parameters -= pseudo_gradient
+    def step(
+        self, parameters: Any, momentum: Any, pseudo_gradient: Any, *, final: bool, out: Any = None
+    ) -> None:
+        after = (parameters, momentum) if out is None else out
+        after[0][:], after[1][:] = parameters - pseudo_gradient, momentum
 
 
-def drift_of(encoded: Encoded) -> Any:
+def drift_of(encoded: Encoded, unsent: list[Any]) -> Any:
     """All that was in the trainer's values when it handed over."""
     sent = [np.frombuffer(payload, "<i8") for payload in encoded.payloads]
-    return np.concatenate(sent) + np.concatenate([part.copy() for part in encoded.unsent])
+    return np.concatenate(sent) + np.concatenate(unsent)
 
 
 def integer_parts() -> StoreParts:

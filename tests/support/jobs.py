@@ -82,18 +82,20 @@ class Jobs:
         place = peer.protocol.state.rounds.get(action.key)
         if place is None or place.decided or peer.name in place.commits:
             return
+        unsent: list[Any] = []
         encoded = store.encode(
             action.key,
             fragment,
             peer.w[fragment].copy(),
             version=store.version(fragment),
             bounds=bounds_of(action.num_slices),
+            keep=lambda part: unsent.append(part.copy()),
         )
         if encoded is None:
             return
         peer.disk.payloads[action.key] = encoded.payloads
         peer.disk.pending.add(action.key)
-        peer.disk.in_w[fragment] = drift_of(encoded)
+        peer.disk.in_w[fragment] = drift_of(encoded, unsent)
         world.checks.handed(peer, fragment)
         root = digest(*encoded.payloads)
         handover = act.Handover(action.key, root, encoded.norms, 1, 1, 0.0, 8, {})

@@ -74,11 +74,19 @@ class Ledger:
     def hand_over(self) -> None:
         version = self.store.version(0) - len(self.merges)
         self.rounds += 1
-        given = self.store.encode(self.rounds, 0, self.w.copy(), version=version, bounds=BOUNDS)
+        unsent: list[Any] = []
+        given = self.store.encode(
+            self.rounds,
+            0,
+            self.w.copy(),
+            version=version,
+            bounds=BOUNDS,
+            keep=lambda part: unsent.append(part.copy()),
+        )
         assert (given is None) == bool(self.merges)
         if given is not None:
             self.payloads[self.rounds] = given.payloads
-            self.in_w, self.unsent = drift_of(given), array([0, 0])
+            self.in_w, self.unsent = drift_of(given, unsent), array([0, 0])
 
     def decide(self, which: int, included: Flags, others: Pair, losses: Flags) -> None:
         """A record with or without our open contribution `which`, and with what others sent."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runnel.errors import ConfigError, PeerError
+from runnel.errors import BugError, ConfigError, PeerError
 from runnel.hashing import digest
 from runnel.kernels import Float32
 from runnel.optim.codec_blockwise import BlockwiseCodec
 from runnel.optim.codec_plain import FloatCodec, HalfCodec
 from runnel.optim.codecs import CODECS, E3M0, INT4, INT8, codec_named
+from runnel.optim.parts import PART, parts_of
 from runnel.protocols import Codec
 
 MAKERS: dict[str, Callable[[str | None], Codec]] = {
@@ -125,6 +126,44 @@ def test_the_residual_is_what_decoding_leaves_bit_for_bit(name: str) -> None:
     assert bits(left) == bits(x - back)
     exact = np.abs(x) <= (65504 if name == "fp16" else np.inf)
     assert np.array_equal((left + back)[exact], x[exact])
+
+
+@every_codec
+@pytest.mark.parametrize("size", [0, 1, 700, PART, PART + 3, 2 * PART + 300])
+def test_parts_are_encoded_and_decoded_as_the_whole_is(name: str, size: int) -> None:
+    codec, x = MAKERS[name](None), mixed(size)
+    left, in_parts = np.empty_like(x), np.full_like(x, np.nan)
+    losses = []
+
+    def parts() -> Iterator[Float32]:
+        for part in parts_of(0, size):
+            in_parts[part] = x[part]
+            yield in_parts[part]
+            losses.append(in_parts[part].copy())
+
+    payload = codec.encode(x, left)
+    assert codec.encode_parts(parts(), size) == payload
+    assert bits(in_parts) == bits(left)
+    assert b"".join(map(bits, losses)) == bits(left)
+    back = [part.copy() for part in codec.decode_parts(payload, size)]
+    assert [part.size for part in back] == [p.stop - p.start for p in parts_of(0, size)]
+    assert b"".join(map(bits, back)) == bits(decoded(codec, payload, size))
+
+
+@every_codec
+def test_parts_that_do_not_make_the_whole_are_a_mistake_of_ours(name: str) -> None:
+    codec, zeros = MAKERS[name](None), np.zeros(512, np.float32)
+    for count, numel in ((1, 511), (1, 513), (2, 1024)):
+        with pytest.raises(BugError, match=r"parts? of 512 values"):
+            codec.encode_parts([zeros.copy() for _ in range(count)], numel)
+
+
+@every_codec
+def test_a_value_that_is_not_finite_is_named_by_its_place_among_all_parts(name: str) -> None:
+    codec, whole = MAKERS[name](None), np.zeros(2 * PART, np.float32)
+    whole[PART + 700] = np.inf
+    with pytest.raises(ValueError, match=rf"value {PART + 700} is inf"):
+        codec.encode_parts([whole[part] for part in parts_of(0, whole.size)], whole.size)
 
 
 @every_codec

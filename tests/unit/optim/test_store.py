@@ -144,9 +144,17 @@ def test_a_round_is_handed_over_once() -> None:
 def test_norms_and_drift_are_of_what_is_sent_and_of_what_is_in_the_trainer() -> None:
     store = fresh()
     store.residual(0)[:] = [1, 0]
-    given = store.encode("k", 0, array([-4, 5]), version=0, bounds=BOUNDS)
+    unsent: list[Any] = []
+    given = store.encode(
+        "k",
+        0,
+        array([-4, 5]),
+        version=0,
+        bounds=BOUNDS,
+        keep=lambda part: unsent.append(part.copy()),
+    )
     assert given is not None
-    assert drift_of(given).tolist() == [4, -5]
+    assert drift_of(given, unsent).tolist() == [4, -5]
     assert decoded(given.payloads).tolist() == [4, -6]
     assert given.norms == (4.0, 6.0)
 
