@@ -20,6 +20,7 @@ from runnel.node.manifest_spec import OuterSection
 from runnel.node.rounds import slice_bounds
 from runnel.optim import FragmentPlan, ModelBinding, WindowSchedule
 from runnel.optim.codecs import codec_named
+from runnel.optim.exchange import Payload
 from runnel.optim.outer import optimizer_named
 from runnel.optim.store import Array, Bounds, Encoded, Outcome, OuterStore, StoreParts
 from runnel.types import Digest, short
@@ -47,7 +48,7 @@ class _Result:
     """The only encoding of one slice; `loss` is what it lost, owed by its reducer."""
 
     reducer: int
-    payload: bytes
+    payload: Payload
     loss: Array | None
 
 
@@ -58,7 +59,7 @@ class _Open:
     number: int
     due_step: int
     bounds: Bounds
-    payloads: tuple[tuple[bytes, ...], ...]
+    payloads: tuple[tuple[Payload, ...], ...]
     results: tuple[_Result, ...]
 
 
@@ -161,7 +162,7 @@ class SimulatedRounds:
             raise BugError(f"peer {peer} handed over twice for round {number}")
         return encoded
 
-    def _count(self, reducer: int, payloads: Sequence[bytes], result: bytes) -> None:
+    def _count(self, reducer: int, payloads: Sequence[Payload], result: Payload) -> None:
         for peer, payload in enumerate(payloads):
             if peer == reducer:
                 self.sent_bytes[peer] += (len(payloads) - 1) * len(result)

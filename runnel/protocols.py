@@ -136,12 +136,16 @@ class Codec(Protocol):
         """
         ...
 
-    def encode_parts(self, parts: Iterable[Float32], numel: int) -> bytes:
-        """The payload of all `parts` one after the other; each is overwritten by what it loses.
+    def encode_parts(self, parts: Iterable[Float32], numel: int, out: memoryview) -> memoryview:
+        """The payload of all `parts` one after the other, in `out`; each is overwritten by what it loses.
 
         That is done when the next one is asked for, so that a generator can go on with the loss of a
-        part that is still in the processor's cache. All but the last have `runnel.optim.parts.PART`
-        values.
+        part that is still in the processor's cache.
+
+        Args:
+            parts: all but the last have `runnel.optim.parts.PART` values.
+            numel: values in all.
+            out: where the payload goes: at least `max_bytes`, from a multiple of four bytes on.
 
         Raises:
             ValueError: a value is NaN or infinite.

@@ -6,7 +6,7 @@ that no key names are left over from a crash and are removed when states are pin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
@@ -18,12 +18,15 @@ from runnel.errors import InputFileError, PeerError
 from runnel.hashing import digest, merkle_path, merkle_root
 from runnel.node.actions import RoundKey
 from runnel.node.storage_keys import Updates
-from runnel.optim.parts import parts_of
-from runnel.optim.store import Array, Bounds
+from runnel.optim.exchange import Array, Payload
+from runnel.optim.parts import Bounds, parts_of
 from runnel.protocols import Codec, Float32
 from runnel.types import Digest
 
 _MAX_HEAD_BYTES = 4096
+
+TakeRooms = Callable[[Sequence[int]], list[memoryview]]
+"""Gives memory for payloads of at most these sizes in bytes."""
 
 
 class Disk(Protocol):
@@ -60,11 +63,11 @@ class Contribution:
     """What this peer committed to a round: payloads by slice, with their digests."""
 
     fragment: int
-    payloads: tuple[bytes, ...]
+    payloads: tuple[Payload, ...]
     digests: tuple[Digest, ...]
 
     @staticmethod
-    def of(fragment: int, payloads: tuple[bytes, ...]) -> Contribution:
+    def of(fragment: int, payloads: tuple[Payload, ...]) -> Contribution:
         """Hashes each payload once."""
         return Contribution(fragment, payloads, tuple(digest(payload) for payload in payloads))
 
@@ -72,6 +75,18 @@ class Contribution:
     def root(self) -> Digest:
         """What the commitment names."""
         return merkle_root(self.digests)
+
+
+class Rounding:
+    """What the payloads of a contribution do not hold, encoded to be kept."""
+
+    def __init__(self, codec: Codec, rooms: Iterator[memoryview]) -> None:
+        self._codec, self._rooms = codec, rooms
+        self.kept: list[Payload] = []
+
+    def add(self, part: Array) -> None:
+        """Keeps the next part, which is overwritten."""
+        self.kept.append(self._codec.encode_parts([part], part.size, next(self._rooms)))
 
 
 class Contributions:
@@ -82,20 +97,21 @@ class Contributions:
         self._kept: dict[RoundKey, Contribution | None] = {}
         self._newest: dict[int, RoundKey] = {}
 
-    def rounded(self, part: Array) -> bytes:
-        """A part of what the payloads of a contribution do not hold, as it is kept."""
-        return self._codecs.kept.encode(part)
+    def rounding(self, bounds: Bounds, take_rooms: TakeRooms) -> Rounding:
+        """Takes, part by part, what the payloads of a contribution with these slices do not hold."""
+        kept = self._codecs.kept
+        sizes = [kept.max_bytes(part.stop - part.start) for part in _parts_in(bounds)]
+        return Rounding(kept, iter(take_rooms(sizes)))
 
-    def keep(self, key: RoundKey, contribution: Contribution, unsent: Iterable[bytes]) -> Updates:
+    def keep(self, key: RoundKey, contribution: Contribution, unsent: Iterable[Payload]) -> Updates:
         """Durably keeps a contribution and what of the drift behind it the payloads do not hold.
 
-        `unsent` is `rounded`, slice by slice and part by part. Returns the keys to write with the
-        commitment.
+        `unsent` is what a `rounding` kept. Returns the keys to write with the commitment.
         """
         name = contribution_name(key)
         head = pack([contribution.fragment, [len(payload) for payload in contribution.payloads]])
         size = len(head).to_bytes(4, "big")
-        payloads: list[bytes | memoryview] = [size, head, *contribution.payloads]
+        payloads: list[Payload] = [size, head, *contribution.payloads]
         self._disk.write_blob(name, chain(payloads, unsent), large=True)
         self._kept[key] = contribution
         self._newest[contribution.fragment] = key
@@ -126,7 +142,7 @@ class Contributions:
         """Rounds that have one."""
         return list(self._kept)
 
-    def slice_with_path(self, key: RoundKey, index: int) -> tuple[bytes, tuple[Digest, ...]]:
+    def slice_with_path(self, key: RoundKey, index: int) -> tuple[Payload, tuple[Digest, ...]]:
         """One slice and its Merkle path."""
         contribution = self._kept.get(key) or self._read(key)
         return contribution.payloads[index], merkle_path(contribution.digests, index)
@@ -143,8 +159,7 @@ class Contributions:
         """What was in the trainer's values behind a contribution, but for the rounding of what was not sent."""
         _, payloads, rest = _parse(self._disk.read_blob(contribution_name(key)))
         drift = np.empty(bounds[-1][1], dtype=np.float32)
-        parts = chain.from_iterable(parts_of(*span) for span in bounds)
-        _read_parts(self._codecs.kept, rest, drift, parts)
+        _read_parts(self._codecs.kept, rest, drift, _parts_in(bounds))
         for (low, high), payload in zip(bounds, payloads, strict=True):
             self._codecs.sent.accumulate(payload, 1.0, drift[low:high])
         return drift
@@ -254,6 +269,10 @@ def round_key(rest: str) -> RoundKey:
     """The round that the end of a storage key names: ``NUMBER/BASE``."""
     number, base = rest.split("/")
     return RoundKey(int(number), Digest(bytes.fromhex(base)))
+
+
+def _parts_in(bounds: Bounds) -> Iterator[slice]:
+    return chain.from_iterable(parts_of(*span) for span in bounds)
 
 
 def _drift_value(key: RoundKey, included: Sequence[bool]) -> bytes:

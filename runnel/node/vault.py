@@ -116,14 +116,14 @@ class Vault:
         """
         want = handed.want
         bounds = slice_bounds(self.store.sizes[want.fragment], want.num_slices)
-        unsent: list[bytes] = []
+        rounding = self.contributions.rounding(bounds, self.store.take_rooms)
         encoded = self.store.encode(
             want.key,
             want.fragment,
             handed.snapshot,
             version=handed.version,
             bounds=bounds,
-            keep=lambda part: unsent.append(self.contributions.rounded(part)),
+            keep=rounding.add,
         )
         if encoded is None:
             return None
@@ -133,7 +133,7 @@ class Vault:
                 f"the model moved by more than {MAX_NORM:g}: its training has diverged"
             )
         contribution = Contribution.of(want.fragment, encoded.payloads)
-        updates = self.contributions.keep(want.key, contribution, unsent)
+        updates = self.contributions.keep(want.key, contribution, rounding.kept)
         return Handover(
             want.key,
             contribution.root,

@@ -20,6 +20,7 @@ from runnel.optim.payloads import (
     placed,
     require_encodable,
     require_finite,
+    room_in,
 )
 
 if TYPE_CHECKING:
@@ -107,18 +108,18 @@ class BlockwiseCodec:
         self._encode(values, residual, *self._layout.split(payload, values.size))
         return buffer.getvalue()
 
-    def encode_parts(self, parts: Iterable[Float32], numel: int) -> bytes:
+    def encode_parts(self, parts: Iterable[Float32], numel: int, out: memoryview) -> memoryview:
         """See `Codec.encode_parts`.
 
         Raises:
             ValueError: a value is NaN or infinite, or a part is not a writable float32 vector.
         """
         layout = self._layout
-        buffer, payload = blank_payload(self.max_bytes(numel))
+        room, payload = room_in(out, self.max_bytes(numel))
         scales, codes = layout.split(payload, numel)
         for place, part in placed(parts, numel):
             self._encode(part, part, *layout.range(scales, codes, place, part.size), place=place)
-        return buffer.getvalue()
+        return room
 
     def _encode(
         self,

@@ -25,6 +25,7 @@ from runnel.optim.payloads import (
     placed,
     require_encodable,
     require_finite,
+    room_in,
 )
 
 if TYPE_CHECKING:
@@ -59,19 +60,19 @@ class HalfCodec:
         implementation(self._by).elements.half_encode(values, rest, payload.view(np.uint16))
         return buffer.getvalue()
 
-    def encode_parts(self, parts: Iterable[Float32], numel: int) -> bytes:
+    def encode_parts(self, parts: Iterable[Float32], numel: int, out: memoryview) -> memoryview:
         """See `Codec.encode_parts`.
 
         Raises:
             ValueError: a value is NaN or infinite, or a part is not a writable float32 vector.
         """
-        buffer, payload = blank_payload(self.max_bytes(numel))
+        room, payload = room_in(out, self.max_bytes(numel))
         halves = payload.view(np.uint16)
         for place, part in placed(parts, numel):
             require_finite(part, self._by, place=place)
-            out = halves[place : place + part.size]
-            implementation(self._by).elements.half_encode(part, part, out)
-        return buffer.getvalue()
+            into = halves[place : place + part.size]
+            implementation(self._by).elements.half_encode(part, part, into)
+        return room
 
     def decode_parts(self, payload: Buffer, numel: int) -> Iterator[Float32]:
         """See `Codec.decode_parts`.
@@ -149,19 +150,19 @@ class FloatCodec:
             residual.fill(0)
         return payload
 
-    def encode_parts(self, parts: Iterable[Float32], numel: int) -> bytes:
+    def encode_parts(self, parts: Iterable[Float32], numel: int, out: memoryview) -> memoryview:
         """See `Codec.encode_parts`.
 
         Raises:
             ValueError: a value is NaN or infinite, or a part is not a writable float32 vector.
         """
-        buffer, payload = blank_payload(self.max_bytes(numel))
+        room, payload = room_in(out, self.max_bytes(numel))
         values = payload.view(np.float32)
         for place, part in placed(parts, numel):
             require_finite(part, self._by, place=place)
             values[place : place + part.size] = part
             part.fill(0)
-        return buffer.getvalue()
+        return room
 
     def decode_parts(self, payload: Buffer, numel: int) -> Iterator[Float32]:
         """See `Codec.decode_parts`.

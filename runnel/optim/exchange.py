@@ -13,6 +13,7 @@ from runnel.protocols import Aggregator, Codec, OuterOptimizer
 from runnel.types import Digest
 
 Array = np.ndarray[Any, Any]
+Payload = bytes | memoryview
 RootOf = Callable[[Sequence[memoryview]], Digest]
 
 
@@ -41,7 +42,7 @@ class Handed:
     """
 
     fragment: int
-    payloads: tuple[bytes, ...]
+    payloads: tuple[Payload, ...]
     snapshot: Array | None
     after: Array | None
 
@@ -50,7 +51,7 @@ class Handed:
 class Encoded:
     """A contribution ready to be committed: payloads and their norms, by slice."""
 
-    payloads: tuple[bytes, ...]
+    payloads: tuple[Payload, ...]
     norms: tuple[float, ...]
 
 
@@ -62,7 +63,7 @@ class Reduced:
     nothing and so has no residual to take it.
     """
 
-    payload: bytes
+    payload: Payload
     loss: Array | None
 
 
@@ -77,7 +78,7 @@ class Outcome:
     key: Hashable
     fragment: int
     bounds: Bounds
-    payloads: tuple[bytes, ...]
+    payloads: tuple[Payload, ...]
     included: tuple[bool, ...]
     losses: tuple[Array | None, ...]
     final: bool

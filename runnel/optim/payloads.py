@@ -83,6 +83,15 @@ def blank_payload(size_bytes: int) -> tuple[BytesIO, Bytes]:
     return buffer, np.frombuffer(buffer.getbuffer(), np.uint8) if size_bytes else _NOTHING
 
 
+def room_in(out: memoryview, size_bytes: int) -> tuple[memoryview, Bytes]:
+    """Where a payload goes: the beginning of `out`, to be read by others and to be filled."""
+    room = out[:size_bytes]
+    payload = np.frombuffer(room, np.uint8) if size_bytes else _NOTHING
+    if room.nbytes < size_bytes or payload.ctypes.data % 4:
+        raise BugError(f"{out.nbytes} bytes for a payload of {size_bytes}, or not aligned")
+    return room.toreadonly(), payload
+
+
 def bytes_of(payload: Buffer, expected: int, what: str) -> Bytes:
     """The payload's bytes, not copied.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runnel.optim.exchange import Array
+from runnel.optim.exchange import Array, Payload
 from runnel.optim.parts import Bounds, parts_of
 from runnel.protocols import Codec, OuterOptimizer
 
@@ -22,7 +22,7 @@ class Stepper:
         before: tuple[Array, Array],
         after: tuple[Array, Array],
         bounds: Bounds,
-        payloads: Sequence[bytes | memoryview],
+        payloads: Sequence[Payload],
         *,
         final: bool,
     ) -> None:

@@ -11,8 +11,9 @@ this peer, ``e <- x - q`` and ``w <- theta' + (w - snapshot)``; if not, ``w <- w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
@@ -24,11 +25,13 @@ from runnel.optim.exchange import (
     Handed,
     Merge,
     Outcome,
+    Payload,
     Reduced,
     RootOf,
     StoreParts,
 )
-from runnel.optim.parts import PART, Bounds, parts_of
+from runnel.optim.parts import Bounds
+from runnel.optim.passes import owing, summed
 from runnel.optim.stepping import Stepper
 from runnel.protocols import Codec
 from runnel.types import Digest
@@ -47,11 +50,10 @@ __all__ = [
     "raw",
 ]
 
-_MAX_LOSS_FACTOR = 64.0
-"""A reducer takes back what its encoding lost divided by its own share of the result, at most times this."""
-
 _SPARE_ARRAYS = 4
 """Arrays of a fragment's size that change hands in a round: snapshot, residual, parameters, momentum."""
+
+_ALIGNED_BYTES = 64
 
 _Owed = tuple[slice, Array]
 """Where in a fragment, and what to add to the residual there."""
@@ -77,6 +79,7 @@ class OuterStore:
         dtype = self._fragments[0].theta.dtype
         spare = _SPARE_ARRAYS * max(self.sizes) * dtype.itemsize
         self._buffers = BufferPool(dtype, max_spare_bytes=spare)
+        self._rooms = BufferPool(np.uint8, max_spare_bytes=spare // _SPARE_ARRAYS // 2)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -113,13 +116,22 @@ class OuterStore:
         """The largest result of `numel` values."""
         return self._parts.result_codec.max_bytes(numel)
 
-    def norm_of_result(self, payload: bytes | memoryview, numel: int) -> float:
+    def norm_of_result(self, payload: Payload, numel: int) -> float:
         """The Euclidean norm of a slice of an aggregated pseudo-gradient."""
         return self._parts.result_codec.norm(payload, numel)
 
     def take_buffer(self, numel: int) -> Array:
         """An array to fill, for whoever hands over or restores values; any thread."""
         return self._buffers.take(numel)
+
+    def take_rooms(self, sizes_bytes: Sequence[int]) -> list[memoryview]:
+        """Memory for payloads of at most these sizes; any thread."""
+        ends = list(accumulate(-(-size // _ALIGNED_BYTES) * _ALIGNED_BYTES for size in sizes_bytes))
+        memory = raw(self._rooms.take(ends[-1]))
+        return [
+            memory[start : start + size]
+            for start, size in zip([0, *ends[:-1]], sizes_bytes, strict=True)
+        ]
 
     def handed(self, key: Hashable) -> Handed | None:
         """A contribution whose round is not decided yet."""
@@ -155,9 +167,13 @@ class OuterStore:
         if version != own.version or key in self._handed:
             return None
         after = self.take_buffer(snapshot.size)
+        sizes = [high - low for low, high in bounds]
+        rooms = self.take_rooms([codec.max_bytes(size) for size in sizes])
         payloads = tuple(
-            codec.encode_parts(_owing(own, snapshot, after, span, keep), span[1] - span[0])
-            for span in bounds
+            codec.encode_parts(
+                owing((own.theta, snapshot, own.residual), after, span, keep), size, room
+            )
+            for span, size, room in zip(bounds, sizes, rooms, strict=True)
         )
         norms = tuple(
             codec.norm(payload, high - low)
@@ -176,7 +192,7 @@ class OuterStore:
         self._handed.pop(key, None)
 
     def recall(
-        self, key: Hashable, fragment: int, payloads: tuple[bytes, ...], drift: Array
+        self, key: Hashable, fragment: int, payloads: tuple[Payload, ...], drift: Array
     ) -> None:
         """After a restart: a contribution read back. Its drift joins the residual, as the trainer's is gone."""
         self._fragments[fragment].residual += drift
@@ -194,7 +210,7 @@ class OuterStore:
 
     def reduce(
         self,
-        payloads: Sequence[bytes | memoryview],
+        payloads: Sequence[Payload],
         weights: Array,
         norms: Array,
         *,
@@ -216,18 +232,17 @@ class OuterStore:
         factors = parts.aggregator.coefficients(weights, norms)
         for payload, factor in zip(payloads, factors, strict=True):
             parts.codec.accumulate(payload, factor, total)
-        encoded = parts.result_codec.encode(total, total)
-        if own < 0:
-            return Reduced(encoded, None)
-        total *= total.dtype.type(_loss_factor(factors[own]))
-        return Reduced(encoded, total)
+        share = float(factors[own]) if own >= 0 else 0.0
+        room = self.take_rooms([parts.result_codec.max_bytes(numel)])[0]
+        encoded = parts.result_codec.encode_parts(summed(total, share), numel, room)
+        return Reduced(encoded, total if own >= 0 else None)
 
     def prepare(
         self,
         tag: Hashable,
         fragment: int,
         bounds: Bounds,
-        payloads: Sequence[bytes | memoryview],
+        payloads: Sequence[Payload],
         *,
         final: bool,
     ) -> Digest:
@@ -246,7 +261,7 @@ class OuterStore:
         self,
         state: tuple[Array, Array],
         bounds: Bounds,
-        payloads: Sequence[bytes | memoryview],
+        payloads: Sequence[Payload],
         *,
         final: bool,
     ) -> None:
@@ -271,7 +286,7 @@ class OuterStore:
         before: tuple[Array, Array],
         after: tuple[Array, Array],
         bounds: Bounds,
-        payloads: Sequence[bytes | memoryview],
+        payloads: Sequence[Payload],
         *,
         final: bool,
     ) -> None:
@@ -356,7 +371,7 @@ class OuterStore:
         own.version += 1
         return Merge(fragment, own.version, delta, parameters)
 
-    def _decoded(self, payload: bytes, numel: int) -> Array:
+    def _decoded(self, payload: Payload, numel: int) -> Array:
         values = self.take_buffer(numel)
         self._parts.codec.decode(payload, values)
         return values
@@ -365,28 +380,3 @@ class OuterStore:
 def raw(values: Array) -> memoryview:
     """The bytes of a contiguous array (not a copy)."""
     return memoryview(values.data).cast("B")
-
-
-def _owing(
-    own: _Fragment,
-    snapshot: Array,
-    after: Array,
-    span: tuple[int, int],
-    keep: Callable[[Array], object] | None,
-) -> Iterator[Array]:
-    """What a slice owes, ``e + (theta - w)``, part after part in `after`; an encoder leaves its loss there."""
-    held = np.empty(min(PART, span[1] - span[0]), dtype=after.dtype)
-    for part in parts_of(*span):
-        owed, earlier = after[part], own.residual[part]
-        np.subtract(own.theta[part], snapshot[part], out=owed)
-        np.add(earlier, owed, out=owed)
-        yield owed
-        if keep is not None:
-            keep(np.subtract(owed, earlier, out=held[: owed.size]))
-
-
-def _loss_factor(share: float) -> float:
-    """What the loss of a result is multiplied by to reappear in full when weighted by `share` again."""
-    if share <= 0:
-        return 0.0
-    return min(1.0 / float(share), _MAX_LOSS_FACTOR)

@@ -24,8 +24,10 @@ class IntegerCodec:
             residual[:] = values - sent
         return bytes(sent.astype("<i8").tobytes())
 
-    def encode_parts(self, parts: Any, numel: int) -> bytes:
-        return b"".join(self.encode(part, part) for part in parts)
+    def encode_parts(self, parts: Any, numel: int, out: memoryview) -> memoryview:
+        payload = b"".join(self.encode(part, part) for part in parts)
+        out[: len(payload)] = payload
+        return out[: len(payload)]
 
     def decode_parts(self, payload: Any, numel: int) -> Any:
         return iter([np.frombuffer(payload, "<i8")])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from runnel.optim.exchange import Payload
 from runnel.optim.store import Outcome, OuterStore
 from tests.support.integers import IntegerCodec, drift_of, integer_parts
 
@@ -29,7 +30,7 @@ def encoded(values: Any) -> list[bytes]:
     return [IntegerCodec().encode(array([v])) for v in values]
 
 
-def decoded(payloads: tuple[bytes, ...]) -> Any:
+def decoded(payloads: tuple[Payload, ...]) -> Any:
     return np.concatenate([np.frombuffer(p, "<i8") for p in payloads])
 
 
@@ -45,7 +46,7 @@ class Ledger:
     lost: Any = field(default_factory=lambda: array([0, 0]))
     unsent: Any = field(default_factory=lambda: array([0, 0]))
     in_w: Any = field(default_factory=lambda: array([0, 0]))
-    payloads: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
+    payloads: dict[int, tuple[Payload, ...]] = field(default_factory=dict)
     records: list[tuple[Outcome, Any, Any]] = field(default_factory=list)
     rounds: int = 0
 

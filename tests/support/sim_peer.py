@@ -16,6 +16,7 @@ from runnel.node.deadlines import Limits
 from runnel.node.protocol import RoundProtocol
 from runnel.node.protocol_state import ProtocolSettings
 from runnel.node.records import Record
+from runnel.optim.exchange import Payload
 from runnel.optim.store import OuterStore
 from runnel.types import PEER_ID_PREFIX, Digest, PeerId
 from tests.support.integers import integer_parts
@@ -38,9 +39,9 @@ class Disk:
     """What survives a crash. `in_w` is drift that was handed over and is still in the trainer's values."""
 
     keys: dict[str, bytes] = field(default_factory=dict)
-    results: dict[Digest, bytes] = field(default_factory=dict)
+    results: dict[Digest, Payload] = field(default_factory=dict)
     losses: dict[Digest, Any] = field(default_factory=dict)
-    payloads: dict[RoundKey, tuple[bytes, ...]] = field(default_factory=dict)
+    payloads: dict[RoundKey, tuple[Payload, ...]] = field(default_factory=dict)
     pending: set[RoundKey] = field(default_factory=set)
     in_w: dict[int, Any] = field(default_factory=dict)
     state: dict[int, tuple[Any, Any, Any]] = field(default_factory=dict)

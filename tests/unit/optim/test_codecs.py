@@ -142,7 +142,8 @@ def test_parts_are_encoded_and_decoded_as_the_whole_is(name: str, size: int) -> 
             losses.append(in_parts[part].copy())
 
     payload = codec.encode(x, left)
-    assert codec.encode_parts(parts(), size) == payload
+    room = memoryview(bytearray(codec.max_bytes(size) + 7))
+    assert codec.encode_parts(parts(), size, room) == payload
     assert bits(in_parts) == bits(left)
     assert b"".join(map(bits, losses)) == bits(left)
     back = [part.copy() for part in codec.decode_parts(payload, size)]
@@ -153,17 +154,28 @@ def test_parts_are_encoded_and_decoded_as_the_whole_is(name: str, size: int) -> 
 @every_codec
 def test_parts_that_do_not_make_the_whole_are_a_mistake_of_ours(name: str) -> None:
     codec, zeros = MAKERS[name](None), np.zeros(512, np.float32)
+    room = memoryview(bytearray(codec.max_bytes(1024)))
     for count, numel in ((1, 511), (1, 513), (2, 1024)):
         with pytest.raises(BugError, match=r"parts? of 512 values"):
-            codec.encode_parts([zeros.copy() for _ in range(count)], numel)
+            codec.encode_parts([zeros.copy() for _ in range(count)], numel, room)
+
+
+@every_codec
+def test_a_payload_needs_room_that_is_long_enough_and_aligned(name: str) -> None:
+    codec, zeros = MAKERS[name](None), np.zeros(512, np.float32)
+    size = codec.max_bytes(512)
+    for room in (memoryview(bytearray(size - 1)), memoryview(bytearray(size + 1))[1:]):
+        with pytest.raises(BugError, match="for a payload of"):
+            codec.encode_parts([zeros], 512, room)
 
 
 @every_codec
 def test_a_value_that_is_not_finite_is_named_by_its_place_among_all_parts(name: str) -> None:
     codec, whole = MAKERS[name](None), np.zeros(2 * PART, np.float32)
+    room = memoryview(bytearray(codec.max_bytes(whole.size)))
     whole[PART + 700] = np.inf
     with pytest.raises(ValueError, match=rf"value {PART + 700} is inf"):
-        codec.encode_parts([whole[part] for part in parts_of(0, whole.size)], whole.size)
+        codec.encode_parts([whole[part] for part in parts_of(0, whole.size)], whole.size, room)
 
 
 @every_codec
