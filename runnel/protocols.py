@@ -34,7 +34,7 @@ class Stream(Protocol):
         """
         ...
 
-    async def receive(self, *, max_bytes: int, deadline: float) -> bytearray:
+    async def receive(self, *, max_bytes: int, deadline: float) -> memoryview:
         """The next message, its hash checked; acknowledges it.
 
         Raises:

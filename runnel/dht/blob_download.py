@@ -212,7 +212,7 @@ class Download:
             await self._change(self._board.next_hedge_s(donor.peer))
         return None
 
-    async def _ask(self, stream: Stream, index: int, donor: Donor) -> bytearray:
+    async def _ask(self, stream: Stream, index: int, donor: Donor) -> memoryview:
         wanted = self._wanted[index]
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._around.limits.blob_s * 2**donor.failures
@@ -224,9 +224,9 @@ class Download:
                 self._blame(donor, f"blob {short(wanted.name)}: {error}")
             raise
 
-    async def _use(self, index: int, answer: bytearray, donor: Donor) -> None:
+    async def _use(self, index: int, answer: memoryview, donor: Donor) -> None:
         name = self._wanted[index].name
-        status, content = bytes(answer[:1]), memoryview(answer)[1:]
+        status, content = bytes(answer[:1]), answer[1:]
         if status == bytes((Status.FOUND,)):
             if not await self._store(index, content):
                 self._blame(donor, f"blob {short(name)} with other content")

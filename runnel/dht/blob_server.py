@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Executor
 
+    from typing_extensions import Buffer
+
     from runnel.protocols import BlobSource, Stream, Transport
     from runnel.types import PeerId
 
@@ -54,7 +56,7 @@ def encode_request(digests: Sequence[Digest]) -> bytes:
     return pack([_VERSION, list(digests)])
 
 
-def decode_request(data: bytes | bytearray) -> tuple[Digest, ...]:
+def decode_request(data: Buffer) -> tuple[Digest, ...]:
     """The digests of a request.
 
     Raises:

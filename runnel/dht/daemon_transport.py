@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from runnel.dht.daemon_control import DaemonRefusalError
 from runnel.dht.daemon_messages import decode_stream_head
-from runnel.dht.framing import FramedStream, run_handler
+from runnel.dht.framing import FramedStream, TakeRoom, fresh_room, run_handler
 from runnel.dht.multiaddr import parse_peer_address
 from runnel.dht.traffic import ByteCounter
 from runnel.dht.unix_stream import UnixStream
@@ -56,9 +56,11 @@ class HivemindTransport:
     Survives restarts of the daemon: streams that were open end, handlers stay.
     """
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, take_room: TakeRoom = fresh_room) -> None:
+        """`take_room` gives the memory that messages arrive in."""
         self._daemon = daemon
         self._traffic = ByteCounter()
+        self._take_room = take_room
         self._handlers: dict[str, StreamHandler] = {}
         self._server: asyncio.AbstractServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -68,9 +70,9 @@ class HivemindTransport:
         self._num_refused = 0
 
     @classmethod
-    async def start(cls, daemon: Daemon) -> HivemindTransport:
+    async def start(cls, daemon: Daemon, take_room: TakeRoom = fresh_room) -> HivemindTransport:
         """A transport over `daemon`, which it does not own: close it first."""
-        transport = cls(daemon)
+        transport = cls(daemon, take_room)
         loop = asyncio.get_running_loop()
         transport._server = await loop.create_unix_server(
             lambda: UnixStream(transport._accept), daemon.folder.stream_socket
@@ -128,7 +130,7 @@ class HivemindTransport:
             await self._daemon.ready()
             stream = await self._dial(peer, protocol, deadline)
         self._keep(stream)
-        return FramedStream(stream, self._traffic, protocol)
+        return self._framed(stream, protocol)
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
         """Runs `handler` for each incoming stream of `protocol`; the stream closes when it returns."""
@@ -198,6 +200,9 @@ class HivemindTransport:
             PREFIX + protocol, self._daemon.folder.stream_socket, deadline=deadline
         )
 
+    def _framed(self, stream: UnixStream, protocol: str) -> FramedStream:
+        return FramedStream(stream, self._traffic, protocol, take_room=self._take_room)
+
     def _keep(self, stream: UnixStream) -> None:
         self._open.add(stream)
         stream.on_gone(lambda: self._open.discard(stream))
@@ -232,7 +237,7 @@ class HivemindTransport:
         stream.belongs_to(head.peer)
         self._num_incoming[head.peer] += 1
         try:
-            await run_handler(handler, FramedStream(stream, self._traffic, protocol))
+            await run_handler(handler, self._framed(stream, protocol))
         finally:
             stream.abort()
             self._num_incoming[head.peer] -= 1

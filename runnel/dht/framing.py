@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+import mmap
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from runnel.dht.frames import (
@@ -36,8 +37,19 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+TakeRoom = Callable[[int], memoryview]
+"""Gives writable memory of so many bytes, whatever they are."""
+
 LINGER_S = 5.0
 """How long an end that wrote last waits for the other to close."""
+
+_SMALL_BYTES = 1 << 16
+
+
+def fresh_room(size_bytes: int) -> memoryview:
+    """New memory. Of a larger piece the system hands over only what is written to."""
+    small = size_bytes < _SMALL_BYTES
+    return memoryview(bytearray(size_bytes) if small else mmap.mmap(-1, size_bytes))
 
 
 class ByteStream(Protocol):
@@ -50,6 +62,16 @@ class ByteStream(Protocol):
 
     async def read(self, max_bytes: int) -> bytes:
         """Between 1 and `max_bytes` bytes as soon as there are some; b"" once either end has closed.
+
+        Raises:
+            OSError: the stream broke.
+        """
+        ...
+
+    async def read_into(self, room: memoryview) -> int:
+        """As `read`, but puts the bytes at the beginning of `room` and gives their number; 0 at the end.
+
+        After a cancellation what had arrived in `room` is lost to the stream.
 
         Raises:
             OSError: the stream broke.
@@ -83,8 +105,8 @@ class FramedStream:
     failure, a timeout or a cancellation in the middle of a message the stream is of no use: every
     further call raises ``PeerError("closed")``.
 
-    Costs one pass of summing per message at each end, and one copy at the receiver beyond what the
-    byte stream copies itself; parts are never joined.
+    Costs one pass of summing per message at each end; parts are never joined, and what arrives is put
+    where it stays.
     """
 
     def __init__(
@@ -93,12 +115,13 @@ class FramedStream:
         traffic: ByteCounter,
         purpose: str,
         *,
-        linger_s: float = LINGER_S,
+        take_room: TakeRoom = fresh_room,
     ) -> None:
+        """`take_room` gives the memory that messages arrive in."""
         self._bytes = byte_stream
         self._traffic = traffic
         self._purpose = purpose
-        self._linger_s = linger_s
+        self._take_room = take_room
         self._sending = asyncio.Lock()  # one message, from its header to its reply
         self._writing = asyncio.Lock()  # one frame: replies never land inside a payload
         self._wire = asyncio.Condition()  # whoever reads a frame
@@ -141,10 +164,10 @@ class FramedStream:
                     reply = await self._write_until_reply(frame)
                 self._check_reply(header, reply)
 
-    async def receive(self, *, max_bytes: int, deadline: float) -> bytearray:
+    async def receive(self, *, max_bytes: int, deadline: float) -> memoryview:
         """The next message, its hash checked; acknowledges it.
 
-        Memory grows with what arrives, not with what a header announces.
+        Fresh memory grows with what arrives, not with what a header announces.
 
         Args:
             max_bytes: a longer message is refused from its header alone.
@@ -170,7 +193,7 @@ class FramedStream:
                 return payload
 
     async def aclose(self) -> None:
-        """Ends the conversation; lingers up to `linger_s` if our bytes were the last ones.
+        """Ends the conversation; lingers up to `LINGER_S` if our bytes were the last ones.
 
         Idempotent; calls in progress raise ``PeerError("closed")``.
         """
@@ -295,25 +318,30 @@ class FramedStream:
         self._wrote_last = False
         return Header.decode(data)
 
-    async def _read_payload(self, length: int) -> tuple[bytearray, bytes]:
-        payload, running = bytearray(), checksum()
-        while len(payload) < length:
-            piece = await self._read(min(PIECE_BYTES, length - len(payload)))
-            running.update(piece)
-            payload += piece
+    async def _read_payload(self, length: int) -> tuple[memoryview, bytes]:
+        payload, running, filled = self._take_room(length), checksum(), 0
+        while filled < length:
+            rest = payload[filled:]
+            arrived = self._count(await self._bytes.read_into(rest))
+            running.update(rest[:arrived])
+            filled += arrived
         return payload, running.digest()
 
     async def _read(self, max_bytes: int) -> bytes:
         data = await self._bytes.read(max_bytes)
-        if not data:
-            raise PeerError("closed", self._failure or "by the other end")
-        self._traffic.add_received(self._purpose, len(data))
+        self._count(len(data))
         return data
+
+    def _count(self, num_bytes: int) -> int:
+        if not num_bytes:
+            raise PeerError("closed", self._failure or "by the other end")
+        self._traffic.add_received(self._purpose, num_bytes)
+        return num_bytes
 
     async def _linger(self) -> None:
         """Waits for the other end to close. After a refusal, what it still sends is thrown away."""
         try:
-            async with asyncio.timeout(self._linger_s):
+            async with asyncio.timeout(LINGER_S):
                 while data := await self._bytes.read(PIECE_BYTES):
                     self._traffic.add_received(self._purpose, len(data))
                     if not self._refused:

@@ -114,6 +114,12 @@ class MemoryByteStream:
         pipe.wake()
         return data
 
+    async def read_into(self, room: memoryview) -> int:
+        """See `ByteStream.read_into`."""
+        data = await self.read(room.nbytes)
+        room[: len(data)] = data
+        return len(data)
+
     async def write(self, *parts: Buffer) -> None:
         """See `ByteStream.write`; waits while a window of bytes is not yet read."""
         pipe = self._writes

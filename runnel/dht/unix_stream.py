@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 HIGH_WATER_BYTES = 1024 * 1024
 """Reading pauses while this much has arrived and not been taken."""
 
+_SCRATCH_BYTES = 64 * 1024
 _LOW_WATER_BYTES = HIGH_WATER_BYTES // 4
 
 
-class UnixStream(asyncio.Protocol):
+class UnixStream(asyncio.BufferedProtocol):
     """One connection to the daemon; once a peer is at its other end, a `runnel.dht.framing.ByteStream`.
 
-    Unlike asyncio's own streams it keeps what has arrived when a later write fails, hands received
-    pieces on without copying them, and writes without keeping references to the caller's buffers.
+    Unlike asyncio's own streams it keeps what has arrived when a later write fails, lets the kernel put
+    what `read_into` waits for where it stays, and writes without keeping references to the caller's
+    buffers.
     """
 
     def __init__(self, on_connect: Callable[[UnixStream], None] | None = None) -> None:
@@ -34,10 +36,12 @@ class UnixStream(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._pieces: deque[bytes | memoryview] = deque()
         self._num_bytes = 0
+        self._scratch: bytearray | None = None  # where bytes arrive that nobody waits for yet
+        self._room: memoryview | None = None  # where they should arrive instead, what is left of it
         self._reading_paused = False
         self._ended = False  # nothing more will arrive
         self._arrival: asyncio.Future[None] | None = None
-        self._room: asyncio.Future[None] | None = None  # set while the kernel takes no more
+        self._congestion: asyncio.Future[None] | None = None  # set while the kernel takes no more
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
@@ -63,8 +67,7 @@ class UnixStream(asyncio.Protocol):
     async def read(self, max_bytes: int) -> bytes:
         """Between 1 and `max_bytes` bytes as soon as there are some; b"" once either end has closed."""
         while not self._pieces and not self._ended:
-            self._arrival = asyncio.get_running_loop().create_future()
-            await self._arrival
+            await self._next_arrival()
         if not self._pieces:
             return b""
         piece = self._pieces.popleft()
@@ -77,6 +80,25 @@ class UnixStream(asyncio.Protocol):
             self._reading_paused = False
             self._transport.resume_reading()
         return bytes(piece)  # no copy if it is bytes already
+
+    async def read_into(self, room: memoryview) -> int:
+        """See `runnel.dht.framing.ByteStream.read_into`."""
+        if self._pieces or self._ended:
+            piece = await self.read(room.nbytes)
+            room[: len(piece)] = piece
+            return len(piece)
+        left = self._room = room
+        try:
+            while left.nbytes == room.nbytes and not self._ended:
+                await self._next_arrival()
+                left = self._room
+            return room.nbytes - left.nbytes
+        finally:
+            self._room = None
+
+    async def _next_arrival(self) -> None:
+        self._arrival = asyncio.get_running_loop().create_future()
+        await self._arrival
 
     async def read_sized(self, *, max_bytes: int) -> bytes:
         """A message with its length in front, as the daemon sends them.
@@ -102,9 +124,9 @@ class UnixStream(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError("the stream is closed")
         self._transport.writelines([memoryview(part) for part in parts])
-        while self._room is not None:
-            # Shielded: several writers may wait for the same room.
-            await asyncio.shield(self._room)
+        while self._congestion is not None:
+            # Shielded: several writers may wait for its end.
+            await asyncio.shield(self._congestion)
         if self._gone.done():
             raise ConnectionResetError("the stream broke")
 
@@ -141,14 +163,28 @@ class UnixStream(asyncio.Protocol):
         if self._on_connect is not None:
             self._on_connect(self)
 
-    def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
+    def get_buffer(self, sizehint: int) -> memoryview | bytearray:  # noqa: ARG002 - asyncio's signature
+        """See `asyncio.BufferedProtocol`."""
+        if self._room:
+            return self._room
+        if self._scratch is None:
+            self._scratch = bytearray(_SCRATCH_BYTES)
+        return self._scratch
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See `asyncio.BufferedProtocol`."""
+        if self._room:
+            self._room = self._room[nbytes:]
+        else:
+            self._hold(bytes(memoryview(self._scratch or b"")[:nbytes]))
+        self._wake()
+
+    def _hold(self, data: bytes) -> None:
         self._pieces.append(data)
         self._num_bytes += len(data)
         if self._num_bytes > HIGH_WATER_BYTES and not self._reading_paused and self._transport:
             self._reading_paused = True
             self._transport.pause_reading()
-        self._wake()
 
     def eof_received(self) -> bool:
         """See `asyncio.Protocol`: our direction stays open until we close it."""
@@ -158,13 +194,13 @@ class UnixStream(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """See `asyncio.Protocol`."""
-        self._room = asyncio.get_running_loop().create_future()
+        self._congestion = asyncio.get_running_loop().create_future()
 
     def resume_writing(self) -> None:
         """See `asyncio.Protocol`."""
-        room, self._room = self._room, None
-        if room is not None and not room.done():
-            room.set_result(None)
+        congestion, self._congestion = self._congestion, None
+        if congestion is not None and not congestion.done():
+            congestion.set_result(None)
 
     def connection_lost(self, _error: Exception | None) -> None:
         """See `asyncio.Protocol`. What has arrived can still be read."""

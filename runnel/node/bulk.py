@@ -80,7 +80,7 @@ class Bulk:
             answer = await stream.receive(max_bytes=1, deadline=deadline)
         finally:
             await stream.aclose()
-        if answer != b"\x01":
+        if bytes(answer) != b"\x01":
             raise PeerError("refused", "the reducer did not take a slice")
 
     async def fetch(
@@ -114,7 +114,7 @@ class Bulk:
         stream = await self._transport.open(peer, RESULT_PROTOCOL, deadline=deadline)
         try:
             await stream.send(root, deadline=deadline)
-            data = memoryview(await stream.receive(max_bytes=max_bytes + 1, deadline=deadline))
+            data = await stream.receive(max_bytes=max_bytes + 1, deadline=deadline)
         finally:
             await stream.aclose()
         if not data or data[0] != 1:
@@ -145,13 +145,13 @@ class Bulk:
             await stream.send(b"\x01", data, deadline=deadline)
 
 
-def _read_slice(data: bytearray) -> PayloadSlice:
+def _read_slice(data: memoryview) -> PayloadSlice:
     if len(data) < _HEADER.size:
         raise PeerError("malformed", "a slice without a header")
     (size,) = _HEADER.unpack_from(data)
     if size > min(_MAX_HEADER_BYTES, len(data) - _HEADER.size):
         raise PeerError("malformed", "a slice whose header is longer than allowed")
-    view = memoryview(data).toreadonly()
+    view = data.toreadonly()
     end = _HEADER.size + size
     fields = unpack(bytes(view[_HEADER.size : end]), max_bytes=_MAX_HEADER_BYTES)
     number, base, index, commitment, path = row(fields, 5)

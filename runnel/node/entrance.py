@@ -10,6 +10,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from runnel.clock import SystemClock
 from runnel.dht.daemon_process import free_port
 from runnel.dht.hivemind import HivemindNetwork, NetworkSettings, start_hivemind
@@ -26,6 +28,7 @@ from runnel.node.place import Joined, Local, Place
 from runnel.node.run_service import MANIFEST, ask
 from runnel.node.runtime import Runtime
 from runnel.node.ticket import Ticket, run_name
+from runnel.optim.buffers import BufferPool
 from runnel.types import PeerId
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,9 @@ logger = logging.getLogger(__name__)
 _START_S = 60.0
 _ASK_S = 60.0
 _LOOKUP_S = 10.0
+_SPARE_ROOM_BYTES = 32 << 20
+"""Memory for messages to arrive in that may wait to be used again."""
+
 _PORT_NAME = "port"
 _TICKET_YEARS_S = 10 * 365 * 86_400
 
@@ -107,7 +113,10 @@ def enter(place: Place) -> Entrance:
     runtime = Runtime().start()
     try:
         settings = _settings(place, has_run=known is not None)
-        network = runtime.call(start_hivemind, settings, identity, timeout_s=_START_S)
+        rooms = BufferPool(np.uint8, max_spare_bytes=_SPARE_ROOM_BYTES)
+        network = runtime.call(
+            start_hivemind, settings, identity, rooms.take_room, timeout_s=_START_S
+        )
     except BaseException:
         runtime.close()
         lock.close()

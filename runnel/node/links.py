@@ -136,6 +136,6 @@ def _batch(queue: deque[bytes]) -> bytes:
     return pack(batch)
 
 
-def _messages(data: bytearray) -> list[bytes]:
-    batch = unpack(bytes(data), max_bytes=_MAX_BATCH_BYTES)
+def _messages(data: memoryview) -> list[bytes]:
+    batch = unpack(data, max_bytes=_MAX_BATCH_BYTES)
     return [blob(message, MAX_MESSAGE_BYTES) for message in items(batch, _QUEUE_MESSAGES)]

@@ -43,6 +43,13 @@ class BufferPool:
         weakref.finalize(array, self._spare.append, memory).atexit = False
         return array
 
+    def take_room(self, size_bytes: int) -> memoryview:
+        """As `take`, in bytes."""
+        if not size_bytes:
+            return memoryview(bytearray())
+        count = -(-size_bytes // self._dtype.itemsize)
+        return memoryview(self.take(count).data).cast("B")[:size_bytes]
+
     @property
     def spare_bytes(self) -> int:
         """Memory that waits to be used again."""

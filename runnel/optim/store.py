@@ -127,7 +127,7 @@ class OuterStore:
     def take_rooms(self, sizes_bytes: Sequence[int]) -> list[memoryview]:
         """Memory for payloads of at most these sizes; any thread."""
         ends = list(accumulate(-(-size // _ALIGNED_BYTES) * _ALIGNED_BYTES for size in sizes_bytes))
-        memory = raw(self._rooms.take(ends[-1]))
+        memory = self._rooms.take_room(ends[-1])
         return [
             memory[start : start + size]
             for start, size in zip([0, *ends[:-1]], sizes_bytes, strict=True)

@@ -314,13 +314,13 @@ def test_concurrent_sends_on_one_stream_take_turns(kind: TransportKind) -> None:
 
 def test_both_ends_may_send_and_receive_at_the_same_time(kind: TransportKind) -> None:
     async def test() -> None:
-        async def exchange(stream: Stream, own: bytes) -> bytearray:
+        async def exchange(stream: Stream, own: bytes) -> memoryview:
             async with asyncio.TaskGroup() as group:
                 group.create_task(stream.send(own, deadline=in_s(30)))
                 receiving = group.create_task(stream.receive(max_bytes=CAP, deadline=in_s(30)))
             return receiving.result()
 
-        got: list[bytearray] = []
+        got: list[memoryview] = []
 
         async def answer(stream: Stream) -> None:
             for size in (1, 3 * MIB, 70_000):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from runnel.dht.daemon import Daemon, DaemonOptions
 from runnel.dht.daemon_transport import HivemindTransport
+from runnel.dht.framing import TakeRoom, fresh_room
 from runnel.dht.hivemind.dialling import Dialler
 from runnel.dht.identity import to_base58
 from runnel.dht.multiaddr import PeerAddress, parse_peer_address
@@ -176,12 +177,15 @@ class HivemindNetwork:
         await self._dialler.note(seen)
 
 
-async def start_hivemind(settings: NetworkSettings, identity: Identity) -> HivemindNetwork:
+async def start_hivemind(
+    settings: NetworkSettings, identity: Identity, take_room: TakeRoom = fresh_room
+) -> HivemindNetwork:
     """Starts a network on the running loop and joins those who can be reached.
 
     Args:
         settings: see `NetworkSettings`.
         identity: the one in ``settings.identity_path``.
+        take_room: gives the memory that messages arrive in.
 
     Raises:
         ConfigError: an address that is none, or another identity than the key file's.
@@ -205,7 +209,7 @@ async def start_hivemind(settings: NetworkSettings, identity: Identity) -> Hivem
                 f"{settings.identity_path} holds the key of {to_base58(daemon.identity.peer_id)}, "
                 f"expected that of {to_base58(identity.peer_id)}"
             )
-        transport = await HivemindTransport.start(daemon)
+        transport = await HivemindTransport.start(daemon, take_room)
         stack.push_async_callback(transport.aclose)
         directory: HivemindDirectory = await module.HivemindDirectory.start(daemon)
         stack.push_async_callback(directory.aclose)

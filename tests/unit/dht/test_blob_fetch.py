@@ -512,7 +512,7 @@ def test_one_peer_holds_a_bounded_number_of_conversations() -> None:
             assert s.servers[0].answers["refused"] == 1
             with pytest.raises(PeerError):
                 await opened[2].receive(max_bytes=100, deadline=MINUTE)
-            assert await opened[1].receive(max_bytes=100, deadline=MINUTE) == b"\x01"
+            assert bytes(await opened[1].receive(max_bytes=100, deadline=MINUTE)) == b"\x01"
 
     run_virtual(main)
 

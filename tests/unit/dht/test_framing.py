@@ -13,7 +13,7 @@ import pytest
 from xxhash import xxh3_128
 
 from runnel.dht.frames import HEADER_BYTES, Header, Kind, Refusal, batches, tag_of
-from runnel.dht.framing import LINGER_S, FramedStream
+from runnel.dht.framing import LINGER_S, FramedStream, TakeRoom, fresh_room
 from runnel.dht.identity import null_peer_id
 from runnel.dht.memory import Link, MemoryNetwork
 from runnel.dht.memory_stream import MemoryByteStream
@@ -40,7 +40,11 @@ class RawPeer:
 
 
 def against_raw(
-    script: Script, *, traffic: ByteCounter | None = None, window_bytes: int = 1 << 20
+    script: Script,
+    *,
+    traffic: ByteCounter | None = None,
+    window_bytes: int = 1 << 20,
+    take_room: TakeRoom = fresh_room,
 ) -> None:
     async def main() -> None:
         link = Link(latency_s=0.05)
@@ -49,7 +53,7 @@ def against_raw(
         network.attach(null_peer_id(1), RawPeer())
         network.attach(null_peer_id(2), raw)
         byte_stream = await network.connect(null_peer_id(1), null_peer_id(2), "test")
-        stream = FramedStream(byte_stream, traffic or ByteCounter(), "test")
+        stream = FramedStream(byte_stream, traffic or ByteCounter(), "test", take_room=take_room)
         await script(stream, raw.streams[0])
 
     run_virtual(main, limit_s=100)
@@ -94,7 +98,7 @@ def test_a_frame_is_the_bytes_of_the_specification() -> None:
         await sending
 
         await raw.write(data(b"world"))
-        assert await stream.receive(max_bytes=5, deadline=DEADLINE) == b"world"
+        assert bytes(await stream.receive(max_bytes=5, deadline=DEADLINE)) == b"world"
         assert await read_exactly(raw, 22) == b"\x02\x02\x00\x00\x00\x00" + tag(b"world")
 
     against_raw(script)
@@ -104,7 +108,7 @@ def test_a_message_in_single_bytes_is_put_together() -> None:
     async def script(stream: FramedStream, raw: MemoryByteStream) -> None:
         for byte in data(b"hello"):
             await raw.write(bytes([byte]))
-        assert await stream.receive(max_bytes=5, deadline=DEADLINE) == b"hello"
+        assert bytes(await stream.receive(max_bytes=5, deadline=DEADLINE)) == b"hello"
 
     against_raw(script)
 
@@ -351,7 +355,7 @@ def test_a_receiver_hands_answers_to_the_sender() -> None:
         await sending
         assert not receiving.done()
         await raw.write(data(b"world"))
-        assert await receiving == b"world"
+        assert bytes(await receiving) == b"world"
 
     against_raw(script)
 
@@ -363,7 +367,7 @@ def test_a_sender_leaves_messages_to_the_receiver() -> None:
         await raw.write(b"\x02\x02\x00\x00\x00\x00" + tag(b"hello"))
         await asyncio.sleep(1)
         assert not sending.done(), "the answer is behind a message that nobody has taken"
-        assert await stream.receive(max_bytes=10, deadline=DEADLINE) == b"world"
+        assert bytes(await stream.receive(max_bytes=10, deadline=DEADLINE)) == b"world"
         await sending
 
     against_raw(script)
@@ -405,3 +409,20 @@ def test_the_tag_does_not_depend_on_the_cutting() -> None:
 async def _outcome(task: asyncio.Task[Any]) -> BaseException | None:
     await asyncio.wait([task])
     return task.exception()
+
+
+def test_a_message_arrives_in_the_memory_that_was_given_for_it() -> None:
+    rooms: list[memoryview] = []
+
+    def take_room(size_bytes: int) -> memoryview:
+        rooms.append(memoryview(bytearray(size_bytes)))
+        return rooms[-1]
+
+    async def script(stream: FramedStream, raw: MemoryByteStream) -> None:
+        await raw.write(data(b"hello"))
+        await stream.receive(max_bytes=5, deadline=DEADLINE)
+        await raw.write(data(bytes(1001)))
+        await fails("too-large", stream.receive(max_bytes=1000, deadline=DEADLINE))
+
+    against_raw(script, take_room=take_room)
+    assert [bytes(room) for room in rooms] == [b"hello"], "no memory for what is refused"

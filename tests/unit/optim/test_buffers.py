@@ -64,3 +64,19 @@ def test_small_arrays_are_plain_ones() -> None:
     array = spare.take(3)
     assert array.shape == (3,)
     assert array.base is None
+
+
+def test_rooms_are_bytes_of_any_number() -> None:
+    spare = BufferPool(np.float32, max_spare_bytes=SIZE_BYTES)
+    for size in (0, 1, 7, SIZE_BYTES - 1, SIZE_BYTES):
+        room = spare.take_room(size)
+        room[:] = b"x" * size
+        assert bytes(room) == b"x" * size
+
+
+def test_a_room_that_nobody_looks_at_any_more_is_given_out_again() -> None:
+    spare = BufferPool(np.uint8, max_spare_bytes=SIZE_BYTES)
+    part = spare.take_room(SIZE_BYTES)[7:9]
+    assert not spare.spare_bytes
+    del part
+    assert spare.spare_bytes == SIZE_BYTES
