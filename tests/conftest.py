@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -27,6 +28,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+# A suite that a script started in the background inherits SIGINT ignored, and so would all its peers.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LEAK_GRACE_S = 5.0
 """How long a test's threads, tasks and children may take to go after it has returned."""

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FETCH_S = 1200.0
+_KEPT_WINDOWS = 4
+"""Windows (a round of each fragment) whose records can be given up one by one."""
 _LOOKUP_S = 5.0
 
 
@@ -265,6 +267,7 @@ def _settings(
             stall_s=spec.rounds.stall_s,
         ),
         admits=admits,
+        deepest_fork=_KEPT_WINDOWS * spec.outer.fragments,
         ticket=entrance.ticket(),
     )
 

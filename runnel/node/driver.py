@@ -31,10 +31,11 @@ from runnel.node.leaping import Leaper
 from runnel.node.links import Links
 from runnel.node.mailbox import HandedOver, Mailbox
 from runnel.node.messages import Message
+from runnel.node.moves import Landing
 from runnel.node.narrator import Narrator
 from runnel.node.parcels import Parcels
 from runnel.node.protocol import RoundProtocol
-from runnel.node.vault import Landing, Vault
+from runnel.node.vault import Vault
 from runnel.protocols import Transport
 from runnel.types import Digest, PeerId, short
 

@@ -174,6 +174,8 @@ def next_step(state: ProtocolState, now: float) -> tuple[list[Action], list[Dige
     if landing and state.chain.prefers(landing):
         return [], landing
     place = state.chain.common(state.target)
+    if state.parts_deeply(place):
+        return [], []  # by a landing only
     fetches: list[Action] = []
     for name in state.target[place : place + _AHEAD]:
         record = state.chain.record(name)

@@ -44,7 +44,10 @@ class Leaper:
         self._gone.add(root)
 
     def aim(self) -> list[Digest]:
-        """The path to a record to leap to, or nothing."""
+        """The path to a record to leap to, or nothing.
+
+        From a branch that is given up further back than its states are kept there is no other way.
+        """
         chain, target = self._state.chain, self._state.target
         if not target or not chain.prefers(target):
             self._gone.clear()
@@ -54,7 +57,11 @@ class Leaper:
         first = chain.record(target[meet])
         far = len(target) - meet > REPLAYED_WINDOWS * len(self._state.settings.fragment_sizes)
         gone = any(piece.root in self._gone for piece in first.slices)
-        return list(target[: pin + 2]) if (far or gone) and pin + 1 >= meet else []
+        needed = far or gone or self._state.parts_deeply(meet)
+        path = list(target[: pin + 2])
+        if not needed or pin + 1 < meet or None in self._changed(path).values():
+            return []
+        return path
 
     async def fetch(self, source: Source, path: Sequence[Digest]) -> tuple[Fetched, States] | None:
         """Downloads all states that change up to the end of `path`; None if they cannot be had now."""
@@ -63,6 +70,7 @@ class Leaper:
         began, fetcher = loop.time(), BlobFetcher(source.transport)
         try:
             for fragment, record in self._changed(path).items():
+                assert record is not None, "`aim` gives no such path"
                 numel = self._state.settings.fragment_sizes[fragment]
                 both = np.empty(2 * numel, dtype=np.float32)
                 report = await fetcher.fetch_tree(
@@ -82,8 +90,20 @@ class Leaper:
         took_s = loop.time() - began
         return Fetched(len(path) - 2, size, took_s, tuple(sorted(givers)), ()), states
 
-    def _changed(self, path: Sequence[Digest]) -> dict[int, Record]:
-        """The newest record of each fragment that `path` has and we have not followed."""
+    def _changed(self, path: Sequence[Digest]) -> dict[int, Record | None]:
+        """The newest record on `path` of each fragment that changes on the way; None where that is genesis.
+
+        Those are the fragments of records that `path` has and we have not followed, and all if records
+        of ours are given up, as there may be more of them by the time we land.
+        """
         chain, count = self._state.chain, len(self._state.settings.fragment_sizes)
-        records = [chain.record(name) for name in path[chain.common(path) :]]
-        return {r.number % count: r for r in records if r.kind is RecordKind.ROUND}
+        meet, newest = chain.common(path), dict[int, Record | None]()
+        changed = set(range(count)) if meet < len(chain.path) else set[int]()
+        for index in range(len(path) - 1, -1, -1):
+            record = chain.record(path[index])
+            fragment = record.number % count
+            if record.kind is RecordKind.ROUND and (index >= meet or fragment in changed):
+                newest.setdefault(fragment, record)
+            if index < meet and len(newest) >= len(changed):
+                break
+        return dict.fromkeys(changed) | newest

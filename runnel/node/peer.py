@@ -302,7 +302,7 @@ class PeerNode:
             parts.vault,
             parts.shelf,
             every=self.spec.rounds.snapshot_every,
-            keep_rounds=4 * self.plan.num_fragments,
+            keep_rounds=parts.protocol.state.settings.deepest_fork,
         )
         self._pinning = pinning
         await self._entrance.runtime.disk(pinning.renew, chain, tuple(chain.path))

@@ -30,7 +30,8 @@ class ProtocolSettings:
     """What a run fixes for its protocol, and how this peer takes part.
 
     `admits` checks a join ticket's signature (not its expiry, which clocks may disagree on);
-    `ticket` is this peer's own.
+    `ticket` is this peer's own; `deepest_fork` is how many records it can give up one by one, as the
+    states before them are still on its disk.
     """
 
     run: bytes
@@ -38,6 +39,7 @@ class ProtocolSettings:
     max_weight_tokens: int
     limits: Limits
     admits: Callable[[PeerId, bytes], bool]
+    deepest_fork: int
     ticket: bytes = b""
 
 
@@ -114,6 +116,10 @@ class ProtocolState:
     def target(self) -> list[Digest]:
         """The better path we want to follow, or empty."""
         return self.pursuit.target
+
+    def parts_deeply(self, place: int) -> bool:
+        """Whether a path that shares `place` records with ours gives up more than can be taken back one by one."""
+        return len(self.chain.path) - place > self.settings.deepest_fork
 
     @property
     def me(self) -> PeerId:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -28,12 +27,13 @@ from runnel.node.keepsakes import (
     round_key,
 )
 from runnel.node.mailbox import DecidedMerge, HandedOver
+from runnel.node.moves import Landing, Moves
 from runnel.node.records import Record, RecordKind, SliceResult
 from runnel.node.rounds import slice_bounds
 from runnel.node.saved_states import SavedStates, Step, steps_of
 from runnel.node.storage_keys import Updates
 from runnel.optim.codecs import codec_named
-from runnel.optim.store import Array, Merge, Outcome, OuterStore
+from runnel.optim.store import Array, Outcome, OuterStore
 from runnel.protocols import Float32
 from runnel.types import Decision, Digest, PeerId, Verdict
 from runnel.verification.screening import check_norm_claim
@@ -45,35 +45,6 @@ _HELD_FRAGMENTS = 8
 """Results of so many whole fragments may be in memory."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Landing:
-    """A record further on, its number, and the states that change up to it.
-
-    States are parameters and momentum, by fragment.
-    """
-
-    record: Digest
-    number: int
-    states: Mapping[int, tuple[Float32, Float32]]
-
-
-@dataclass(slots=True)
-class _Moves:
-    """What a step of the chain changes on disk.
-
-    `changed` tells, by fragment, the record its state comes from, and whether results and
-    contributions on disk lead there.
-    """
-
-    updates: Updates = field(default_factory=dict)
-    changed: dict[int, tuple[int, bool]] = field(default_factory=dict)
-
-    def to(self, number: int, merge: Merge, *, plain: bool) -> None:
-        """A fragment is now at the state after record `number`."""
-        _, before = self.changed.get(merge.fragment, (number, True))
-        self.changed[merge.fragment] = (number, before and plain)
 
 
 class Vault:
@@ -184,15 +155,17 @@ class Vault:
         Raises:
             RunMismatchError: our state after a record is not the one its quorum signed.
         """
-        moves = _Moves()
-        lost = [record for record in fork.given_up if record.kind is RecordKind.ROUND]
+        moves = Moves()
+        lost = self._by_fragment(fork.given_up)
         taken = [record for record in fork.adopted if record.kind is RecordKind.ROUND]
-        merges = [self._give_up(chain, record, moves) for record in lost]
         landing = self._landing
         if landing is not None and path[-1] == landing.record:
-            merges += self._leap(chain, taken, path, landing.states, moves)
+            merges = self._leap(chain, lost, taken, path, landing.states, moves)
         else:
+            meeting = path[: len(path) - len(fork.adopted)]
+            merges = [self._give_up(chain, lost[f], meeting, moves) for f in sorted(lost)]
             merges += [self._adopt(chain, record, path, moves) for record in taken]
+        self._warn_of_forgotten(fork.given_up)
         if landing is not None and len(path) - 2 >= landing.number:
             self._landing = None
         for key in self.contributions.rounds():
@@ -215,7 +188,7 @@ class Vault:
         return self.store.prepare((number, slices), fragment, bounds, held, final=averaging)
 
     def _adopt(
-        self, chain: Chain, record: Record, path: Sequence[Digest], moves: _Moves
+        self, chain: Chain, record: Record, path: Sequence[Digest], moves: Moves
     ) -> DecidedMerge:
         outcome, key = self._outcome(chain, record, path[: record.number + 1])
         root = self._prepare(record.number, record.slices, final=outcome.final)
@@ -237,7 +210,7 @@ class Vault:
         payload = self.results.get(piece.root)
         return self.store.norm_of_result(payload, bounds[1] - bounds[0]) if payload else 0.0
 
-    def _take_out(self, outcome: Outcome, key: RoundKey, moves: _Moves) -> bool:
+    def _take_out(self, outcome: Outcome, key: RoundKey, moves: Moves) -> bool:
         """Whether this peer's contribution is still in its trainer's values; if so, notes what is taken out."""
         handed = self.store.handed(key)
         if handed is None or handed.snapshot is None:
@@ -249,38 +222,69 @@ class Vault:
         """Takes what a step to a record further on needs in place of results."""
         self._landing = landing
 
+    def _by_fragment(self, records: Iterable[Record]) -> dict[int, list[Record]]:
+        rounds: dict[int, list[Record]] = {}
+        for record in records:
+            if record.kind is RecordKind.ROUND:
+                rounds.setdefault(record.number % self.fragments, []).append(record)
+        return rounds
+
     def _leap(
         self,
         chain: Chain,
+        lost: Mapping[int, Sequence[Record]],
         taken: Sequence[Record],
         path: Sequence[Digest],
         states: Mapping[int, tuple[Float32, Float32]],
-        moves: _Moves,
+        moves: Moves,
     ) -> list[DecidedMerge]:
-        """Takes up all these records at once, fragment by fragment."""
-        outcomes: dict[int, list[Outcome]] = {}
+        """Gives up and takes up all these records at once, fragment by fragment."""
+        outcomes: dict[int, list[Outcome]] = {fragment: [] for fragment in lost}
         for record in taken:
             outcome, key = self._outcome(chain, record, path[: record.number + 1])
             self._take_out(outcome, key, moves)
             outcomes.setdefault(outcome.fragment, []).append(outcome)
-        numbers = {record.number % self.fragments: record.number for record in taken}
         merges = []
         for fragment in sorted(outcomes):
-            merge = self.store.leap(fragment, *states[fragment], outcomes[fragment])
-            moves.to(numbers[fragment], merge, plain=False)
+            number = self._newest(chain, path, fragment)
+            again = self._outcomes(chain, lost.get(fragment, ()))
+            merge = self.store.leap(fragment, *states[fragment], outcomes[fragment], lost=again)
+            moves.to(number, merge, plain=False)
             included = any(any(outcome.included) for outcome in outcomes[fragment])
-            merges.append(DecidedMerge(numbers[fragment], merge, included))
+            merges.append(DecidedMerge(number, merge, included))
         return merges
 
-    def _give_up(self, chain: Chain, record: Record, moves: _Moves) -> DecidedMerge:
-        path = chain.lineage(record.parent)
-        outcome, _ = self._outcome(chain, record, path)
-        steps = steps_of(chain, path, outcome.fragment, self.fragments)
-        before = next((step.record.number for step in steps), -1)
-        state = self.states.read(chain, path, outcome.fragment)
-        merge = self.store.give_up(outcome, *state)
-        moves.to(before, merge, plain=False)
-        return DecidedMerge(record.number, merge, included=False)
+    def _give_up(
+        self, chain: Chain, lost: Sequence[Record], meeting: Sequence[Digest], moves: Moves
+    ) -> DecidedMerge:
+        """Takes a fragment back over all these records at once: states in between need not be there."""
+        fragment = lost[0].number % self.fragments
+        state = self.states.read(chain, meeting, fragment)
+        merge = self.store.leap(fragment, *state, [], lost=self._outcomes(chain, lost))
+        moves.to(self._newest(chain, meeting, fragment), merge, plain=False)
+        return DecidedMerge(lost[0].number, merge, included=False)
+
+    def _outcomes(self, chain: Chain, lost: Iterable[Record]) -> Iterator[Outcome]:
+        for record in lost:
+            yield self._outcome(chain, record, chain.lineage(record.parent))[0]
+
+    def _newest(self, chain: Chain, path: Sequence[Digest], fragment: int) -> int:
+        """The record of a path that a fragment's state comes from; -1 is genesis."""
+        steps = steps_of(chain, path, fragment, self.fragments)
+        return next((step.record.number for step in steps), -1)
+
+    def _warn_of_forgotten(self, given_up: Sequence[Record]) -> None:
+        """Contributions are kept for some windows: beyond, what the swarm took from them is lost with it."""
+        kept = {key.number for key in self.contributions.rounds()}
+        ours = [r.number for r in given_up if self._me in {share.peer for share in r.shares}]
+        forgotten = [number for number in ours if number not in kept]
+        if forgotten:
+            logger.warning(
+                "the chain gives up %d rounds with contributions of this peer that are not kept any"
+                " more, up to round %d: what it gave to them is lost",
+                len(forgotten),
+                max(forgotten),
+            )
 
     def _outcome(
         self, chain: Chain, record: Record, path: Sequence[Digest]

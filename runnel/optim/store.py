@@ -11,9 +11,9 @@ this peer, ``e <- x - q`` and ``w <- theta' + (w - snapshot)``; if not, ``w <- w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import numpy as np
 
@@ -302,38 +302,42 @@ class OuterStore:
         return self.leap(outcome.fragment, theta, momentum, [outcome])
 
     def leap(
-        self, fragment: int, parameters: Array, momentum: Array, outcomes: Sequence[Outcome]
+        self,
+        fragment: int,
+        parameters: Array,
+        momentum: Array,
+        outcomes: Sequence[Outcome],
+        *,
+        lost: Iterable[Outcome] = (),
     ) -> Merge:
-        """Takes up several decided rounds of a fragment at once, given the state after the last of them."""
+        """Takes up several decided rounds of a fragment at once, given the state after the last of them.
+
+        `lost` are decided rounds that this peer's chain gives up for it, in any order: what was decoded
+        from them is owed again. They are used one by one, as each may need a contribution read back.
+        """
         own = self._fragments[fragment]
         live: tuple[Outcome, Handed] | None = None
-        owed: list[_Owed] = []
+        taken: list[_Owed] = []
         for outcome in outcomes:
             handed = self._handed.pop(outcome.key, None)
             in_trainer = handed is not None and handed.snapshot is not None
             if handed is not None and in_trainer:
                 live = (outcome, handed)
-            owed += self._owed_by(outcome, -1, payloads=not in_trainer)
+            taken += self._owed_by(outcome, -1, payloads=not in_trainer)
+        again = (self._owed_by(outcome, 1, payloads=True) for outcome in lost)
+        owed = chain(taken, chain.from_iterable(again))
         delta = self._take_out(own, parameters, *live) if live else self._change(own, parameters)
         return self._moved(fragment, parameters, momentum, owed, delta)
 
-    def give_up(self, outcome: Outcome, parameters: Array, momentum: Array) -> Merge:
-        """Takes back a record this peer's chain gives up: what was decoded from it is owed again."""
-        owed = self._owed_by(outcome, 1, payloads=True)
-        delta = self._change(self._fragments[outcome.fragment], parameters)
-        return self._moved(outcome.fragment, parameters, momentum, owed, delta)
-
-    def _owed_by(self, outcome: Outcome, sign: int, *, payloads: bool) -> list[_Owed]:
+    def _owed_by(self, outcome: Outcome, sign: int, *, payloads: bool) -> Iterator[_Owed]:
         """What a record changes in the residual: payloads it holds, and what our encodings of results lost."""
-        owed: list[_Owed] = []
         rows = zip(outcome.bounds, outcome.included, outcome.losses, strict=True)
         for index, ((low, high), included, loss) in enumerate(rows):
             if included and payloads:
                 decoded = self._decoded(outcome.payloads[index], high - low)
-                owed.append((slice(low, high), decoded if sign > 0 else -decoded))
+                yield slice(low, high), decoded if sign > 0 else -decoded
             if loss is not None:
-                owed.append((slice(low, high), loss if sign < 0 else -loss))
-        return owed
+                yield slice(low, high), loss if sign < 0 else -loss
 
     def _take_out(
         self, own: _Fragment, parameters: Array, outcome: Outcome, handed: Handed
@@ -354,18 +358,24 @@ class OuterStore:
         return np.subtract(parameters, own.theta, out=self.take_buffer(parameters.size))
 
     def _moved(
-        self, fragment: int, parameters: Array, momentum: Array, owed: list[_Owed], delta: Array
+        self,
+        fragment: int,
+        parameters: Array,
+        momentum: Array,
+        owed: Iterable[_Owed],
+        delta: Array,
     ) -> Merge:
         """The new state is in force; what is handed over and undecided follows it and the trainer's merge."""
         own = self._fragments[fragment]
-        undecided = [h for h in self._handed.values() if h.fragment == fragment]
+        residuals = [own.residual]
+        for handed in self._handed.values():
+            if handed.fragment == fragment and handed.after is not None:
+                residuals.append(handed.after)
+                if handed.snapshot is not None:
+                    handed.snapshot += delta
         for place, values in owed:
-            own.residual[place] += values
-        for handed in undecided:
-            if handed.after is not None and handed.snapshot is not None:
-                handed.snapshot += delta
-                for place, values in owed:
-                    handed.after[place] += values
+            for residual in residuals:
+                residual[place] += values
         own.theta, own.momentum = parameters, momentum
         own.ready.clear()
         own.version += 1

@@ -214,5 +214,7 @@ class Jobs:
         payloads = [peer.disk.results[piece.root] for piece in record.slices]
         step = np.concatenate([np.frombuffer(payload, "<i8") for payload in payloads])
         before = store.parameters(fragment) + step
-        peer.w[fragment] += store.give_up(outcome, before, store.momentum(fragment)).delta
+        peer.w[fragment] += store.leap(
+            fragment, before, store.momentum(fragment), [], lost=[outcome]
+        ).delta
         self.world.stats["given up"] += 1

@@ -113,7 +113,7 @@ class Ledger:
     def give_up(self) -> None:
         if self.records:
             outcome, theta, momentum = self.records.pop()
-            self._take(self.store.give_up(outcome, theta, momentum).delta)
+            self._take(self.store.leap(0, theta, momentum, [], lost=[outcome]).delta)
             mine = decoded(outcome.payloads) * outcome.included if outcome.payloads else 0
             self.on_chain = self.on_chain - mine + [loss is not None for loss in outcome.losses]
 

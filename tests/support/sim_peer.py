@@ -77,6 +77,7 @@ class SimPeer:
             max_weight_tokens=1 << 30,
             limits=Limits(floor_s=1.0, ceiling_s=4.0, stall_s=20.0),
             admits=lambda peer, ticket: ticket == b"ticket",
+            deepest_fork=1 << 30,  # its disk keeps everything
             ticket=b"ticket",
         )
         self.protocol = RoundProtocol(NullSigner(self.name), settings, saved, now=now)

@@ -31,6 +31,7 @@ def settings_of() -> ProtocolSettings:
         max_weight_tokens=1000,
         limits=Limits(stall_s=STALL_S),
         admits=lambda _, ticket: ticket == b"ticket",
+        deepest_fork=16,
         ticket=b"ticket",
     )
 

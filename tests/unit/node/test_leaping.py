@@ -76,3 +76,47 @@ def test_where_it_can_land_it_goes_on_without_results() -> None:
     assert fetches
     assert path == []
     assert path_of(state)[-1] == landing[-1]
+
+
+def branched(mine: int, theirs: int) -> ProtocolState:
+    """A peer whose path parts from a better one after the first record."""
+    state = behind(1)
+    state.chain.follow(state.target)
+    better: Record = state.chain.head
+    for number in range(theirs):
+        better = result_record(better, f"better {number}")
+        state.chain.add(better, certificate(better, PEERS[:2], attempt=1))
+    own: Record = state.chain.head
+    for number in range(mine):
+        own = result_record(own, f"own {number}")
+        state.chain.follow([*path_of(state), state.chain.add(own, certificate(own, PEERS[:2]))])
+    following.aim(state, state.chain.lineage(better.hash), now=1.0)
+    assert state.target
+    return state
+
+
+def test_a_branch_is_given_up_record_by_record_while_its_states_are_kept() -> None:
+    state = branched(mine=4 * 4, theirs=2 * EVERY)
+    assert Leaper(state, every=EVERY).aim() == []
+    fetches, _ = following.next_step(state, now=1.0)
+    assert fetches
+
+
+def test_a_long_branch_is_given_up_by_landing_on_a_pin_of_the_other_one() -> None:
+    state = branched(mine=4 * 4 + 1, theirs=2 * EVERY)
+    assert following.next_step(state, now=1.0) == ([], [])
+    leaper = Leaper(state, every=EVERY)
+    path = leaper.aim()
+    assert len(path) - 2 == 2 * EVERY
+    state.pursuit.landing = path
+    assert following.next_step(state, now=1.0) == ([], path)
+    state.chain.follow(path)
+    assert path_of(state) == path
+
+
+@pytest.mark.parametrize("theirs", [1, EVERY - 1])
+def test_a_long_branch_goes_on_until_the_other_one_has_a_pin_to_land_on(theirs: int) -> None:
+    state = branched(mine=4 * 4 + 1, theirs=theirs)
+    assert Leaper(state, every=EVERY).aim() == []
+    assert following.next_step(state, now=1.0) == ([], [])
+    assert state.target

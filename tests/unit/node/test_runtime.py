@@ -392,4 +392,4 @@ def test_no_future_stays_open_when_submits_race_with_the_end(
     end()
     thread.join(20)
     runtime.close()
-    assert all(future.done() for future in futures)
+    assert not concurrent.futures.wait(futures, timeout=20).not_done

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runnel.dht.blob_shelf import BlobShelf
 from runnel.dht.blobs import tree_root
 from runnel.errors import InputFileError
 from runnel.hashing import digest
@@ -21,6 +22,8 @@ from runnel.node.actions import Prepare, RoundKey, WantHandover
 from runnel.node.chain import Chain
 from runnel.node.durable import DurableLog
 from runnel.node.mailbox import HandedOver
+from runnel.node.moves import Landing
+from runnel.node.pinning import Pinning
 from runnel.node.records import Record, RecordKind, Share, SliceResult
 from runnel.node.rounds import SLICE_ALIGNMENT
 from runnel.node.saved_states import StateKey, state_key, state_name
@@ -59,6 +62,7 @@ class Bench:
     every: int = EVERY
     chain: Chain = field(default_factory=lambda: Chain(GENESIS, open_rounds=1))
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
+    start: list[Float32] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.log = DurableLog(self.folder)
@@ -66,6 +70,7 @@ class Bench:
         self.vault = Vault(self.store, self.log, ME, snapshot_every=self.every)
         self.log.write(self.vault.write_all([-1] * FRAGMENTS))
         self.w = [self.store.parameters(f).copy() for f in range(FRAGMENTS)]
+        self.learned = [np.zeros(NUMEL, dtype=np.float32) for _ in range(FRAGMENTS)]
 
     def round(self, included: Sequence[bool], *, give: bool, reducer: bool) -> Record:
         """Trains, contributes if `give`, and decides a record that includes those slices of ours."""
@@ -73,6 +78,7 @@ class Bench:
         fragment, key = number % FRAGMENTS, RoundKey(number, self.chain.base_of(number))
         learned = self.rng.standard_normal(NUMEL, dtype=np.float32) * np.float32(0.01)
         self.w[fragment] -= learned
+        self.learned[fragment] += learned
         if give:
             want = WantHandover(key, fragment, 2, urgent=False)
             snapshot = self.w[fragment].copy()
@@ -123,6 +129,24 @@ class Bench:
         self.log.write(updates)
         for merge in merges:
             self.w[merge.merge.fragment] += merge.merge.delta
+
+    def owed(self, fragment: int) -> Float32:
+        """What this peer has learned of a fragment that is not on its chain."""
+        store = self.store
+        owed: Float32 = store.residual(fragment) + store.parameters(fragment) - self.w[fragment]
+        return owed
+
+    def land_on(self, other: Bench) -> None:
+        """Takes up the chain of another peer by the state at its head."""
+        for record in other.chain.path[1:]:
+            self.chain.add(other.chain.record(record))
+        states = {
+            f: (other.store.parameters(f).copy(), other.store.momentum(f).copy())
+            for f in range(FRAGMENTS)
+        }
+        path = list(other.chain.path)
+        self.vault.land(Landing(path[-1], len(path) - 2, states))
+        self._move(path)
 
     # -- what a restart would find
 
@@ -230,6 +254,59 @@ def test_a_state_of_a_branch_that_was_given_up_is_not_taken_for_ours(bench: Benc
     bench.give_up(1, following_record(bench.chain.record(pinned.parent), nonce=b"other"))
     bench.give_up(1, following_record(bench.chain.record(pinned.parent), nonce=b"third"))
     bench.check_restart()
+
+
+def parted(tmp_path: Path, mine: int, theirs: int, shelf: BlobShelf | None) -> tuple[Bench, Bench]:
+    """Two peers with five common rounds, then some of their own; the first cleans up as it goes if it has a shelf."""
+    ours, other = Bench(tmp_path / "ours"), Bench(tmp_path / "other")
+    pinning = None
+    if shelf is not None:
+        pinning = Pinning(ours.log, ours.vault, shelf, every=EVERY, keep_rounds=4 * FRAGMENTS)
+    for _ in range(5):
+        assert (
+            ours.round((True, True), give=True, reducer=True).hash
+            == other.round((True, True), give=True, reducer=True).hash
+        )
+    other.rng = np.random.default_rng(2)
+    for number in range(mine):
+        if number == 0:
+            ours.learned = [np.zeros_like(x) for x in ours.learned]
+            ours.start = [ours.owed(f) for f in range(FRAGMENTS)]
+        ours.round((True, number % 3 > 0), give=True, reducer=number % 2 > 0)
+        if pinning is not None and ours.chain.number % EVERY == 0:
+            pinning.renew(ours.chain, tuple(ours.chain.path))
+    for _ in range(theirs):
+        other.round((False, False), give=False, reducer=False)
+    return ours, other
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(1, 7), (9, 7), (40, 19)])
+def test_whoever_gives_up_a_branch_owes_again_what_was_taken_from_it(
+    tmp_path: Path, mine: int, theirs: int
+) -> None:
+    ours, other = parted(tmp_path, mine, theirs, None)
+    ours.land_on(other)
+    for f in range(FRAGMENTS):
+        assert ours.store.root(f) == other.store.root(f)
+        np.testing.assert_allclose(ours.owed(f), ours.start[f] + ours.learned[f], atol=1e-5)
+    ours.check_restart()
+    for bench in (ours, other):
+        bench.log.close()
+
+
+def test_a_branch_that_is_given_up_after_long_needs_none_of_the_states_that_were_cleaned_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, other = parted(tmp_path, 60, 19, BlobShelf())
+    assert not any(ours.log.has_blob(state_name(f, n)) for f in range(2) for n in range(5))
+    ours.land_on(other)
+    for f in range(FRAGMENTS):
+        assert ours.store.root(f) == other.store.root(f)
+    assert "that are not kept any more" in caplog.text
+    ours.round((True, True), give=True, reducer=False)
+    ours.check_restart()
+    for bench in (ours, other):
+        bench.log.close()
 
 
 def test_results_that_no_record_takes_do_not_fill_the_memory(bench: Bench) -> None:
