@@ -15,7 +15,9 @@ import runnel
 from runnel.tools.cli_signals import stop_on_signals
 
 PROGRAM = """
+import signal
 import threading
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite under nohup hands on that it is ignored
 from runnel.tools.cli_signals import stop_on_signals
 stop = threading.Event()
 with stop_on_signals(stop):
