@@ -221,7 +221,7 @@ async def _fetch_all(
     )
     every = manifest.spec.rounds.snapshot_every
     fetched = await joining.catch_up(source, state, vault.store, every=every)
-    updates = vault.write_all(fetched.numbers)
+    updates = vault.write_all(fetched.numbers) | storage_keys.floor_updates(fetched.number)
     updates |= {
         "genesis": await joining.fetch_genesis(source, genesis),
         storage_keys.HEAD: saved.chain.path[-1],

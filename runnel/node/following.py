@@ -171,7 +171,7 @@ def next_step(state: ProtocolState, now: float) -> tuple[list[Action], list[Dige
         pursuit.target, pursuit.landing = [], []
         return [], []
     landing, pursuit.landing = pursuit.landing, []
-    if landing and state.chain.prefers(landing):
+    if landing == state.target[: len(landing)] and state.chain.prefers(landing):
         return [], landing
     place = state.chain.common(state.target)
     if state.parts_deeply(place):

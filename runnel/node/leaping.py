@@ -59,9 +59,10 @@ class Leaper:
         gone = any(piece.root in self._gone for piece in first.slices)
         needed = far or gone or self._state.parts_deeply(meet)
         path = list(target[: pin + 2])
-        if not needed or pin + 1 < meet or None in self._changed(path).values():
+        if not needed or pin + 1 < meet:
             return []
-        return path
+        unnamed = {f for f, record in self._changed(path).items() if record is None}
+        return [] if unnamed & self._rounds_in(chain.path[meet:]) else path
 
     async def fetch(self, source: Source, path: Sequence[Digest]) -> tuple[Fetched, States] | None:
         """Downloads all states that change up to the end of `path`; None if they cannot be had now."""
@@ -70,7 +71,8 @@ class Leaper:
         began, fetcher = loop.time(), BlobFetcher(source.transport)
         try:
             for fragment, record in self._changed(path).items():
-                assert record is not None, "`aim` gives no such path"
+                if record is None:
+                    continue
                 numel = self._state.settings.fragment_sizes[fragment]
                 both = np.empty(2 * numel, dtype=np.float32)
                 report = await fetcher.fetch_tree(
@@ -89,6 +91,12 @@ class Leaper:
             return None
         took_s = loop.time() - began
         return Fetched(len(path) - 2, size, took_s, tuple(sorted(givers)), ()), states
+
+    def _rounds_in(self, names: Sequence[Digest]) -> set[int]:
+        """Fragments of the rounds among some records."""
+        records = [self._state.chain.record(name) for name in names]
+        count = len(self._state.settings.fragment_sizes)
+        return {record.number % count for record in records if record.kind is RecordKind.ROUND}
 
     def _changed(self, path: Sequence[Digest]) -> dict[int, Record | None]:
         """The newest record on `path` of each fragment that changes on the way; None where that is genesis.

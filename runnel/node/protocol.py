@@ -251,13 +251,14 @@ class RoundProtocol:
     def _catch_up(self, now: float) -> list[Action]:
         actions: list[Action] = []
         while True:
+            landing = self.state.pursuit.landing
             fetches, path = following.next_step(self.state, now)
             actions += fetches
             if not path:
                 return actions
-            actions += self._move(path, now)
+            actions += self._move(path, now, landed=path == landing)
 
-    def _move(self, path: list[Digest], now: float) -> list[Action]:
+    def _move(self, path: list[Digest], now: float, *, landed: bool = False) -> list[Action]:
         """Follows another path; state, head and records change in one durable step."""
         state, chain = self.state, self.state.chain
         fork = chain.fork_to(path)
@@ -266,6 +267,9 @@ class RoundProtocol:
         state.pulse.moved = now
         state.branches.forming = None
         updates: storage_keys.Updates = {storage_keys.HEAD: chain.head.hash}
+        if landed:
+            state.saved.floor = chain.number
+            updates |= storage_keys.floor_updates(chain.number)
         for record in fork.adopted:
             updates |= storage_keys.record_updates(record, chain.certificate(record.hash))
         last = chain.number + (0 if state.is_over else chain.open_rounds)

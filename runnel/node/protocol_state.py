@@ -30,8 +30,8 @@ class ProtocolSettings:
     """What a run fixes for its protocol, and how this peer takes part.
 
     `admits` checks a join ticket's signature (not its expiry, which clocks may disagree on);
-    `ticket` is this peer's own; `deepest_fork` is how many records it can give up one by one, as the
-    states before them are still on its disk.
+    `ticket` is this peer's own; `deepest_fork` is how many records it can give up one by one: the
+    states before them, down to a fetched one, are still on its disk.
     """
 
     run: bytes
@@ -119,7 +119,8 @@ class ProtocolState:
 
     def parts_deeply(self, place: int) -> bool:
         """Whether a path that shares `place` records with ours gives up more than can be taken back one by one."""
-        return len(self.chain.path) - place > self.settings.deepest_fork
+        far = len(self.chain.path) - place > self.settings.deepest_fork
+        return far or place - 2 < self.saved.floor
 
     @property
     def me(self) -> PeerId:

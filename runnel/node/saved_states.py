@@ -152,12 +152,14 @@ class SavedStates:
         """Parameters and momentum of a fragment at the end of a path.
 
         Raises:
-            InputFileError: the disk does not have what leads there.
+            InputFileError: the disk does not have what leads there, or it is of another path.
         """
         steps = steps_of(chain, path, fragment, len(self._store.sizes))
         base, since = steps_since(steps, lambda n: self._disk.has_blob(state_name(fragment, n)))
         state = self._read_full(fragment, base)
         self._replay(state, since)
+        newest = next(steps_of(chain, path, fragment, len(self._store.sizes)), None)
+        self._check(fragment, self._store.root_of(state), newest)
         return state
 
     def load(self, fragment: int, value: bytes, chain: Chain) -> tuple[Step, ...]:
@@ -174,13 +176,16 @@ class SavedStates:
         owed = np.frombuffer(self._disk.read_blob(key.residual), dtype=np.float32)
         self._store.load(fragment, *state, owed)
         self._keys[fragment] = key
-        newest = since[-1].record if since else None
-        if base != key.base or (newest and self._store.root(fragment) != newest.state_root):
-            raise InputFileError(
-                f"the saved state of fragment {fragment} does not lead to the one of round"
-                f" {key.number}: {_ADVICE}"
-            )
+        newest = next(steps_of(chain, chain.path, fragment, len(self._store.sizes)), None)
+        if base != key.base:
+            raise _elsewhere(fragment, key.number)
+        self._check(fragment, self._store.root(fragment), newest)
         return since
+
+    @staticmethod
+    def _check(fragment: int, root: Digest, newest: Step | None) -> None:
+        if newest is not None and root != newest.record.state_root:
+            raise _elsewhere(fragment, newest.record.number)
 
     def _is_near_pin(self, number: int) -> bool:
         """Whether the state after the next pin may still be this one."""
@@ -212,3 +217,9 @@ class SavedStates:
                 f" {_ADVICE}"
             )
         return data[:numel].copy(), data[numel:].copy()
+
+
+def _elsewhere(fragment: int, number: int) -> InputFileError:
+    return InputFileError(
+        f"the saved state of fragment {fragment} does not lead to the one of round {number}: {_ADVICE}"
+    )

@@ -10,6 +10,7 @@ from runnel.dht.wire import pack, unpack
 from runnel.errors import InputFileError, PeerError
 from runnel.node.actions import RoundKey
 from runnel.node.chain import Certificate, Chain
+from runnel.node.fields import integer
 from runnel.node.messages import (
     certificate_from_wire,
     certificate_to_wire,
@@ -85,12 +86,18 @@ def result_updates(root: Digest) -> Updates:
     return {f"result/{root.hex()}": b""}
 
 
+def floor_updates(number: int) -> Updates:
+    """What to write with a head whose state was fetched, not followed to: nothing before it can be returned to."""
+    return {"floor": pack(number)}
+
+
 @dataclass(slots=True)
 class Restored:
     """Protocol state as it is on disk; kept up to date while the peer runs.
 
     A round may close and open again when the chain moves to another path and back: what this peer
-    promised in it must be found again without a restart, too.
+    promised in it must be found again without a restart, too. `floor` is the newest record whose state
+    was fetched (-1: none): the disk has none of those before it.
     """
 
     chain: Chain
@@ -103,6 +110,7 @@ class Restored:
     commits: dict[RoundKey, Commitment] = field(default_factory=dict)
     results: set[Digest] = field(default_factory=set)
     stops: set[Digest] = field(default_factory=set)
+    floor: int = -1
 
     def expire(self, number: int) -> Updates:
         """Forgets what was promised in rounds up to `number`; the deletions that this asks for."""
@@ -203,6 +211,10 @@ def _read_stop(found: Restored, rest: str, _value: Any) -> None:
     found.stops.add(Digest(bytes.fromhex(rest)))
 
 
+def _read_floor(found: Restored, _rest: str, value: Any) -> None:
+    found.floor = integer(value, low=-1)
+
+
 _READERS: dict[str, Callable[[Restored, str, Any], None]] = {
     "record": _read_record,
     "vote": _read_vote,
@@ -213,6 +225,7 @@ _READERS: dict[str, Callable[[Restored, str, Any], None]] = {
     "com": _read_commitment,
     "result": _read_result,
     "stop": _read_stop,
+    "floor": _read_floor,
 }
 
 

@@ -148,7 +148,7 @@ class Vault:
     def follow(
         self, chain: Chain, fork: Fork, path: Sequence[Digest]
     ) -> tuple[list[DecidedMerge], Updates]:
-        """Gives up and adopts records in order; what the trainer must merge and what to write with the head.
+        """Gives up and adopts records; what the trainer must merge and what to write with the head.
 
         `path` is the path followed afterwards; the chain itself may have moved on meanwhile.
 
@@ -248,7 +248,9 @@ class Vault:
         for fragment in sorted(outcomes):
             number = self._newest(chain, path, fragment)
             again = self._outcomes(chain, lost.get(fragment, ()))
-            merge = self.store.leap(fragment, *states[fragment], outcomes[fragment], lost=again)
+            # what was not fetched has no round on the path after the fork: the disk has it
+            theta, momentum = states.get(fragment) or self.states.read(chain, path, fragment)
+            merge = self.store.leap(fragment, theta, momentum, outcomes[fragment], lost=again)
             moves.to(number, merge, plain=False)
             included = any(any(outcome.included) for outcome in outcomes[fragment])
             merges.append(DecidedMerge(number, merge, included))

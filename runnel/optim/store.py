@@ -104,6 +104,10 @@ class OuterStore:
         own = self._fragments[fragment]
         return self._parts.root_of([raw(own.theta), raw(own.momentum)])
 
+    def root_of(self, state: tuple[Array, Array]) -> Digest:
+        """The name of parameters and momentum; hashes them."""
+        return self._parts.root_of([raw(values) for values in state])
+
     def residual(self, fragment: int) -> Array:
         """What this peer learned, handed over or not, that no record holds and its trainer does not either."""
         return self._fragments[fragment].residual

@@ -391,7 +391,8 @@ def test_closing_a_transport_leaves_no_task_and_ends_what_is_open(kind: Transpor
 
         async def waits(stream: Stream) -> None:
             try:
-                await stream.receive(max_bytes=10, deadline=in_s(100))
+                while True:
+                    await stream.receive(max_bytes=10, deadline=in_s(100))
             finally:
                 cancelled.append(True)
 
@@ -401,7 +402,8 @@ def test_closing_a_transport_leaves_no_task_and_ends_what_is_open(kind: Transpor
             await a.serve("waits", waits)
             there = await a.open(b.local_id, "waits", deadline=in_s(10))
             back = await b.open(a.local_id, "waits", deadline=in_s(10))
-            await asyncio.sleep(0.01)
+            await there.send(b"begin", deadline=in_s(10))
+            await back.send(b"begin", deadline=in_s(10))
             await b.aclose()
             await b.aclose()
             assert cancelled, "the handler was ended"

@@ -8,7 +8,7 @@ from runnel.node import following
 from runnel.node.leaping import REPLAYED_WINDOWS, Leaper
 from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import Record
-from tests.support.members import PEERS, certificate, name
+from tests.support.members import PEERS, certificate, following_record, name
 from tests.support.states import GENESIS, path_of, result_record, state_of
 
 EVERY = 4
@@ -120,3 +120,39 @@ def test_a_long_branch_goes_on_until_the_other_one_has_a_pin_to_land_on(theirs: 
     assert Leaper(state, every=EVERY).aim() == []
     assert following.next_step(state, now=1.0) == ([], [])
     assert state.target
+
+
+def test_a_landing_beside_the_path_that_is_wanted_by_now_is_not_taken() -> None:
+    state = branched(mine=4 * 4 + 1, theirs=2 * EVERY)
+    path = Leaper(state, every=EVERY).aim()
+    state.pursuit.landing = path
+    fork = state.chain.record(path[-3])
+    best = result_record(fork, "best")
+    state.chain.add(best, certificate(best, PEERS[:2], attempt=2))
+    following.aim(state, state.chain.lineage(best.hash), now=2.0)
+    assert following.next_step(state, now=2.0) == ([], [])
+
+
+def test_behind_a_fetched_state_there_is_no_way_back_record_by_record() -> None:
+    state = behind(EVERY + 2)
+    state.chain.follow(state.target)
+    head = len(state.chain.path)
+    assert not state.parts_deeply(head - 2)
+    state.saved.floor = state.chain.number - 1
+    assert state.parts_deeply(head - 2)
+    assert not state.parts_deeply(head - 1)
+    assert not state.parts_deeply(head)
+
+
+def test_a_fragment_without_rounds_on_either_side_keeps_nobody_from_landing() -> None:
+    state = behind(1)
+    state.chain.follow(state.target)
+    parent: Record = state.chain.head
+    for number in range(2 * EVERY):  # fragments 1 to 3 of four; rounds of fragment 0 are aborted
+        whole = (number + 1) % 4
+        parent = result_record(parent, f"better {number}") if whole else following_record(parent)
+        state.chain.add(parent, certificate(parent, PEERS[:2]))
+    following.aim(state, state.chain.lineage(parent.hash), now=1.0)
+    leaper = Leaper(state, every=EVERY)
+    leaper.miss(name("better 0"))
+    assert leaper.aim()

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runnel.dht.wire import pack
 from runnel.errors import InputFileError
 from runnel.node import storage_keys as keys
 from runnel.node.actions import RoundKey
@@ -195,3 +196,10 @@ def test_stops_and_results_are_not_forgotten_with_their_rounds() -> None:
 def test_a_vote_key_is_one_for_each_attempt_and_step() -> None:
     votes = [stored_vote(attempt=a, step=s) for a in (0, 1) for s in (Step.PREVOTE, Step.PRECOMMIT)]
     assert len({key for vote in votes for key in keys.vote_updates(vote)}) == 4
+
+
+def test_the_record_whose_state_was_fetched_is_remembered() -> None:
+    assert restored().floor == -1
+    assert restored(keys.floor_updates(7)).floor == 7
+    with pytest.raises(InputFileError, match="damaged"):
+        keys.restore({"floor": pack("seven")}, GENESIS, open_rounds=2)

@@ -309,6 +309,32 @@ def test_a_branch_that_is_given_up_after_long_needs_none_of_the_states_that_were
         bench.log.close()
 
 
+def test_a_fragment_that_was_not_fetched_is_taken_back_from_disk(tmp_path: Path) -> None:
+    ours, other = parted(tmp_path, 1, 0, None)
+    before = [other.store.root(f) for f in range(FRAGMENTS)]
+    other.abort()
+    for record in other.chain.path[1:]:
+        ours.chain.add(other.chain.record(record))
+    path = list(other.chain.path)
+    ours.vault.land(Landing(path[-1], len(path) - 2, {}))
+    ours._move(path)
+    assert [ours.store.root(f) for f in range(FRAGMENTS)] == before
+    for bench in (ours, other):
+        bench.log.close()
+
+
+def test_a_saved_state_of_another_path_is_not_taken_for_the_one_asked_for(bench: Bench) -> None:
+    for _ in range(EVERY + 1):
+        bench.round((True, True), give=True, reducer=False)
+    fragment = EVERY % FRAGMENTS
+    theta: Float32 = np.ones(2 * NUMEL, dtype=np.float32)
+    bench.log.write_blob(state_name(fragment, EVERY), [theta.tobytes()])
+    with pytest.raises(InputFileError, match="does not lead to"):
+        bench.vault.states.read(bench.chain, bench.chain.path, fragment)
+    with pytest.raises(InputFileError, match="does not lead to"), bench.restarted():
+        pass
+
+
 def test_results_that_no_record_takes_do_not_fill_the_memory(bench: Bench) -> None:
     for index in range(100):
         payload = index.to_bytes(4, "big") * 1250
