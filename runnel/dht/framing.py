@@ -167,7 +167,7 @@ class FramedStream:
     async def receive(self, *, max_bytes: int, deadline: float) -> memoryview:
         """The next message, its hash checked; acknowledges it.
 
-        Fresh memory grows with what arrives, not with what a header announces.
+        Fresh memory grows with what arrives (page by page), not with what a header announces.
 
         Args:
             max_bytes: a longer message is refused from its header alone.

@@ -102,7 +102,8 @@ class Leaper:
         """The newest record on `path` of each fragment that changes on the way; None where that is genesis.
 
         Those are the fragments of records that `path` has and we have not followed, and all if records
-        of ours are given up, as there may be more of them by the time we land.
+        of ours are given up: there may be more of them by the time we land. (If our path leaves the
+        one wanted only after the download began, the disk has the fragments that are missing.)
         """
         chain, count = self._state.chain, len(self._state.settings.fragment_sizes)
         meet, newest = chain.common(path), dict[int, Record | None]()

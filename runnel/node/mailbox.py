@@ -20,7 +20,9 @@ _MANY = 8
 class DecidedMerge:
     """What a decided record changes for the trainer.
 
-    `number` is the round's, `mean_norm` the Euclidean norm of the pseudo-gradient that was decided.
+    `number` is the round's: where several are taken up at once, that of the state they lead to; where
+    rounds are given up, the newest of them. `mean_norm` is the Euclidean norm of the pseudo-gradient
+    that was decided.
     """
 
     number: int
