@@ -93,6 +93,11 @@ class Deadlines:
             self.finish.arrived(now - at)
 
     @property
+    def patience_s(self) -> float:
+        """The longest wait for one part of a round, a commitment or data, before going on without it."""
+        return max(self.commits.deadline_s(), self.data.deadline_s())
+
+    @property
     def hurry_s(self) -> float:
         """How long after the half the trainer is asked for what it has.
 

@@ -147,7 +147,9 @@ class Driver:
         finally:
             self._contributing.discard(key)
         if handover is None:
-            parts.mailbox.want(replace(handed.want, urgent=True))
+            # asked for once more while the first answer was under way: that one counts
+            if key not in parts.vault.contributions:
+                parts.mailbox.want(replace(handed.want, urgent=True))
             return
         self._note(
             RoundCommitted(

@@ -138,6 +138,10 @@ class Elections:
         """See `AgreementHost.is_silent`."""
         return not self._expected(peer, now)
 
+    def overdue(self, peer: PeerId, since: float) -> None:
+        """See `AgreementHost.overdue`."""
+        self._state.members.missed(peer, since)
+
     def halted(self, instance: Instance) -> bool:
         """See `AgreementHost.halted`."""
         return instance.kind == "outcome" and instance.base in self._state.saved.stops
@@ -204,15 +208,19 @@ class Elections:
         """Whether half has committed, and then all who are waited for or the deadline is over."""
         if place.half_at is None or 2 * len(place.commits) < len(place.voters):
             return False
-        late = now - place.half_at >= self._state.deadlines.commits.deadline_s()
-        return late or not any(
-            p not in place.commits and self._expected(p, now) for p in place.view
-        )
+        missing = [peer for peer in place.view if peer not in place.commits]
+        if now - place.half_at >= self._state.deadlines.commits.deadline_s():
+            for peer in missing:
+                self._state.members.missed(peer, place.half_at)
+            return True
+        return not any(self._expected(peer, now) for peer in missing)
 
     def _expected(self, peer: PeerId, now: float) -> bool:
         """Whether to wait for `peer`: one that fell silent costs a deadline once, not in each round."""
+        members = self._state.members
         silence_s = max(_SILENCE_S, self._state.deadlines.commits.deadline_s())
-        return peer == self._state.me or self._state.members.heard_within(peer, silence_s, now)
+        heard = members.heard_within(peer, silence_s, now) and not members.is_overdue(peer)
+        return peer == self._state.me or heard
 
     def _outcome(self, place: Round, attempt: int, now: float) -> Record | None:
         chosen = place.best_held(self._state.held) if place.decided else None

@@ -112,7 +112,8 @@ class RoundDecided(Event):
     """The outcome of a round is decided: `kind` is "record", "abort" or "branch".
 
     `waited_for` is the peer whose part came last, or "". Norms are of this round's fragment:
-    error feedback that stays here, and the change of the outer parameters.
+    error feedback that stays here, and the change of the outer parameters. `deadline_s` is how long
+    this peer then waited for a part that does not come, as it follows from recent arrivals.
     """
 
     round: int
@@ -126,6 +127,7 @@ class RoundDecided(Event):
     state_root: str = ""
     residual_norm: float = 0.0
     mean_norm: float = 0.0
+    deadline_s: float = 0.0
 
     def diary(self) -> str | None:
         """The one line per round."""

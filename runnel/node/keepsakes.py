@@ -128,6 +128,9 @@ class Contributions:
             return {}
         return {f"drift/{fragment}": _drift_value(key, included)}
 
+    def __contains__(self, key: RoundKey) -> bool:
+        return key in self._kept
+
     def get(self, key: RoundKey) -> Contribution | None:
         """The contribution to a round, if there was one and it is still kept; read back if need be."""
         held = self._kept.get(key)

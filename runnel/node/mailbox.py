@@ -22,13 +22,15 @@ class DecidedMerge:
 
     `number` is the round's: where several are taken up at once, that of the state they lead to; where
     rounds are given up, the newest of them. `mean_norm` is the Euclidean norm of the pseudo-gradient
-    that was decided.
+    that was decided. `tokens` are those behind this peer's shares that are taken up; they count
+    negative where they are given up.
     """
 
     number: int
     merge: Merge
     included: bool
     mean_norm: float = 0.0
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,4 +169,5 @@ def _place_of_fragment(merges: Sequence[DecidedMerge], fragment: int) -> int | N
 def _summed(earlier: DecidedMerge, later: DecidedMerge) -> DecidedMerge:
     """Both as one; the later one holds nothing of the trainer's, so that only its change counts."""
     delta = earlier.merge.delta + later.merge.delta
-    return replace(earlier, merge=replace(later.merge, delta=delta))
+    tokens = earlier.tokens + later.tokens
+    return replace(earlier, merge=replace(later.merge, delta=delta), tokens=tokens)

@@ -30,6 +30,7 @@ class Membership:
         self._me = me
         self._born, self._born_number = now, number
         self._heard: dict[PeerId, tuple[float, int]] = {}
+        self._overdue: dict[PeerId, None] = {}
         self._wishes: dict[PeerId, tuple[float, bytes]] = {}
         self._goodbyes: dict[PeerId, float] = {}
         self._left: dict[PeerId, None] = {}
@@ -38,6 +39,18 @@ class Membership:
     def hear(self, peer: PeerId, now: float, number: int) -> None:
         """Notes that anything came from `peer` while our chain stood at `number`."""
         self._heard[peer] = (now, number)
+        self._overdue.pop(peer, None)
+
+    def missed(self, peer: PeerId, since: float) -> None:
+        """Notes that `peer` let a deadline pass that began at `since`: without a word, or else it is only slow."""
+        if peer != self._me and self._heard.get(peer, (float("-inf"), 0))[0] <= since:
+            self._overdue[peer] = None
+            while len(self._overdue) > 2 * MAX_MEMBERS:
+                del self._overdue[next(iter(self._overdue))]
+
+    def is_overdue(self, peer: PeerId) -> bool:
+        """Whether `peer` let a deadline pass without a word and was not heard since: nobody waits for it again."""
+        return peer in self._overdue
 
     def heard_within(self, peer: PeerId, seconds: float, now: float) -> bool:
         """Whether `peer` was heard lately."""

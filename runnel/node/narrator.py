@@ -74,6 +74,7 @@ class Narrator:
                 sent_bytes=self._sent_since(),
                 state_root=record.state_root.hex(),
                 mean_norm=merge.mean_norm if merge else 0.0,
+                deadline_s=self._state.deadlines.patience_s,
             )
         )
         catching_up = bool(self._state.target)  # it was away, which it has said already

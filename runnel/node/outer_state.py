@@ -100,7 +100,7 @@ def outer_state(
         raise InputFileError("the run's folder holds no state yet: wait until its peer is ready")
     genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
     chain = restore(stored, genesis, open_rounds=manifest.spec.rounds.open).chain
-    plan = _plan_of(manifest, stored)
+    plan = plan_of(manifest, stored)
     roots = _first_roots(manifest, stored, plan.num_fragments)
     parameters, momentum = _empty(plan), _empty(plan)
     for fragment, size in enumerate(plan.sizes):
@@ -140,7 +140,13 @@ def _moving(stored: Mapping[str, bytes]) -> dict[str, bytes]:
     return {key: value for key, value in stored.items() if key == HEAD or key.startswith("state/")}
 
 
-def _plan_of(manifest: SignedManifest, stored: Mapping[str, bytes]) -> FragmentPlan:
+def plan_of(manifest: SignedManifest, stored: Mapping[str, bytes]) -> FragmentPlan:
+    """Which values of the run's model are in which fragment, from what the log of a peer holds.
+
+    Raises:
+        InputFileError: the log does not tell, or is damaged.
+        RunMismatchError: it tells of another model than the run's.
+    """
     spec, saved = manifest.spec, stored.get(PLAN)
     if saved is None and spec.model.kind != "gpt":
         raise InputFileError(

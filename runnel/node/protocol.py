@@ -29,7 +29,7 @@ from runnel.node.messages import (
 )
 from runnel.node.protocol_state import Handler, ProtocolSettings, ProtocolState
 from runnel.node.records import SliceResult
-from runnel.node.rounds import Round, advance_data
+from runnel.node.rounds import DataWait, Round, advance_data, overdue_for_data
 from runnel.protocols import Signer
 from runnel.types import Digest, PeerId
 from runnel.verification.agreement import Decided
@@ -115,6 +115,9 @@ class RoundProtocol:
         if place is None:
             return []
         piece = place.slices[index]
+        sender = next((c.peer for c in place.decided or () if c.id == commitment), None)
+        if sender is not None:
+            self.state.members.hear(sender, now, self.state.chain.number)
         if place.decided and commitment not in piece.arrived:
             worker, _ = place.reducers(index)
             if worker == self.state.me:  # what comes to a standby waited for a deadline first
@@ -227,7 +230,12 @@ class RoundProtocol:
         for result, size_bytes in place.missing(state.held):
             holders = (result.reducer, *place.view)
             actions += state.fetch(result.root, holders, now, size_bytes=size_bytes)
-        return actions + advance_data(place, state.me, state.held, now=now, data_s=data_s)
+        waited_s = now - place.decided_at
+        if waited_s > data_s:
+            for peer in overdue_for_data(place, state.me):
+                state.members.missed(peer, place.decided_at)
+        wait = DataWait(waited_s, data_s, state.members.is_overdue)
+        return actions + advance_data(place, state.me, state.held, wait=wait)
 
     def _set_decided(self, place: Round, decided: Decided, now: float) -> list[Action]:
         commitments = place.sets[decided.value]

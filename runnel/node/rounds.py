@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -178,20 +178,39 @@ class Round:
                 piece.results.setdefault(result, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class DataWait:
+    """How a round waits for data.
+
+    Attributes:
+        waited_s: since its set was decided.
+        patience_s: the deadline for one transfer.
+        is_gone: whether a peer let a deadline pass without a word, so that nobody waits for it again.
+    """
+
+    waited_s: float
+    patience_s: float
+    is_gone: Callable[[PeerId], bool] = lambda _: False
+
+
 def advance_data(
-    state: Round, me: PeerId, held: Container[Digest], *, now: float, data_s: float
+    state: Round,
+    me: PeerId,
+    held: Container[Digest],
+    *,
+    wait: DataWait,
 ) -> list[Action]:
     """Scatter, reduce and prepare as far as the inputs and the clock allow.
 
-    The standby is sent data only if the worker has missed its deadline, so that its work is wasted
-    only then.
+    The standby is sent data only if the worker has missed its deadline or seems to be gone, so that
+    its work is wasted only then.
     """
     if state.decided is None:
         return []
     actions: list[Action] = []
     for index in range(len(state.slices)):
-        actions += _scatter(state, index, me, late=now - state.decided_at > data_s)
-        actions += _reduce(state, index, me, waited_s=now - state.decided_at, data_s=data_s)
+        actions += _scatter(state, index, me, wait)
+        actions += _reduce(state, index, me, wait)
     chosen = state.best_held(held)
     actions += state.prepare(chosen) if chosen else []
     for record in state.candidates.values():
@@ -200,12 +219,25 @@ def advance_data(
     return actions
 
 
-def _scatter(state: Round, index: int, me: PeerId, *, late: bool) -> list[Action]:
+def overdue_for_data(state: Round, me: PeerId) -> set[PeerId]:
+    """Whose data is missing: workers that announced no result, and senders to slices that we reduce."""
+    missing: set[PeerId] = set()
+    for index, piece in enumerate(state.slices):
+        if piece.results:
+            continue
+        missing.add(state.reducers(index)[0])
+        if me in state.reducers(index) and piece.arrived:
+            missing |= {c.peer for c in state.decided or () if c.id not in piece.arrived}
+    return missing - {me}
+
+
+def _scatter(state: Round, index: int, me: PeerId, wait: DataWait) -> list[Action]:
     mine, piece = state.own(me), state.slices[index]
     if mine is None or piece.results:
         return []
     worker, standby = state.reducers(index)
     actions: list[Action] = []
+    late = wait.waited_s > wait.patience_s or wait.is_gone(worker)
     for target in (worker, standby) if late else (worker,):
         if target in piece.sent_to:
             continue
@@ -217,16 +249,15 @@ def _scatter(state: Round, index: int, me: PeerId, *, late: bool) -> list[Action
     return actions
 
 
-def _reduce(
-    state: Round, index: int, me: PeerId, *, waited_s: float, data_s: float
-) -> list[Action]:
+def _reduce(state: Round, index: int, me: PeerId, wait: DataWait) -> list[Action]:
     piece, members = state.slices[index], state.decided or ()
     worker, standby = state.reducers(index)
     if piece.reducing or me not in (worker, standby):
         return []
     senders = tuple(c for c in members if c.id in piece.arrived)
-    patience_s = data_s if me == worker else 2 * data_s
-    if not senders or (len(senders) < len(members) and waited_s <= patience_s):
+    coming = any(c.id not in piece.arrived and not wait.is_gone(c.peer) for c in members)
+    patience_s = wait.patience_s if me == worker else 2 * wait.patience_s
+    if not senders or (coming and wait.waited_s <= patience_s):
         return []
     piece.reducing = True
     included = tuple(i for i, c in enumerate(members) if c.id in piece.arrived)

@@ -31,7 +31,6 @@ class Window:
     total_tokens: int = 0
     losses: list[float] = field(default_factory=list)
     handed_at: dict[int, int] = field(default_factory=dict)
-    handed_tokens: dict[int, int] = field(default_factory=dict)
     withheld: str = ""
     withheld_round: int = -1
 
@@ -97,7 +96,6 @@ class Trainer:
         for number, handed in list(self.window.handed_at.items()):
             if number <= newest and self.window.steps >= handed + self._outer.overlap_steps:
                 del self.window.handed_at[number]
-                self.window.handed_tokens.pop(number, None)
 
     def _is_time_for(self, decided: DecidedMerge) -> bool:
         """Own contributions come back `overlap_steps` after their hand-over, everything else at once."""
@@ -111,10 +109,8 @@ class Trainer:
         else:
             self._binding.add(merge.fragment, merge.delta)
         self._versions[merge.fragment] = merge.version
-        counted = window.handed_tokens.pop(decided.number, 0)
         window.handed_at.pop(decided.number, None)
-        if decided.included:
-            window.tokens[merge.fragment] = max(0, window.tokens[merge.fragment] - counted)
+        window.tokens[merge.fragment] = max(0, window.tokens[merge.fragment] - decided.tokens)
         self._node.note(
             MergeApplied(
                 unix_s=0.0, round=decided.number, fragment=merge.fragment, included=decided.included
@@ -162,7 +158,6 @@ class Trainer:
             loss=sum(window.losses) / len(window.losses) if window.losses else 0.0,
         )
         window.handed_at[want.key.number] = window.steps
-        window.handed_tokens[want.key.number] = tokens
         window.next_round = want.key.number + 1
         window.steps_since_commit, window.losses = 0, []
         self._node.mailbox.hand_over(contribution)

@@ -204,7 +204,8 @@ class Vault:
             self._norm(piece, bounds)
             for piece, bounds in zip(record.slices, outcome.bounds, strict=True)
         ]
-        return DecidedMerge(record.number, merge, any(outcome.included), math.hypot(*norms))
+        tokens = self._own_tokens(record, key)
+        return DecidedMerge(record.number, merge, any(outcome.included), math.hypot(*norms), tokens)
 
     def _norm(self, piece: SliceResult, bounds: tuple[int, int]) -> float:
         payload = self.results.get(piece.root)
@@ -240,10 +241,13 @@ class Vault:
     ) -> list[DecidedMerge]:
         """Gives up and takes up all these records at once, fragment by fragment."""
         outcomes: dict[int, list[Outcome]] = {fragment: [] for fragment in lost}
+        tokens = {fragment: -self._tokens_of(chain, records) for fragment, records in lost.items()}
         for record in taken:
             outcome, key = self._outcome(chain, record, path[: record.number + 1])
             self._take_out(outcome, key, moves)
             outcomes.setdefault(outcome.fragment, []).append(outcome)
+            own = self._own_tokens(record, key)
+            tokens[outcome.fragment] = tokens.get(outcome.fragment, 0) + own
         merges = []
         for fragment in sorted(outcomes):
             number = self._newest(chain, path, fragment)
@@ -253,7 +257,7 @@ class Vault:
             merge = self.store.leap(fragment, theta, momentum, outcomes[fragment], lost=again)
             moves.to(number, merge, plain=False)
             included = any(any(outcome.included) for outcome in outcomes[fragment])
-            merges.append(DecidedMerge(number, merge, included))
+            merges.append(DecidedMerge(number, merge, included, tokens=tokens[fragment]))
         return merges
 
     def _give_up(
@@ -261,14 +265,31 @@ class Vault:
     ) -> DecidedMerge:
         """Takes a fragment back over all these records at once: states in between need not be there."""
         fragment = lost[0].number % self.fragments
+        tokens = self._tokens_of(chain, lost)
         state = self.states.read(chain, meeting, fragment)
         merge = self.store.leap(fragment, *state, [], lost=self._outcomes(chain, lost))
         moves.to(self._newest(chain, meeting, fragment), merge, plain=False)
-        return DecidedMerge(lost[0].number, merge, included=False)
+        return DecidedMerge(lost[0].number, merge, included=False, tokens=-tokens)
 
     def _outcomes(self, chain: Chain, lost: Iterable[Record]) -> Iterator[Outcome]:
         for record in lost:
             yield self._outcome(chain, record, chain.lineage(record.parent))[0]
+
+    def _tokens_of(self, chain: Chain, records: Iterable[Record]) -> int:
+        """Behind this peer's shares in these records."""
+        keys = ((record, chain.lineage(record.parent)) for record in records)
+        return sum(
+            self._own_tokens(record, RoundKey(record.number, chain.base_of(record.number, path)))
+            for record, path in keys
+        )
+
+    def _own_tokens(self, record: Record, key: RoundKey) -> int:
+        """Behind this peer's share in a record; 0 for what it gave from a folder that is gone."""
+        index = record.share_of(self._me)
+        if key not in self.contributions:
+            return 0
+        included = any(index in piece.included for piece in record.slices)
+        return record.shares[index].tokens if included else 0
 
     def _newest(self, chain: Chain, path: Sequence[Digest], fragment: int) -> int:
         """The record of a path that a fragment's state comes from; -1 is genesis."""

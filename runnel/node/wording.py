@@ -14,6 +14,6 @@ def size_text(size_bytes: float) -> str:
 
 
 def count_text(number: int, noun: str) -> str:
-    """A number with its noun: "1 peer", "2 addresses"."""
-    plural = "es" if noun.endswith("s") else "s"
+    """A number with its noun: "1 peer", "2 addresses", "3 branches"."""
+    plural = "es" if noun.endswith(("s", "ch")) else "s"
     return f"{number} {noun}" if number == 1 else f"{number} {noun}{plural}"

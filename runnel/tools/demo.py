@@ -28,10 +28,10 @@ from runnel.tools.demo_folder import (
 )
 from runnel.tools.demo_options import DemoOptions, parse_options
 from runnel.tools.demo_outcome import Outcome
-from runnel.tools.demo_peers import PROGRAM, PeerProcesses
 from runnel.tools.demo_plan import DemoPlan
 from runnel.tools.demo_swarm import Conductor, Course, launch
 from runnel.tools.live import LiveFacts, Mode, open_view
+from runnel.tools.peer_processes import PROGRAM, PeerProcesses
 
 if TYPE_CHECKING:
     from pathlib import Path

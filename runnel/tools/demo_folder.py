@@ -21,7 +21,7 @@ from runnel.tools.report import ReportFacts, build_report, read_history, summary
 
 if TYPE_CHECKING:
     from runnel.node.events import Event
-    from runnel.tools.demo_peers import PeerProcess
+    from runnel.tools.peer_processes import PeerProcess
 
 _SAMPLE_TOKENS = 300
 _PROMPTS = {True: "def ", False: "\n"}

@@ -15,8 +15,8 @@ from runnel.tools.report_words import same_bits
 
 if TYPE_CHECKING:
     from runnel.node.events import Event
-    from runnel.tools.demo_peers import Fate
     from runnel.tools.history import SwarmHistory
+    from runnel.tools.peer_processes import Fate
 
 _USUAL_ROUNDS = 20
 _AFTER_S = 30.0

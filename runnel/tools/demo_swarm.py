@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from runnel.clock import Clock
     from runnel.node.events import Event
-    from runnel.tools.demo_peers import PeerProcess, PeerProcesses
     from runnel.tools.live import View
+    from runnel.tools.peer_processes import PeerProcess, PeerProcesses
 
 POLL_S = 0.25
 START_S = 120.0

@@ -218,6 +218,8 @@ class Agreement:
         if proposal is not None and self._may_prevote(proposal, host, now):
             self._vote(Step.PREVOTE, proposal.value, host, now, actions)
         elif self._late(now) or self._skips_proposer(host, now):
+            if proposal is None and self._late(now):
+                host.overdue(self.electorate.proposer(self.attempt), self._since)
             self._vote(Step.PREVOTE, NIL, host, now, actions)
 
     def _skips_proposer(self, host: AgreementHost, now: float) -> bool:

@@ -27,6 +27,10 @@ class AgreementHost(Protocol):
         """Whether `peer` has not been heard for so long that nobody waits for its proposal."""
         ...
 
+    def overdue(self, peer: PeerId, since: float) -> None:
+        """Takes note that `peer`, whose turn began at `since`, proposed nothing in time."""
+        ...
+
     def halted(self, instance: Instance) -> bool:
         """Whether this peer promised to vote no more here (it signed a branch)."""
         ...

@@ -35,6 +35,7 @@ class Host:
     stopped: bool = False
     silent: frozenset[PeerId] = frozenset()
     asked: list[int] = field(default_factory=list)
+    missed: list[tuple[PeerId, float]] = field(default_factory=list)
 
     def propose(self, instance: Instance, attempt: int, now: float) -> Digest | None:
         self.asked.append(attempt)
@@ -48,6 +49,9 @@ class Host:
 
     def is_silent(self, peer: PeerId, now: float) -> bool:
         return peer in self.silent
+
+    def overdue(self, peer: PeerId, since: float) -> None:
+        self.missed.append((peer, since))
 
     def halted(self, instance: Instance) -> bool:
         return self.stopped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import pairwise
 
 import pytest
@@ -13,10 +14,12 @@ from runnel.node.outcomes import abort_record, round_record
 from runnel.node.records import SliceResult
 from runnel.node.rounds import (
     SLICE_ALIGNMENT,
+    DataWait,
     Round,
     RoundFacts,
     SliceState,
     advance_data,
+    overdue_for_data,
     slice_bounds,
 )
 from runnel.types import Digest, PeerId
@@ -47,8 +50,16 @@ def result(
     return SliceResult(name(label), place.reducers(index)[standby], senders)
 
 
-def data(place: Round, me: PeerId, now: float, held: set[Digest] | None = None) -> list[Action]:
-    return advance_data(place, me, held or set(), now=now, data_s=DATA_S)
+def data(
+    place: Round,
+    me: PeerId,
+    now: float,
+    held: set[Digest] | None = None,
+    *,
+    gone: Collection[PeerId] = (),
+) -> list[Action]:
+    wait = DataWait(now - place.decided_at, DATA_S, gone.__contains__)
+    return advance_data(place, me, held or set(), wait=wait)
 
 
 def worker(place: Round, index: int = 0) -> PeerId:
@@ -190,6 +201,37 @@ def test_the_standby_waits_twice_as_long() -> None:
     me = standby(place)
     assert reductions(data(place, me, 13.9)) == []
     assert len(reductions(data(place, me, 14.1))) == 1
+
+
+def test_nobody_waits_for_the_payload_of_a_peer_that_is_gone() -> None:
+    place = decided(slices=1)
+    me, lost = worker(place), bystander(place)
+    arrive(place, me, standby(place))
+    assert reductions(data(place, me, 10.1)) == []
+    (only,) = reductions(data(place, me, 10.1, gone={lost}))
+    assert {c.peer for c in only.senders} == {me, standby(place)}
+
+
+def test_the_standby_takes_over_at_once_from_a_worker_that_is_gone() -> None:
+    place = decided(slices=1)
+    lost, me = worker(place), standby(place)
+    sent = [
+        a.to for a in data(place, bystander(place), 10.1, gone={lost}) if isinstance(a, Scatter)
+    ]
+    assert me in sent
+    arrive(place, me, bystander(place))
+    assert len(reductions(data(place, me, 10.1, gone={lost}))) == 1
+
+
+def test_workers_without_a_result_and_senders_without_a_payload_are_overdue() -> None:
+    place = decided(slices=1)
+    me = worker(place)
+    assert overdue_for_data(place, me) == set()  # nothing at all has come: the links may be slow
+    assert overdue_for_data(place, bystander(place)) == {me}
+    arrive(place, me)
+    assert overdue_for_data(place, me) == {standby(place), bystander(place)}
+    place.slices[0].results[result(place, 0, "made")] = 8
+    assert overdue_for_data(place, bystander(place)) == set()
 
 
 def test_a_bystander_never_reduces() -> None:

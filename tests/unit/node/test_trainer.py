@@ -67,7 +67,9 @@ class NotingNode:
             np.full(size, delta, dtype=np.float32),
             np.full(size, 100.0, dtype=np.float32),
         )
-        self.mailbox.deliver(DecidedMerge(number, merge, included))
+        given = [handed.tokens for handed in self.handed if handed.want.key.number == number]
+        tokens = given[0] if included and given else 0
+        self.mailbox.deliver(DecidedMerge(number, merge, included, tokens=tokens))
         self.mailbox.tell(ChainView(number=number))
 
 
@@ -183,6 +185,33 @@ def test_tokens_count_until_a_record_includes_them() -> None:
     bench.node.want(8, urgent=True)
     bench.steps(1, tokens=10)
     assert bench.handed[-1].tokens == 40
+
+
+def test_of_two_answers_to_one_request_the_one_that_counted_is_taken_off() -> None:
+    bench = Bench()
+    bench.node.want(0, urgent=True)
+    bench.steps(1, tokens=10)
+    bench.node.want(0, urgent=True)  # asked again while the first answer is under way
+    bench.steps(1, tokens=10)
+    assert [h.tokens for h in bench.handed] == [10, 20]
+    bench.node.decide(0, included=True)
+    bench.steps(2, tokens=10)
+    bench.node.want(4, urgent=True)
+    bench.steps(1, tokens=10)
+    assert bench.handed[-1].tokens == 40
+
+
+def test_tokens_of_shares_that_are_given_up_count_again() -> None:
+    bench = Bench()
+    bench.node.want(0, urgent=True)
+    bench.steps(1, tokens=10)
+    bench.node.decide(0, included=True)
+    bench.steps(3, tokens=10)
+    none = np.zeros(2, dtype=np.float32)
+    bench.node.mailbox.deliver(DecidedMerge(0, Merge(0, 2, none, none), False, tokens=-10))
+    bench.node.want(4, urgent=True)
+    bench.steps(1, tokens=10)
+    assert bench.handed[-1].tokens == 50
 
 
 def test_a_weight_above_the_cap_is_paid_off_later() -> None:

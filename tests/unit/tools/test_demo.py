@@ -21,13 +21,13 @@ from rich.console import Console
 from runnel.clock import SystemClock
 from runnel.errors import InputFileError, NetworkError
 from runnel.node.events import Event
-from runnel.tools import cli_run, demo_options, demo_peers, demo_swarm
+from runnel.tools import cli_run, demo_options, demo_swarm, peer_processes
 from runnel.tools.demo import Demo
 from runnel.tools.demo_options import DemoOptions
-from runnel.tools.demo_peers import PROGRAM, PeerProcesses, environment
 from runnel.tools.demo_plan import DemoPlan
 from runnel.tools.demo_swarm import Conductor, launch
 from runnel.tools.live import PlainView
+from runnel.tools.peer_processes import PROGRAM, PeerProcesses, environment
 
 ROOT = Path(__file__).parents[3]
 FAKE = (sys.executable, str(ROOT / "tests" / "support" / "fake_peer.py"))
@@ -130,7 +130,7 @@ def test_what_goes_wrong_fails_the_demo_and_is_told(
 ) -> None:
     monkeypatch.setenv("FAKE_PEER", mode)
     monkeypatch.setattr(demo_swarm, "GRACE_S", 0.5)
-    monkeypatch.setattr(demo_peers, "LEAVE_S", 0.5)
+    monkeypatch.setattr(peer_processes, "LEAVE_S", 0.5)
     code, said = run_demo(options_in(tmp_path, peers=2, minutes=0.06, faults=False))
     assert code == 1
     assert "THIS DEMO FAILED" in said

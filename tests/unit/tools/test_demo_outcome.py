@@ -18,8 +18,8 @@ from runnel.node.events import (
     StateFetched,
 )
 from runnel.tools.demo_outcome import Outcome, catch_up, find_problems, kill_cost
-from runnel.tools.demo_peers import Fate
 from runnel.tools.history import SwarmHistory
+from runnel.tools.peer_processes import Fate
 
 IDS = {"peer 0": "aaaa0000", "peer 1": "bbbb1111", "peer 2": "cccc2222", "peer 3": "dddd3333"}
 

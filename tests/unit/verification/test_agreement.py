@@ -229,6 +229,16 @@ def test_a_proposer_that_fell_silent_is_waited_for_only_briefly() -> None:
     assert votes_in(subject.advance(host, SILENT_STEP_S + 0.01)) == [(0, Step.PREVOTE, NIL)]
 
 
+def test_a_proposer_that_missed_its_turn_is_told_of_and_one_that_was_skipped_is_not() -> None:
+    subject, proposer, _ = follower()
+    skipping, waiting = Host(silent=frozenset({proposer})), Host()
+    subject.advance(skipping, SILENT_STEP_S + 0.01)
+    assert skipping.missed == []
+    subject, proposer, _ = follower()
+    subject.advance(waiting, STEP_S + 0.01)
+    assert waiting.missed == [(proposer, 0.0)]
+
+
 def test_steps_grow_longer_with_the_attempts_but_not_for_ever() -> None:
     def patience(attempt: int) -> float:
         subject, _, others = follower()

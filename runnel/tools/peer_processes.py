@@ -1,7 +1,7 @@
-"""The processes of a demo: one for each peer, and nothing left of them afterwards.
+"""Peers of one swarm as processes on this machine, and nothing left of them afterwards.
 
-Each has a session of its own, so that Ctrl-C in the terminal reaches the demo alone, which then
-stops the peers. An environment variable marks them and whatever they start, so
+Each has a session of its own, so that Ctrl-C in the terminal reaches the program that started them
+alone, which then stops the peers. An environment variable marks them and whatever they start, so
 that this can be found after its parent is gone.
 """
 
@@ -26,14 +26,14 @@ import psutil
 import runnel
 from runnel.clock import Clock, SystemClock
 from runnel.errors import StorageError
-from runnel.tools.demo_tail import JournalTail
+from runnel.tools.journal_tail import JournalTail
 
 PROGRAM = (sys.executable, "-m", "runnel")
 LEAVE_S = 40.0
 """How long peers that were asked to leave may take before they are killed: seconds if all is well."""
 
-MARK = "RUNNEL_DEMO"
-"""The variable that names the demo which a process belongs to."""
+MARK = "RUNNEL_SWARM"
+"""The variable that names the swarm which a process belongs to."""
 
 _KILLED_S = 10.0
 _POLL_S = 0.05
@@ -45,12 +45,12 @@ _LOOPBACK = ("--host", "127.0.0.1")
 
 @dataclass(slots=True)
 class Fate:
-    """What became of a peer's process.
+    """What became of a peer's process; of the newest one, if it was started again.
 
     Attributes:
         name: that a reader sees.
         started_unix_s: when its process was started.
-        killed_unix_s: when the demo killed it, as planned.
+        killed_unix_s: when it was killed, as planned.
         forced: it did not end when it should have, and was made to.
         exit_code: None while it runs; negative for a signal.
     """
@@ -67,9 +67,12 @@ class PeerProcess:
 
     Args:
         fate: with its name.
-        folder: of the demo; home and log appear in there.
+        folder: of the swarm; home and log appear in there.
         command: what to run; where to listen and the home are added.
         variables: its environment.
+
+    Raises:
+        OSError: it cannot be started.
     """
 
     def __init__(
@@ -82,14 +85,28 @@ class PeerProcess:
         self.tail = JournalTail(self.home, _JOURNAL)
         self.home.mkdir(parents=True)
         self.log_path.parent.mkdir(exist_ok=True)
-        with self._said_path.open("wb") as said, self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - our own program
-                [*command, *_LOOPBACK, "--home", str(self.home)],
+        self._folder, self._variables = folder, variables
+        self._command = [*command, *_LOOPBACK, "--home", str(self.home)]
+        self._process = self._spawn()
+
+    def start_again(self, unix_s: float) -> None:
+        """Another process on the same home; the one before has ended.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self._process = self._spawn()
+        self.fate.started_unix_s, self.fate.exit_code = unix_s, None
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        with self._said_path.open("ab") as said, self.log_path.open("ab") as log:
+            return subprocess.Popen(  # noqa: S603 - our own program
+                self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=log,
-                cwd=folder,
-                env=variables,
+                cwd=self._folder,
+                env=self._variables,
                 start_new_session=True,
             )
 
@@ -122,6 +139,21 @@ class PeerProcess:
         """SIGKILL to its process alone; what it had started must notice by itself."""
         self._signal(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """SIGSTOP to its process alone."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    def daemons(self) -> list[psutil.Process]:
+        """What its process has started: its network daemon, if that runs."""
+        try:
+            return psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
     def wait(self, timeout_s: float) -> bool:
         """Waits until the process has ended; False if it has not within that time."""
         with suppress(subprocess.TimeoutExpired):
@@ -134,10 +166,10 @@ class PeerProcess:
 
 
 class PeerProcesses:
-    """All peers of a demo. Leaving the context ends those that still run: in order, or at once after an error.
+    """All peers of a swarm. Leaving the context ends those that still run: in order, or at once after an error.
 
     Args:
-        folder: of the demo.
+        folder: of the swarm.
         program: what is run with the arguments of the `runnel` command.
         clock: for the times of starts and deaths.
     """
@@ -183,6 +215,19 @@ class PeerProcesses:
         peer.wait(_KILLED_S)
         return peer.fate.killed_unix_s
 
+    def start_again(self, index: int) -> float:
+        """Starts a peer whose process has ended, on the same home; when, in seconds since 1970.
+
+        Raises:
+            StorageError: it cannot be started.
+        """
+        now_s = self._clock.unix_s()
+        try:
+            self.all[index].start_again(now_s)
+        except OSError as error:
+            raise _no_room(index, error) from None
+        return now_s
+
     def running(self) -> list[PeerProcess]:
         """Those whose process is there."""
         return [peer for peer in list(self.all.values()) if peer.runs]
@@ -226,7 +271,7 @@ class PeerProcesses:
                 peer.wait(_KILLED_S)
 
     def _marked(self) -> list[psutil.Process]:
-        """Living processes that bear this demo's mark."""
+        """Living processes that bear this swarm's mark."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
@@ -240,13 +285,17 @@ class PeerProcesses:
             fate = Fate(f"peer {index}", self._clock.unix_s())
             peer = PeerProcess(fate, self._folder, command, self._variables)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise StorageError(
-                f"peer {index} cannot be started ({reason}), expected room for another process and"
-                " its folder: free some"
-            ) from None
+            raise _no_room(index, error) from None
         self.all[index] = peer
         return peer
+
+
+def _no_room(index: int, error: OSError) -> StorageError:
+    reason = (error.strerror or str(error)).lower()
+    return StorageError(
+        f"peer {index} cannot be started ({reason}), expected room for another process and its"
+        " folder: free some"
+    )
 
 
 def environment(own: Mapping[str, str]) -> dict[str, str]:

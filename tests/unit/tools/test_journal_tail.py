@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runnel.node.events import Event, PeerStopped, PeerWarned
 from runnel.node.journal import checked_line
-from runnel.tools.demo_tail import JournalTail
+from runnel.tools.journal_tail import JournalTail
 
 PATTERN = "runs/*/journal.jsonl"
 
