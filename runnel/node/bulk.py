@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ _HEADER = struct.Struct(">I")
 _MAX_HEADER_BYTES = 4096
 _REQUEST_S = 10.0
 _MAX_SLICE_BYTES = 1 << 30
+_AT_ONCE = 2
+"""Holders that are asked for one result beside each other, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +87,60 @@ class Bulk:
             raise PeerError("refused", "the reducer did not take a slice")
 
     async def fetch(
-        self, root: Digest, holders: Sequence[PeerId], *, max_bytes: int, patience_s: float
+        self,
+        root: Digest,
+        holders: Sequence[PeerId],
+        *,
+        max_bytes: int,
+        usual_s: float,
+        patience_s: float,
     ) -> memoryview:
-        """A result's bytes from the first holder that has them; each gets `patience_s`.
+        """A result's bytes from the first of its holders that gives them.
+
+        The next one is asked when one fails, and also, beside it, when it takes longer than usual: who
+        names a result and then keeps it, or is gone, costs no more than that.
+
+        Args:
+            root: the result.
+            holders: who may have it, the likeliest first.
+            max_bytes: its size at most.
+            usual_s: how long a transfer takes.
+            patience_s: how long each holder is given.
 
         Raises:
             GoneError: nobody has it.
             NetworkError: nobody gave it.
         """
-        reasons, refusals = [], 0
-        for peer in holders:
-            deadline = asyncio.get_running_loop().time() + patience_s
-            try:
-                data = await self._fetch_from(peer, root, max_bytes=max_bytes, deadline=deadline)
-            except (PeerError, NetworkError, TimeoutError) as error:
-                reasons.append(str(error) or "no answer in time")
-                continue
-            if data is not None:
-                return data
-            refusals += 1
+        loop, waiting = asyncio.get_running_loop(), deque(holders)
+        running: set[asyncio.Task[memoryview | None]] = set()
+        reasons, refusals = list[str](), 0
+        try:
+            while waiting or running:
+                if waiting and len(running) < _AT_ONCE:
+                    asked = self._fetch_from(
+                        waiting.popleft(),
+                        root,
+                        max_bytes=max_bytes,
+                        deadline=loop.time() + patience_s,
+                    )
+                    running.add(loop.create_task(asked, name="bulk:fetch"))
+                hedge_s = usual_s if waiting and len(running) < _AT_ONCE else None
+                done, running = await asyncio.wait(
+                    running, timeout=hedge_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    try:
+                        data = task.result()
+                    except (PeerError, NetworkError, TimeoutError) as error:
+                        reasons.append(str(error) or "no answer in time")
+                        continue
+                    if data is not None:
+                        return data
+                    refusals += 1
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
         kind = GoneError if refusals and not reasons else NetworkError
         raise kind(
             f"no holder gave result {root[:4].hex()} ({'; '.join(reasons) or 'none has it'})"

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.1
 _RETRY_S = 0.5
 _GONE_S = 4.0
+_FETCH_S = 4.0
 
 Job = Callable[..., Awaitable[Any]]
 
@@ -328,11 +329,19 @@ class Driver:
         holders = [
             p for p in dict.fromkeys((*action.holders, *near)) if p != parts.protocol.state.me
         ]
-        patience_s = max(2.0, parts.protocol.state.deadlines.data.deadline_s())
+        members, usual_s = (
+            parts.protocol.state.members,
+            parts.protocol.state.deadlines.data.deadline_s(),
+        )
+        holders.sort(key=members.is_overdue)
         size = min(action.size_bytes or parts.max_slice_bytes, parts.max_slice_bytes)
         try:
             data = await self._bulk.fetch(
-                action.root, holders, max_bytes=size, patience_s=patience_s
+                action.root,
+                holders,
+                max_bytes=size,
+                usual_s=usual_s,
+                patience_s=max(_FETCH_S, 2 * usual_s),
             )
         except (NetworkError, GoneError) as error:
             logger.debug("%s", error)

@@ -138,9 +138,9 @@ class Elections:
         """See `AgreementHost.is_silent`."""
         return not self._expected(peer, now)
 
-    def overdue(self, peer: PeerId, since: float) -> None:
+    def overdue(self, peer: PeerId, since: float, now: float) -> None:
         """See `AgreementHost.overdue`."""
-        self._state.members.missed(peer, since)
+        self._state.members.missed(peer, since, now)
 
     def halted(self, instance: Instance) -> bool:
         """See `AgreementHost.halted`."""
@@ -211,7 +211,7 @@ class Elections:
         missing = [peer for peer in place.view if peer not in place.commits]
         if now - place.half_at >= self._state.deadlines.commits.deadline_s():
             for peer in missing:
-                self._state.members.missed(peer, place.half_at)
+                self._state.members.missed(peer, place.half_at, now)
             return True
         return not any(self._expected(peer, now) for peer in missing)
 

@@ -41,9 +41,13 @@ class Membership:
         self._heard[peer] = (now, number)
         self._overdue.pop(peer, None)
 
-    def missed(self, peer: PeerId, since: float) -> None:
-        """Notes that `peer` let a deadline pass that began at `since`: without a word, or else it is only slow."""
-        if peer != self._me and self._heard.get(peer, (float("-inf"), 0))[0] <= since:
+    def missed(self, peer: PeerId, since: float, now: float) -> None:
+        """Notes that `peer` let a deadline pass that began at `since`.
+
+        Without a word in its second half, that is; or else it is only slow.
+        """
+        heard = self._heard.get(peer, (float("-inf"), 0))[0]
+        if peer != self._me and heard <= (since + now) / 2:
             self._overdue[peer] = None
             while len(self._overdue) > 2 * MAX_MEMBERS:
                 del self._overdue[next(iter(self._overdue))]

@@ -232,8 +232,8 @@ class RoundProtocol:
             actions += state.fetch(result.root, holders, now, size_bytes=size_bytes)
         waited_s = now - place.decided_at
         if waited_s > data_s:
-            for peer in overdue_for_data(place, state.me):
-                state.members.missed(peer, place.decided_at)
+            for peer in overdue_for_data(place, state.me, state.held):
+                state.members.missed(peer, place.decided_at, now)
         wait = DataWait(waited_s, data_s, state.members.is_overdue)
         return actions + advance_data(place, state.me, state.held, wait=wait)
 

@@ -202,14 +202,15 @@ def advance_data(
 ) -> list[Action]:
     """Scatter, reduce and prepare as far as the inputs and the clock allow.
 
-    The standby is sent data only if the worker has missed its deadline or seems to be gone, so that
-    its work is wasted only then.
+    The standby is sent data only if the worker's result is not here in time or the worker seems to be
+    gone, so that its work is wasted only then. A result that is announced and not handed out counts
+    as missing.
     """
     if state.decided is None:
         return []
     actions: list[Action] = []
     for index in range(len(state.slices)):
-        actions += _scatter(state, index, me, wait)
+        actions += _scatter(state, index, me, held, wait)
         actions += _reduce(state, index, me, wait)
     chosen = state.best_held(held)
     actions += state.prepare(chosen) if chosen else []
@@ -219,11 +220,11 @@ def advance_data(
     return actions
 
 
-def overdue_for_data(state: Round, me: PeerId) -> set[PeerId]:
-    """Whose data is missing: workers that announced no result, and senders to slices that we reduce."""
+def overdue_for_data(state: Round, me: PeerId, held: Container[Digest]) -> set[PeerId]:
+    """Whose data is missing: workers whose result is not here, and senders to slices that we reduce."""
     missing: set[PeerId] = set()
     for index, piece in enumerate(state.slices):
-        if piece.results:
+        if any(result.root in held for result in piece.results):
             continue
         missing.add(state.reducers(index)[0])
         if me in state.reducers(index) and piece.arrived:
@@ -231,15 +232,17 @@ def overdue_for_data(state: Round, me: PeerId) -> set[PeerId]:
     return missing - {me}
 
 
-def _scatter(state: Round, index: int, me: PeerId, wait: DataWait) -> list[Action]:
+def _scatter(
+    state: Round, index: int, me: PeerId, held: Container[Digest], wait: DataWait
+) -> list[Action]:
     mine, piece = state.own(me), state.slices[index]
-    if mine is None or piece.results:
+    if mine is None or any(result.root in held for result in piece.results):
         return []
     worker, standby = state.reducers(index)
     actions: list[Action] = []
     late = wait.waited_s > wait.patience_s or wait.is_gone(worker)
     for target in (worker, standby) if late else (worker,):
-        if target in piece.sent_to:
+        if target in piece.sent_to or (target == worker and piece.results):
             continue
         piece.sent_to.add(target)
         if target == me:

@@ -34,9 +34,9 @@ ENDS_PROCESS = frozenset({Kind.KILL, Kind.LEAVE})
 
 _FIRST_S = 2.0
 _GAP_S = (3.0, 9.0)
-_LASTS_S = (1.5, 14.0)
-_RECOVERY_S = 12.0
-"""After its return a peer needs this long to be a voter again, with room: until then it counts as struck."""
+_SHORTEST_S, _LONGEST_S = 1.5, 14.0
+_RESTART_S, _WAKE_S = 20.0, 8.0
+"""How long after a new start, or else after being let go on, a peer counts as struck: until it surely votes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ def draw(
     kinds: Sequence[Kind],
     lasts_s: float = float("inf"),
     count: int | None = None,
+    longest_s: float = _LONGEST_S,
 ) -> tuple[Strike, ...]:
     """Strikes in the order of their times, the same ones for the same arguments.
 
@@ -72,6 +73,7 @@ def draw(
         kinds: which to draw from.
         lasts_s: all strikes are over by then.
         count: how many at most.
+        longest_s: a strike lasts, at most.
 
     Raises:
         ValueError: too few peers, or neither a time nor a number that ends it.
@@ -86,10 +88,11 @@ def draw(
         if len(ends) >= at_once:
             now_s = ends[len(ends) - at_once]
         peer = rng.choice([index for index, until in free_at.items() if until <= now_s])
-        strike = Strike(now_s, rng.choice(list(kinds)), peer, rng.uniform(*_LASTS_S))
+        strike = Strike(now_s, rng.choice(list(kinds)), peer, rng.uniform(_SHORTEST_S, longest_s))
         if strike.over_s > lasts_s:
             break
         strikes.append(strike)
-        free_at[peer] = strike.over_s + _RECOVERY_S
+        recovery_s = _RESTART_S if strike.kind in ENDS_PROCESS else _WAKE_S
+        free_at[peer] = strike.over_s + recovery_s
         now_s += rng.uniform(*_GAP_S)
     return tuple(strikes)

@@ -235,13 +235,14 @@ def compared(events: Mapping[int, Sequence[Event]]) -> tuple[int, list[int]]:
 
 
 def pauses(events: Mapping[int, Sequence[Event]], blows: Sequence[Blow]) -> list[Pause]:
-    """What each strike cost those who were left alone until the next one, or for half a minute."""
+    """What each strike cost those who were left alone: by pauses that end before the next one.
+
+    After the last one, pauses of half a minute are looked at.
+    """
     found = []
     usual_s = _usual(events)
     for blow, after in itertools.zip_longest(blows, blows[1:]):
-        until_s = blow.struck_unix_s + _LOOK_S
-        if after is not None:
-            until_s = min(until_s, after.struck_unix_s)
+        until_s = after.struck_unix_s if after else blow.struck_unix_s + _LOOK_S
         struck = {
             other.strike.peer
             for other in blows
@@ -253,7 +254,7 @@ def pauses(events: Mapping[int, Sequence[Event]], blows: Sequence[Blow]) -> list
         waits = [
             (event.unix_s - earlier.unix_s, event.deadline_s)
             for earlier, event in itertools.pairwise(firsts)
-            if blow.struck_unix_s < event.unix_s and earlier.unix_s < until_s
+            if blow.struck_unix_s < event.unix_s <= until_s
         ]
         seconds, deadline_s = max(waits, default=(0.0, 0.0))
         found.append(Pause(blow, seconds, usual_s, deadline_s))

@@ -219,7 +219,7 @@ class Agreement:
             self._vote(Step.PREVOTE, proposal.value, host, now, actions)
         elif self._late(now) or self._skips_proposer(host, now):
             if proposal is None and self._late(now):
-                host.overdue(self.electorate.proposer(self.attempt), self._since)
+                host.overdue(self.electorate.proposer(self.attempt), self._since, now)
             self._vote(Step.PREVOTE, NIL, host, now, actions)
 
     def _skips_proposer(self, host: AgreementHost, now: float) -> bool:

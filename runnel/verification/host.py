@@ -27,7 +27,7 @@ class AgreementHost(Protocol):
         """Whether `peer` has not been heard for so long that nobody waits for its proposal."""
         ...
 
-    def overdue(self, peer: PeerId, since: float) -> None:
+    def overdue(self, peer: PeerId, since: float, now: float) -> None:
         """Takes note that `peer`, whose turn began at `since`, proposed nothing in time."""
         ...
 

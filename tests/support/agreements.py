@@ -50,7 +50,7 @@ class Host:
     def is_silent(self, peer: PeerId, now: float) -> bool:
         return peer in self.silent
 
-    def overdue(self, peer: PeerId, since: float) -> None:
+    def overdue(self, peer: PeerId, since: float, now: float) -> None:
         self.missed.append((peer, since))
 
     def halted(self, instance: Instance) -> bool:

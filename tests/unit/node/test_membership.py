@@ -197,10 +197,10 @@ def test_if_no_voter_is_left_those_who_remain_vote() -> None:
 def test_a_peer_that_let_a_deadline_pass_without_a_word_is_overdue_until_it_is_heard() -> None:
     members = Membership(A, now=0.0, number=0)
     members.hear(B, 5.0, 0)
-    members.missed(B, 4.0)  # it said something meanwhile
+    members.missed(B, 4.0, 5.5)  # it said something lately
     assert not members.is_overdue(B)
-    members.missed(B, 5.0)
-    members.missed(A, 5.0)
+    members.missed(B, 4.9, 6.0)
+    members.missed(A, 5.0, 6.0)
     assert members.is_overdue(B)
     assert not members.is_overdue(A)
     members.hear(B, 7.0, 0)

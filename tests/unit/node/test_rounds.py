@@ -147,12 +147,6 @@ def test_the_standby_gets_data_only_once_the_worker_is_late() -> None:
     assert (first, late) == ([worker(place)], [standby(place)])
 
 
-def test_nothing_more_is_sent_once_a_result_is_known() -> None:
-    place = decided(slices=1)
-    place.slices[0].results[result(place, 0, "r")] = 10
-    assert data(place, bystander(place), 99.0) == []
-
-
 def test_a_failed_transfer_is_tried_again() -> None:
     place = decided(slices=1)
     me = bystander(place)
@@ -226,12 +220,32 @@ def test_the_standby_takes_over_at_once_from_a_worker_that_is_gone() -> None:
 def test_workers_without_a_result_and_senders_without_a_payload_are_overdue() -> None:
     place = decided(slices=1)
     me = worker(place)
-    assert overdue_for_data(place, me) == set()  # nothing at all has come: the links may be slow
-    assert overdue_for_data(place, bystander(place)) == {me}
+    assert overdue_for_data(place, me, set()) == set()  # nothing at all came: the links may be slow
+    assert overdue_for_data(place, bystander(place), set()) == {me}
     arrive(place, me)
-    assert overdue_for_data(place, me) == {standby(place), bystander(place)}
-    place.slices[0].results[result(place, 0, "made")] = 8
-    assert overdue_for_data(place, bystander(place)) == set()
+    assert overdue_for_data(place, me, set()) == {standby(place), bystander(place)}
+    made = result(place, 0, "made")
+    place.slices[0].results[made] = 8
+    assert overdue_for_data(place, bystander(place), set()) == {me}
+    assert overdue_for_data(place, bystander(place), {made.root}) == set()
+
+
+def test_a_result_that_is_named_and_not_handed_out_brings_in_the_standby() -> None:
+    place = decided(slices=1)
+    made = result(place, 0, "made")
+    data(place, bystander(place), 10.1)
+    place.slices[0].results[made] = 8
+    assert data(place, bystander(place), 11.9) == []
+    late = [a for a in data(place, bystander(place), 12.1) if isinstance(a, Scatter)]
+    assert [a.to for a in late] == [standby(place)]
+
+
+def test_whoever_holds_a_result_sends_nothing_more() -> None:
+    place = decided(slices=1)
+    made = result(place, 0, "made")
+    place.slices[0].results[made] = 8
+    late = data(place, bystander(place), 99.0, {made.root})
+    assert not [a for a in late if isinstance(a, Scatter)]
 
 
 def test_a_bystander_never_reduces() -> None:
