@@ -32,7 +32,7 @@ from runnel.tools.peer_processes import PeerProcesses
 PROGRAM = (sys.executable, "-m", "runnel.tools.chaos_peer")
 RUN_SETTINGS = (
     *SETTINGS,
-    "outer.every_steps=32",
+    "outer.every_steps=48",
     "outer.fragments=3",
     "rounds.deadline_ceiling_s=6",
     "rounds.stall_s=30",
@@ -54,11 +54,10 @@ def _run(arguments: Sequence[str]) -> int:
     if options is None:
         return 0
     console = Console()
-    strikes = draw(
-        options.seed, peers=options.peers, kinds=options.kinds, lasts_s=options.minutes * 60
-    )
+    lasts_s = options.minutes * 60
+    strikes = draw(options.seed, peers=options.peers, kinds=options.kinds, lasts_s=lasts_s)
     mode = Mode.JSON if options.as_json else Mode.AUTO
-    course, verdict = run_chaos(options, strikes, console, mode)
+    course, verdict = run_chaos(options, strikes, console, mode, lasts_s=lasts_s)
     return _tell(options, course, verdict, console)
 
 
@@ -67,9 +66,13 @@ def run_chaos(
     strikes: Sequence[Strike],
     console: Console,
     mode: Mode,
+    *,
+    lasts_s: float = float("inf"),
     clock: Clock | None = None,
 ) -> tuple[Course, Verdict]:
     """Starts a swarm, strikes it, ends it; what happened and what held.
+
+    Strikes that have to wait until more than `lasts_s` after the beginning are left out.
 
     Raises:
         RunnelError: it could not begin.
@@ -87,7 +90,8 @@ def run_chaos(
                 peers.join(index, invite)
         facts = LiveFacts(run_name="chaos", parameters=_PARAMETERS, peers=options.peers)
         with open_view(console, facts, mode) as view:
-            course = Conductor(peers, strikes, clock).run(view, stop)
+            conductor = Conductor(peers, strikes, clock, lasts_s=lasts_s)
+            course = conductor.run(view, stop)
     return course, judge(peers.all, course)
 
 

@@ -27,7 +27,7 @@ from runnel.tools.cli_run import show_invite
 from runnel.tools.cli_signals import stop_on_signals
 
 _INPUTS, _HIDDEN, _ROWS, _BATCH = 32, 256, 512, 16
-_STEP_S = 0.03
+_STEP_S = 0.05
 
 
 class Accountable(nn.Module):

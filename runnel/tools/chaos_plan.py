@@ -35,8 +35,8 @@ ENDS_PROCESS = frozenset({Kind.KILL, Kind.LEAVE})
 _FIRST_S = 2.0
 _GAP_S = (3.0, 9.0)
 _SHORTEST_S, _LONGEST_S = 1.5, 14.0
-_RESTART_S, _WAKE_S = 20.0, 8.0
-"""How long after a new start, or else after being let go on, a peer counts as struck: until it surely votes."""
+_RESTART_S, _WAKE_S = 15.0, 5.0
+"""How long after a new start, or else after being let go on, a peer counts as struck."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,11 @@ class Strike:
         return self.at_s + self.lasts_s
 
 
+def most_at_once(peers: int) -> int:
+    """How many of `peers` may be struck while the others are a majority."""
+    return (peers - 1) // 2
+
+
 def draw(
     seed: int,
     *,
@@ -65,7 +70,8 @@ def draw(
 ) -> tuple[Strike, ...]:
     """Strikes in the order of their times, the same ones for the same arguments.
 
-    A majority is left alone at any time, so that the swarm must go on.
+    A majority is left alone at any time, so that the swarm must go on. Where peers take longer to
+    come back than is planned for here, whoever carries it out must wait (`most_at_once`).
 
     Args:
         seed: of the draw.
@@ -78,7 +84,7 @@ def draw(
     Raises:
         ValueError: too few peers, or neither a time nor a number that ends it.
     """
-    at_once = (peers - 1) // 2
+    at_once = most_at_once(peers)
     if at_once < 1 or not kinds or (count is None and lasts_s == float("inf")):
         raise ValueError("expected three peers, one kind, and an end")
     rng, now_s, strikes = Random(seed), _FIRST_S, list[Strike]()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from runnel.node.events import Event, PeerStarted, RoundDecided
-from runnel.tools.chaos_plan import ENDS_PROCESS, WORDS, Kind, Strike
+from runnel.tools.chaos_plan import ENDS_PROCESS, WORDS, Kind, Strike, most_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,6 +59,10 @@ class Blow:
     struck_unix_s: float
     back_unix_s: float | None = None
 
+    def is_over(self, contributed_unix_s: float) -> bool:
+        """Whether its peer has had a part in a round since it came back, given its newest part in one."""
+        return self.back_unix_s is not None and contributed_unix_s > self.back_unix_s
+
 
 @dataclass(slots=True)
 class Course:
@@ -80,17 +84,28 @@ class Course:
 class Conductor:
     """Carries out strikes on a swarm whose peers have all been started.
 
+    A strike that is due waits until its peer and a majority beside it take part again.
+
     Args:
         peers: number 0 has launched the run; the others join it.
         strikes: what to do; times count from the moment when all have a part in a round.
         clock: for all times.
+        lasts_s: what would begin later than that is left out.
     """
 
-    def __init__(self, peers: PeerProcesses, strikes: Sequence[Strike], clock: Clock) -> None:
+    def __init__(
+        self,
+        peers: PeerProcesses,
+        strikes: Sequence[Strike],
+        clock: Clock,
+        *,
+        lasts_s: float = float("inf"),
+    ) -> None:
         self.course = Course()
-        self._peers, self._clock = peers, clock
+        self._peers, self._clock, self._lasts_s = peers, clock, lasts_s
         self._due = list(strikes)
         self._contributed_s: dict[int, float] = {}
+        self._elapsed_s = self._waited_s = 0.0
         self._newest_round = -1
         self._told: set[int] = set()
 
@@ -100,7 +115,15 @@ class Conductor:
             began_s = self._clock.monotonic_s()
             while not self._is_done(stop):
                 self._follow(view)
-                self._strike(self._clock.monotonic_s() - began_s, view)
+                before_s, self._elapsed_s = self._elapsed_s, self._clock.monotonic_s() - began_s
+                if self._elapsed_s > self._lasts_s:
+                    self._due.clear()
+                if self._has_to_wait():
+                    self._waited_s += self._elapsed_s - before_s
+                else:
+                    self._strike(view)
+                self._let_go_due(view)
+                self._look_after()
                 stop.wait(POLL_S)
             since_s = self._clock.unix_s()
             if not self.course.problems and not stop.is_set():
@@ -159,26 +182,40 @@ class Conductor:
                 if name in self.course.ids:
                     self._contributed_s[self.course.ids[name]] = event.unix_s
 
-    def _strike(self, elapsed_s: float, view: View) -> None:
-        while self._due and self._due[0].at_s <= elapsed_s:
-            strike = self._due.pop(0)
-            peer = self._peers.all[strike.peer]
-            blow = Blow(strike, self._clock.unix_s())
-            self.course.blows.append(blow)
-            event = Struck(
-                unix_s=blow.struck_unix_s,
-                name=peer.fate.name,
-                what=WORDS[strike.kind],
-                lasts_s=strike.lasts_s,
-            )
-            view.feed(event)
-            begin(peer, strike.kind)
-            if strike.kind is Kind.KILL:
-                view.killed(peer.fate.name, blow.struck_unix_s)
+    def _has_to_wait(self) -> bool:
+        """Whether the strike that is due would leave no majority that takes part, or hit twice."""
+        if not self._due or self._due[0].at_s + self._waited_s > self._elapsed_s:
+            return False
+        away = {
+            blow.strike.peer
+            for blow in self.course.blows
+            if not blow.is_over(self._contributed_s.get(blow.strike.peer, 0.0))
+        }
+        return self._due[0].peer in away or len(away) >= most_at_once(len(self._peers.all))
+
+    def _strike(self, view: View) -> None:
+        if not self._due or self._due[0].at_s + self._waited_s > self._elapsed_s:
+            return
+        strike = self._due.pop(0)
+        peer = self._peers.all[strike.peer]
+        blow = Blow(strike, self._clock.unix_s())
+        self.course.blows.append(blow)
+        event = Struck(
+            unix_s=blow.struck_unix_s,
+            name=peer.fate.name,
+            what=WORDS[strike.kind],
+            lasts_s=strike.lasts_s,
+        )
+        view.feed(event)
+        begin(peer, strike.kind)
+        if strike.kind is Kind.KILL:
+            view.killed(peer.fate.name, blow.struck_unix_s)
+
+    def _let_go_due(self, view: View) -> None:
+        now_s = self._clock.unix_s()
         for blow in self.course.blows:
-            if blow.back_unix_s is None and blow.strike.over_s <= elapsed_s:
+            if blow.back_unix_s is None and blow.struck_unix_s + blow.strike.lasts_s <= now_s:
                 self._let_go(blow, view)
-        self._look_after()
 
     def _let_go(self, blow: Blow, view: View) -> None:
         peer, kind = self._peers.all[blow.strike.peer], blow.strike.kind
