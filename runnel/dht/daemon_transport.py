@@ -12,6 +12,7 @@ from runnel.dht.daemon_control import DaemonRefusalError
 from runnel.dht.daemon_messages import decode_stream_head
 from runnel.dht.framing import FramedStream, TakeRoom, fresh_room, run_handler
 from runnel.dht.multiaddr import parse_peer_address
+from runnel.dht.rates import Buckets, Rate
 from runnel.dht.traffic import ByteCounter
 from runnel.dht.unix_stream import UnixStream
 from runnel.errors import NetworkError
@@ -30,6 +31,9 @@ PREFIX = "/runnel/1/"
 
 MAX_STREAMS_PER_PEER = 64
 """Incoming streams that one peer may have open; further ones are closed at once."""
+
+STREAM_RATE = Rate(per_s=200, burst=1000)
+"""Incoming streams of one peer: a round of a large swarm takes some dozens."""
 
 MAX_STREAMS = 1024
 """Incoming streams in all."""
@@ -67,6 +71,7 @@ class HivemindTransport:
         self._open: set[UnixStream] = set()
         self._num_incoming: Counter[PeerId] = Counter()
         self._addresses: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
+        self._rate = Buckets(STREAM_RATE)
         self._num_refused = 0
 
     @classmethod
@@ -231,7 +236,8 @@ class HivemindTransport:
             return
         protocol = head.protocol.removeprefix(PREFIX)
         handler = self._handlers.get(protocol)
-        if handler is None or self._num_incoming[head.peer] >= MAX_STREAMS_PER_PEER:
+        often = not self._rate.take(head.peer, asyncio.get_running_loop().time())
+        if handler is None or often or self._num_incoming[head.peer] >= MAX_STREAMS_PER_PEER:
             self._refuse(stream, short(head.peer))
             return
         stream.belongs_to(head.peer)

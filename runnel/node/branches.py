@@ -8,7 +8,7 @@ signatures are the branch's certificate, so that nobody else can speak for those
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from runnel.dht.wire import pack
@@ -25,6 +25,8 @@ RANK_S = 4.0
 PATIENCE_S = 5.0
 """How long a signature binds before a peer may sign for another caller."""
 _EARLY_SHARE = 0.6
+MAX_STRANGERS = 256
+"""How many heads are remembered of peers that are no members."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,12 @@ class Brancher:
     def hello(self, peer: PeerId, head: Digest, now: float) -> None:
         """Notes a peer's head."""
         self._heads[peer] = (now, head)
+
+    def trim(self, members: Collection[PeerId]) -> None:
+        """Forgets those who are no `members` and were heard longest ago, beyond `MAX_STRANGERS`."""
+        strangers = [peer for peer in self._heads if peer not in members]
+        for peer in sorted(strangers, key=self._heads.__getitem__)[:-MAX_STRANGERS]:
+            del self._heads[peer]
 
     def head_of(self, peer: PeerId) -> Digest | None:
         """The head that `peer` named last."""

@@ -35,6 +35,7 @@ from runnel.node.moves import Landing
 from runnel.node.narrator import Narrator
 from runnel.node.parcels import Parcels
 from runnel.node.protocol import RoundProtocol
+from runnel.node.standing import Standing
 from runnel.node.vault import Vault
 from runnel.protocols import Transport
 from runnel.types import Digest, PeerId, short
@@ -45,6 +46,8 @@ TICK_S = 0.1
 _RETRY_S = 0.5
 _GONE_S = 4.0
 _FETCH_S = 4.0
+_OUT_OF_STEP = ("round", "commitment")
+"""Why a slice of an honest peer may be refused: one of the two is ahead of the other."""
 
 Job = Callable[..., Awaitable[Any]]
 
@@ -81,7 +84,10 @@ class Driver:
         self._queue: deque[act.Action] = deque()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._links = Links(parts.transport, parts.run, receive=self._receive, refuse=self._refuse)
+        self._standing = Standing(lambda peer: peer in parts.protocol.state.chain.head.view)
+        self._links = Links(
+            parts.transport, parts.run, receive=self._receive, standing=self._standing
+        )
         self._bulk = Bulk(
             parts.transport,
             take=self._take,
@@ -170,14 +176,15 @@ class Driver:
         self.contacts.heard(sender, self._now())
         self._post(self._parts.protocol.receive(sender, message, self._now()))
 
-    def _refuse(self, sender: PeerId, error: PeerError) -> None:
-        logger.debug("message of %s refused: %s", short(sender), error)
-        self._note(MessageRefused(unix_s=0.0, peer=short(sender), reason=error.reason, count=1))
-
     async def _take(self, sender: PeerId, piece: PayloadSlice) -> None:
         """A payload slice for us to reduce: checked against its commitment, then kept until the round ends."""
         parts = self._parts
-        commitment, numel = self._parcels.check(sender, piece)
+        try:
+            commitment, numel = self._parcels.check(sender, piece)
+        except PeerError as error:
+            if error.reason not in _OUT_OF_STEP:
+                self._standing.refused(sender, error.reason, self._now())
+            raise
         norm = commitment.slice_norms[piece.index]
         verdict = await self._in_codec(parts.vault.judge, piece.payload, numel, norm)
         if not verdict.accepted:
@@ -189,6 +196,7 @@ class Driver:
                 reason=verdict.reason,
             )
             self._note(refused)
+            self._standing.refused(sender, verdict.check, self._now())
             raise PeerError(verdict.check, verdict.reason)
         self._parcels.keep(piece)
         self._post(
@@ -205,6 +213,8 @@ class Driver:
         while True:
             self._post(self._parts.protocol.tick(self._now()))
             self._parcels.trim()
+            for peer, reason, count in self._standing.reports(self._now()):
+                self._note(MessageRefused(unix_s=0.0, peer=short(peer), reason=reason, count=count))
             await asyncio.sleep(TICK_S)
 
     async def _follow_far(self) -> None:

@@ -11,6 +11,7 @@ from runnel.dht.wire import pack, unpack
 from runnel.errors import NetworkError, PeerError
 from runnel.node.messages import MAX_MESSAGE_BYTES, Message, decode, encode
 from runnel.node.records import blob, items
+from runnel.node.standing import Standing
 from runnel.protocols import Stream, Transport
 from runnel.types import PeerId, short
 
@@ -24,20 +25,20 @@ _IDLE_S = 60.0
 _RETRY_S = 0.5
 
 Receiver = Callable[[PeerId, Message], None]
-Refusal = Callable[[PeerId, PeerError], None]
 
 
 class Links:
     """Sends messages in order to each peer, and hands over what they send.
 
-    A queue that is full drops its oldest message: the protocol repeats what matters.
+    A queue that is full drops its oldest message: the protocol repeats what matters. `receive` refuses
+    a message by a `PeerError`; `standing` counts that, and says how fast its sender is read.
     """
 
     def __init__(
-        self, transport: Transport, run: bytes, *, receive: Receiver, refuse: Refusal
+        self, transport: Transport, run: bytes, *, receive: Receiver, standing: Standing
     ) -> None:
         self._transport, self._run = transport, run
-        self._receive, self._refuse = receive, refuse
+        self._receive, self._standing = receive, standing
         self._queues: dict[PeerId, deque[bytes]] = {}
         self._wake: dict[PeerId, asyncio.Event] = {}
         self._tasks: dict[PeerId, asyncio.Task[None]] = {}
@@ -117,14 +118,36 @@ class Links:
                 await stream.aclose()
 
     async def _on_stream(self, stream: Stream) -> None:
-        loop = asyncio.get_running_loop()
+        loop, peer = asyncio.get_running_loop(), stream.remote
         while not self._closed:
+            if self._standing.is_shut_out(peer, loop.time()):
+                raise PeerError("shut-out", "too many of its messages were refused")
             data = await stream.receive(max_bytes=_MAX_BATCH_BYTES, deadline=loop.time() + _IDLE_S)
+            pause_s = self._standing.received(peer, self._take(peer, data), loop.time())
+            if pause_s:
+                await asyncio.sleep(min(pause_s, _IDLE_S))
+
+    def _take(self, peer: PeerId, data: memoryview) -> int:
+        """Hands over the messages of a frame; how many there were, at least one.
+
+        A refused one ends the frame: whatever follows it was packed by the same hand.
+        """
+        try:
+            messages = _messages(data)
+        except PeerError as error:
+            self._refuse(peer, error)
+            return 1
+        for message in messages:
             try:
-                for message in _messages(data):
-                    self._receive(stream.remote, decode(self._run, message))
+                self._receive(peer, decode(self._run, message))
             except PeerError as error:
-                self._refuse(stream.remote, error)
+                self._refuse(peer, error)
+                break
+        return max(1, len(messages))
+
+    def _refuse(self, peer: PeerId, error: PeerError) -> None:
+        logger.debug("message of %s refused: %s", short(peer), error)
+        self._standing.refused(peer, error.reason, asyncio.get_running_loop().time())
 
 
 def _batch(queue: deque[bytes]) -> bytes:

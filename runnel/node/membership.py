@@ -18,6 +18,8 @@ PROBATION_S = 60.0
 """Seconds for which a newcomer may contribute nothing before it is listed as unheard."""
 WISH_S = 6.0
 """How long a wish to join or leave holds unless it is repeated."""
+MAX_STRANGERS = 256
+"""How many peers are remembered that are no members."""
 JOIN_LAG = 16
 """How many records behind a candidate may be."""
 
@@ -40,6 +42,14 @@ class Membership:
         """Notes that anything came from `peer` while our chain stood at `number`."""
         self._heard[peer] = (now, number)
         self._overdue.pop(peer, None)
+
+    def trim(self, members: Collection[PeerId]) -> None:
+        """Forgets those who are no `members` and were heard longest ago, beyond `MAX_STRANGERS`."""
+        strangers = [peer for peer in self._heard if peer not in members]
+        for peer in sorted(strangers, key=self._heard.__getitem__)[:-MAX_STRANGERS]:
+            del self._heard[peer]
+            for known in (self._wishes, self._goodbyes):
+                known.pop(peer, None)
 
     def missed(self, peer: PeerId, since: float, now: float) -> None:
         """Notes that `peer` let a deadline pass that began at `since`.

@@ -89,8 +89,16 @@ class RoundProtocol:
                 actions += taking_part.repeat(self.state, place, now)
         for place in self.state.rounds.values():
             actions += taking_part.hurry(self.state, place, now)
+        self._trim()
         actions += branching.call_if_stalled(self.state, now)
         return actions + self._advance(now)
+
+    def _trim(self) -> None:
+        members = {*self.state.chain.head.view}
+        for place in self.state.rounds.values():
+            members.update(place.view)
+        self.state.members.trim(members)
+        self.state.branches.trim(members)
 
     def handed_over(self, handover: Handover, progress: int, now: float) -> list[Action]:
         """The trainer's contribution is encoded and kept: commit to it, if its round still stands.
