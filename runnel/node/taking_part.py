@@ -67,6 +67,8 @@ def repeat(state: ProtocolState, place: Round, now: float) -> list[Action]:
 
     A reducer may be gone before everybody heard of its result.
     """
+    if state.me not in place.view:  # a bystander may have heard of a round, and has no say in it
+        return []
     own, key = place.commits.get(state.me), place.key
     late = now - place.decided_at > state.deadlines.data.deadline_s()
     actions: list[Action] = [Send(Commit(own))] if own and place.decided is None else []

@@ -171,12 +171,12 @@ class Verdict:
             "rounds": self.rounds,
             "diverged": len(self.diverged),
             "lost_contributions": len(self.unbalanced) if self.cells else None,
-            "deadlines_per_kill": round(self.deadlines, 3),
-            "mean_deadlines_per_kill": (
+            "deadlines_per_kill": (
                 round(statistics.mean(pause.deadlines for pause in self.pauses), 3)
                 if strikes
                 else None
             ),
+            "worst_deadlines_per_kill": round(self.deadlines, 3),
             "not_back": sum(took_s is None for _, took_s in self.returns),
             "slowest_return_s": max((t for _, t in self.returns if t is not None), default=None),
             "branches": self.branches,
