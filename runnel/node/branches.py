@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from runnel.dht.wire import pack
 from runnel.hashing import digest
 from runnel.node.chain import Certificate
+from runnel.node.membership import MAX_STRANGERS
 from runnel.node.records import Record, RecordKind
 from runnel.types import Digest, PeerId
 from runnel.verification.votes import Instance, Lock, Step, Vote
@@ -25,8 +26,6 @@ RANK_S = 4.0
 PATIENCE_S = 5.0
 """How long a signature binds before a peer may sign for another caller."""
 _EARLY_SHARE = 0.6
-MAX_STRANGERS = 256
-"""How many heads are remembered of peers that are no members."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,8 @@ class RoundDecided(Event):
 
     `waited_for` is the peer whose part came last, or "". Norms are of this round's fragment:
     error feedback that stays here, and the change of the outer parameters. `deadline_s` is how long
-    this peer then waited for a part that does not come, as it follows from recent arrivals.
+    this peer then waited for a part that does not come, as it follows from recent arrivals. `missed`
+    if it was decided while this peer was away.
     """
 
     round: int
@@ -128,9 +129,12 @@ class RoundDecided(Event):
     residual_norm: float = 0.0
     mean_norm: float = 0.0
     deadline_s: float = 0.0
+    missed: bool = False
 
     def diary(self) -> str | None:
-        """The one line per round."""
+        """The one line per round; what was missed is told of by `CaughtUp`."""
+        if self.missed:
+            return None
         up = f"{size_text(self.sent_bytes)} up"
         if self.kind == "record":
             share = f"{len(self.contributors)} of {count_text(self.members, 'peer')}"
@@ -140,6 +144,35 @@ class RoundDecided(Event):
             done = "aborted, its work goes into the next ones"
             return f"round {self.round} {done}: {up}, {self.seconds:.1f} s{waited}"
         return f"round {self.round} closed by {self.kind}: {self.seconds:.1f} s{waited}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaughtUp(Event):
+    """This peer has followed what was decided while it was away: rounds `first` to `last`.
+
+    `records`, `aborts` and `branches` among them; `included` of the records hold its own work;
+    `given_up` rounds of its own were taken back on the way, as the others went on without them.
+    """
+
+    first: int
+    last: int
+    records: int
+    aborts: int
+    branches: int
+    included: int
+    given_up: int
+    seconds: float
+
+    def diary(self) -> str | None:
+        """See `Event.diary`."""
+        told = [count_text(self.records, "record")]
+        told += [count_text(self.aborts, "abort")] if self.aborts else []
+        told += [count_text(self.branches, "branch")] if self.branches else []
+        line = f"caught up with rounds {self.first} to {self.last} in {self.seconds:.1f} s"
+        line += f": {', '.join(told)}; own work is in {self.included}"
+        if self.given_up:
+            line += f"; {count_text(self.given_up, 'round')} of another branch given up"
+        return line
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -331,6 +364,7 @@ KINDS: Mapping[str, type[Event]] = {
         RoundCommitted,
         SetDecided,
         RoundDecided,
+        CaughtUp,
         RoundLate,
         ContributionRefused,
         MessageRefused,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from runnel.clock import Clock, SystemClock
 from runnel.node.chain import Fork
 from runnel.node.events import (
     Branched,
+    CaughtUp,
     Event,
     MemberJoined,
     MemberLeft,
@@ -28,6 +30,21 @@ def stamped(event: Event, clock: Clock) -> Event:
     return event if event.unix_s else replace(event, unix_s=clock.unix_s())
 
 
+_MANY = 4
+"""So many records at once, or more, were missed: fewer come late now and then."""
+
+
+@dataclass(slots=True)
+class _Away:
+    """What was missed so far."""
+
+    first: int
+    since: float
+    kinds: Counter[RecordKind] = field(default_factory=Counter)
+    included: int = 0
+    given_up: int = 0
+
+
 class Narrator:
     """Stamps and passes on events; derives those that follow from the chain."""
 
@@ -42,6 +59,7 @@ class Narrator:
         self._sent_bytes = 0
         self._clock = clock or SystemClock()
         self._moved_at: float | None = None
+        self._away: _Away | None = None
 
     def note(self, event: Event) -> None:
         """Stamps an event with the time and passes it on."""
@@ -50,11 +68,48 @@ class Narrator:
     def moved(self, fork: Fork, merges: Sequence[DecidedMerge], now: float) -> None:
         """The chain took a step."""
         by_number = {merge.number: merge for merge in merges}
+        missed = self._is_behind(fork.adopted[-1]) or len(fork.adopted) >= _MANY
+        if missed and self._away is None:
+            self._away = _Away(fork.adopted[0].number, now)
         for record in fork.adopted:
-            self._decided(record, by_number.get(record.number), now)
+            merge = by_number.get(record.number)
+            self._decided(record, merge, now, missed=missed)
             self._members(record)
+            if self._away is not None:
+                self._away.kinds[record.kind] += 1
+                self._away.included += merge is not None and merge.included
+        if self._away is not None:
+            self._away.given_up += len(fork.given_up)
+            if not self._is_behind(fork.adopted[-1]):
+                self._back(self._away, fork.adopted[-1].number, now)
+                self._away = None
 
-    def _decided(self, record: Record, merge: DecidedMerge | None, now: float) -> None:
+    def _is_behind(self, record: Record) -> bool:
+        """Whether more is known to follow than the rounds that may be open."""
+        state = self._state
+        newest = max(state.chain.number, len(state.target) - 2)
+        return newest - record.number >= _MANY
+
+    def _back(self, away: _Away, last: int, now: float) -> None:
+        """Tells in one line what was missed, if it was more than a few rounds."""
+        if away.kinds.total() < _MANY:
+            return
+        told = CaughtUp(
+            unix_s=0.0,
+            first=away.first,
+            last=last,
+            records=away.kinds[RecordKind.ROUND],
+            aborts=away.kinds[RecordKind.ABORT],
+            branches=away.kinds[RecordKind.BRANCH],
+            included=away.included,
+            given_up=away.given_up,
+            seconds=now - away.since,
+        )
+        self.note(told)
+
+    def _decided(
+        self, record: Record, merge: DecidedMerge | None, now: float, *, missed: bool
+    ) -> None:
         seconds = 0.0 if self._moved_at is None else now - self._moved_at
         self._moved_at = now
         names = tuple(short(peer) for peer in record.view)
@@ -75,11 +130,12 @@ class Narrator:
                 state_root=record.state_root.hex(),
                 mean_norm=merge.mean_norm if merge else 0.0,
                 deadline_s=self._state.deadlines.patience_s,
+                missed=missed,
             )
         )
-        catching_up = bool(self._state.target)  # it was away, which it has said already
-        missed = record.kind is RecordKind.ROUND and merge is not None and not merge.included
-        if missed and self._state.me in record.view and not catching_up:
+        catching_up = missed or bool(self._state.target)  # it was away, which is told of by itself
+        late = record.kind is RecordKind.ROUND and merge is not None and not merge.included
+        if late and self._state.me in record.view and not catching_up:
             self.note(
                 RoundLate(unix_s=0.0, round=record.number, reason="our contribution came too late")
             )

@@ -98,6 +98,7 @@ class RoundProtocol:
         for place in self.state.rounds.values():
             members.update(place.view)
         self.state.members.trim(members)
+        self.state.pulse.trim(members)
         self.state.branches.trim(members)
 
     def handed_over(self, handover: Handover, progress: int, now: float) -> list[Action]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from runnel.node.actions import Action, Fetch, RoundKey
 from runnel.node.branches import Brancher
 from runnel.node.chain import Chain
 from runnel.node.deadlines import Deadlines, Limits
-from runnel.node.membership import Membership
+from runnel.node.membership import MAX_STRANGERS, Membership
 from runnel.node.rounds import Round
 from runnel.node.storage_keys import Restored
 from runnel.protocols import Signer
@@ -52,6 +52,12 @@ class Pulse:
     hello: float = float("-inf")
     repeat: float = float("-inf")
     asked: dict[PeerId, float] = field(default_factory=dict)
+
+    def trim(self, members: Collection[PeerId]) -> None:
+        """Forgets who was asked longest ago of those who are no `members`."""
+        strangers = [peer for peer in self.asked if peer not in members]
+        for peer in sorted(strangers, key=self.asked.__getitem__)[:-MAX_STRANGERS]:
+            del self.asked[peer]
 
 
 @dataclass(slots=True)
