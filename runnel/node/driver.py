@@ -20,10 +20,8 @@ from runnel.node.bulk import Bulk, GoneError, PayloadSlice
 from runnel.node.contacts import Contacts
 from runnel.node.durable import DurableLog
 from runnel.node.events import (
-    ContributionRefused,
     ContributionWithheld,
     Event,
-    MessageRefused,
     RoundCommitted,
 )
 from runnel.node.joining import Source
@@ -33,7 +31,7 @@ from runnel.node.mailbox import HandedOver, Mailbox
 from runnel.node.messages import Message
 from runnel.node.moves import Landing
 from runnel.node.narrator import Narrator
-from runnel.node.parcels import Parcels
+from runnel.node.parcels import Desk, Parcels
 from runnel.node.protocol import RoundProtocol
 from runnel.node.standing import Standing
 from runnel.node.vault import Vault
@@ -46,8 +44,6 @@ TICK_S = 0.1
 _RETRY_S = 0.5
 _GONE_S = 4.0
 _FETCH_S = 4.0
-_OUT_OF_STEP = ("round", "commitment")
-"""Why a slice of an honest peer may be refused: one of the two is ahead of the other."""
 
 Job = Callable[..., Awaitable[Any]]
 
@@ -84,17 +80,20 @@ class Driver:
         self._queue: deque[act.Action] = deque()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._standing = Standing(lambda peer: peer in parts.protocol.state.chain.head.view)
-        self._links = Links(
-            parts.transport, parts.run, receive=self._receive, standing=self._standing
-        )
+        standing = Standing(lambda peer: peer in parts.protocol.state.chain.head.view)
+        self._links = Links(parts.transport, parts.run, receive=self._receive, standing=standing)
         self._bulk = Bulk(
             parts.transport,
             take=self._take,
             limit=lambda _: parts.max_slice_bytes,
             lookup=self._result,
         )
-        self._parcels = Parcels(parts.protocol.state)
+        self._desk = Desk(
+            Parcels(parts.protocol.state),
+            judge=lambda *claim: self._in_codec(parts.vault.judge, *claim),
+            blame=self._links.blame,
+            note=self._note,
+        )
         self._fetching: set[Digest] = set()
         self._contributing: set[RoundKey] = set()
         self._leaper = Leaper(parts.protocol.state, every=parts.snapshot_every)
@@ -177,30 +176,12 @@ class Driver:
         self._post(self._parts.protocol.receive(sender, message, self._now()))
 
     async def _take(self, sender: PeerId, piece: PayloadSlice) -> None:
-        """A payload slice for us to reduce: checked against its commitment, then kept until the round ends."""
-        parts = self._parts
-        try:
-            commitment, numel = self._parcels.check(sender, piece)
-        except PeerError as error:
-            if error.reason not in _OUT_OF_STEP:
-                self._standing.refused(sender, error.reason, self._now())
-            raise
-        norm = commitment.slice_norms[piece.index]
-        verdict = await self._in_codec(parts.vault.judge, piece.payload, numel, norm)
-        if not verdict.accepted:
-            refused = ContributionRefused(
-                unix_s=0.0,
-                round=piece.key.number,
-                peer=short(commitment.peer),
-                check=verdict.check,
-                reason=verdict.reason,
-            )
-            self._note(refused)
-            self._standing.refused(sender, verdict.check, self._now())
-            raise PeerError(verdict.check, verdict.reason)
-        self._parcels.keep(piece)
+        """A payload slice for us to reduce: kept until its round ends."""
+        await self._desk.take(sender, piece)
         self._post(
-            parts.protocol.slice_arrived(piece.key, piece.index, piece.commitment, self._now())
+            self._parts.protocol.slice_arrived(
+                piece.key, piece.index, piece.commitment, self._now()
+            )
         )
 
     async def _result(self, root: Digest) -> bytes | memoryview | None:
@@ -212,9 +193,9 @@ class Driver:
     async def _tick(self) -> None:
         while True:
             self._post(self._parts.protocol.tick(self._now()))
-            self._parcels.trim()
-            for peer, reason, count in self._standing.reports(self._now()):
-                self._note(MessageRefused(unix_s=0.0, peer=short(peer), reason=reason, count=count))
+            self._desk.parcels.trim()
+            for refused in self._links.refusals():
+                self._note(refused)
             await asyncio.sleep(TICK_S)
 
     async def _follow_far(self) -> None:
@@ -320,7 +301,7 @@ class Driver:
         payloads = [
             parts.vault.contributions.slice_with_path(action.key, action.slice_index)[0]
             if sender.peer == me
-            else self._parcels.payload(action.key, action.slice_index, sender.id)
+            else self._desk.parcels.payload(action.key, action.slice_index, sender.id)
             for sender in action.senders
         ]
         result, size = await self._in_codec(parts.vault.reduce, action, payloads)

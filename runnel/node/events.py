@@ -7,11 +7,9 @@ nothing about text layout, colours or log levels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from runnel.node.json_fields import field_values, fields_from, to_float
 from runnel.node.wording import count_text, size_text
 
 
@@ -387,32 +385,3 @@ KINDS: Mapping[str, type[Event]] = {
 def diary(event: Event) -> str | None:
     """The one line for a person, or None for facts that only machines want."""
     return event.diary()
-
-
-def to_json(event: Event) -> str:
-    """One line of JSON without a newline; NaN and infinities become the strings "nan", "inf", "-inf"."""
-    if isinstance(event, UnknownEvent):
-        return event.line
-    values = {"event": type(event).__name__, **field_values(event)}
-    return json.dumps(values, allow_nan=False)
-
-
-def from_json(line: str) -> Event:
-    """The event of one line; what is not one of ours becomes an `UnknownEvent`, never an exception.
-
-    Fields that a newer version added are dropped, missing ones take their default.
-    """
-    try:
-        raw = json.loads(line)
-    except (ValueError, RecursionError):
-        return UnknownEvent(unix_s=0.0, kind="not JSON", line=line)
-    if not isinstance(raw, dict):
-        return UnknownEvent(unix_s=0.0, kind="not an object", line=line)
-    kind = KINDS.get(str(raw.get("event")))
-    try:
-        if kind is not None:
-            return kind(**fields_from(kind, raw))
-        unix_s = to_float(raw.get("unix_s", 0.0))
-    except (TypeError, ValueError, OverflowError):
-        unix_s = 0.0
-    return UnknownEvent(unix_s=unix_s, kind=str(raw.get("event")), line=line)

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runnel.node.disk import storage_error, sync_directory, sync_file, write_all
-from runnel.node.events import Event, PeerWarned, from_json, to_json
+from runnel.node.event_lines import from_json, to_json
+from runnel.node.events import Event, PeerWarned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

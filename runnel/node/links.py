@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from runnel.dht.wire import pack, unpack
 from runnel.errors import NetworkError, PeerError
+from runnel.node.events import MessageRefused
 from runnel.node.messages import MAX_MESSAGE_BYTES, Message, decode, encode
 from runnel.node.records import blob, items
 from runnel.node.standing import Standing
@@ -61,6 +62,18 @@ class Links:
         wanted = set(peers)
         for peer in [peer for peer in self._tasks if peer not in wanted]:
             self._drop(peer)
+
+    def blame(self, peer: PeerId, reason: str) -> None:
+        """Counts against `peer` that something of it was refused."""
+        self._standing.refused(peer, reason, asyncio.get_running_loop().time())
+
+    def refusals(self) -> list[MessageRefused]:
+        """What was refused since it was told last, now and then; without a time."""
+        reports = self._standing.reports(asyncio.get_running_loop().time())
+        return [
+            MessageRefused(unix_s=0.0, peer=short(peer), reason=reason, count=count)
+            for peer, reason, count in reports
+        ]
 
     async def drain(self, deadline: float) -> None:
         """Waits until all queues are empty or the deadline is over."""
@@ -147,7 +160,7 @@ class Links:
 
     def _refuse(self, peer: PeerId, error: PeerError) -> None:
         logger.debug("message of %s refused: %s", short(peer), error)
-        self._standing.refused(peer, error.reason, asyncio.get_running_loop().time())
+        self.blame(peer, error.reason)
 
 
 def _batch(queue: deque[bytes]) -> bytes:

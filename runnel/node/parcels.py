@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from runnel.errors import PeerError
 from runnel.hashing import digest, merkle_verify
 from runnel.node.actions import RoundKey
 from runnel.node.bulk import PayloadSlice
+from runnel.node.events import ContributionRefused, Event
 from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import Commitment
 from runnel.node.rounds import slice_bounds
-from runnel.types import Digest, PeerId
+from runnel.types import Digest, PeerId, Verdict, short
+
+_OUT_OF_STEP = ("round", "commitment")
+"""Why a slice of an honest peer may be refused: one of the two is ahead of the other."""
 
 
 class Parcels:
@@ -56,3 +62,54 @@ class Parcels:
         rounds = self._state.rounds
         for place in [place for place in self._kept if place[0] not in rounds]:
             del self._kept[place]
+
+
+Judge = Callable[[bytes | memoryview, int, float], Awaitable[Verdict]]
+
+
+class Desk:
+    """Where slices arrive: checked, judged, then kept.
+
+    Args:
+        parcels: where they are kept.
+        judge: says of a payload of so many values whether it is finite and has the norm it claims.
+        blame: is told whose slice was refused for what no honest peer sends, and why.
+        note: takes events.
+    """
+
+    def __init__(
+        self,
+        parcels: Parcels,
+        *,
+        judge: Judge,
+        blame: Callable[[PeerId, str], None],
+        note: Callable[[Event], None],
+    ) -> None:
+        self.parcels, self._judge, self._blame, self._note = parcels, judge, blame, note
+
+    async def take(self, sender: PeerId, piece: PayloadSlice) -> None:
+        """Takes in a slice for us to reduce.
+
+        Raises:
+            PeerError: it is refused.
+        """
+        try:
+            commitment, numel = self.parcels.check(sender, piece)
+        except PeerError as error:
+            if error.reason not in _OUT_OF_STEP:
+                self._blame(sender, error.reason)
+            raise
+        norm = commitment.slice_norms[piece.index]
+        verdict = await self._judge(piece.payload, numel, norm)
+        if not verdict.accepted:
+            refused = ContributionRefused(
+                unix_s=0.0,
+                round=piece.key.number,
+                peer=short(commitment.peer),
+                check=verdict.check,
+                reason=verdict.reason,
+            )
+            self._note(refused)
+            self._blame(sender, verdict.check)
+            raise PeerError(verdict.check, verdict.reason)
+        self.parcels.keep(piece)

@@ -20,7 +20,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from runnel.node.events import InnerProgress, to_json
+from runnel.node.event_lines import to_json
+from runnel.node.events import InnerProgress
 from runnel.node.wording import count_text, size_text
 from runnel.tools.history import SwarmHistory
 from runnel.tools.peer_history import data_parallel_bytes

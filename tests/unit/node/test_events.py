@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runnel.node import events
+from runnel.node.event_lines import from_json, to_json
 from runnel.node.events import (
     KINDS,
     Event,
@@ -21,8 +22,6 @@ from runnel.node.events import (
     TrafficCounted,
     UnknownEvent,
     diary,
-    from_json,
-    to_json,
 )
 from runnel.node.json_fields import field_values
 from runnel.node.wording import count_text, size_text
@@ -55,7 +54,7 @@ def example(kind: type[Event]) -> Event:
     samples: dict[str, Any] = {
         "float": 2.5,
         "int": 3,
-        "bool": True,
+        "bool": False,
         "str": "7f3a91c2",
         "tuple[str, ...]": ("7f3a91c2",),
         "Mapping[str, int]": {"reduce": 5},
@@ -111,6 +110,7 @@ def test_a_decided_round_reads_like_the_documented_line() -> None:
         sent_bytes=312_044,
     )
     assert diary(decided) == "round 1204 done: 4 of 5 peers, 312 kB up, 2.1 s"
+    assert diary(dataclasses.replace(decided, missed=True)) is None
     aborted = diary(dataclasses.replace(decided, kind="abort", waited_for="7f3a91c2"))
     assert aborted is not None
     assert "aborted" in aborted

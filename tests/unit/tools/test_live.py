@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from runnel.node.event_lines import from_json
 from runnel.node.events import (
     Event,
     InnerProgress,
@@ -21,7 +22,6 @@ from runnel.node.events import (
     RoundDecided,
     TrafficCounted,
     UnknownEvent,
-    from_json,
 )
 from runnel.tools.history import SwarmHistory
 from runnel.tools.live import (
