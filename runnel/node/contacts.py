@@ -10,6 +10,8 @@ from runnel.types import PeerId
 NEAR_S = 10.0
 """How long a peer that was heard still counts as near."""
 _MAX_CONTACTS = 256
+_MAX_GUESTS = 64
+"""To so many peers that are no members everything is sent: whoever wants in must hear it."""
 
 
 class Contacts:
@@ -38,7 +40,8 @@ class Contacts:
     def audience(self, now: float) -> tuple[PeerId, ...]:
         """All whom a message to everybody concerns: members of open rounds, and who is near."""
         state = self._state
-        peers = {*state.chain.head.view, *self.near(now), *self._seeds}
+        peers = {*state.chain.head.view, *self._seeds}
         for place in state.rounds.values():
             peers.update(place.view)
-        return tuple(sorted(peers - {state.me}))
+        guests = sorted(set(self.near(now)) - peers, key=self._heard.__getitem__)
+        return tuple(sorted({*peers, *guests[-_MAX_GUESTS:]} - {state.me}))

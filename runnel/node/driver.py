@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from runnel.errors import NetworkError, PeerError, RunnelError
@@ -41,6 +42,8 @@ from runnel.types import Digest, PeerId, short
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
+_KEEP_TURNS = 100
+"""Links to peers that nothing is sent to any more end after so many ticks."""
 _RETRY_S = 0.5
 _GONE_S = 4.0
 _FETCH_S = 4.0
@@ -191,9 +194,11 @@ class Driver:
         return answer
 
     async def _tick(self) -> None:
-        while True:
+        for turn in count():
             self._post(self._parts.protocol.tick(self._now()))
             self._desk.parcels.trim()
+            if turn % _KEEP_TURNS == 0:
+                self._links.keep(self.contacts.audience(self._now()))
             for refused in self._links.refusals():
                 self._note(refused)
             await asyncio.sleep(TICK_S)

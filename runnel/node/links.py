@@ -43,6 +43,7 @@ class Links:
         self._queues: dict[PeerId, deque[bytes]] = {}
         self._wake: dict[PeerId, asyncio.Event] = {}
         self._tasks: dict[PeerId, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def serve(self) -> None:
@@ -84,10 +85,9 @@ class Links:
     async def aclose(self) -> None:
         """Ends all links."""
         self._closed = True
-        tasks = list(self._tasks.values())
         for peer in list(self._tasks):
             self._drop(peer)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
     def _queue(self, peer: PeerId) -> deque[bytes]:
         if peer not in self._queues:
@@ -98,7 +98,10 @@ class Links:
         return self._queues[peer]
 
     def _drop(self, peer: PeerId) -> None:
-        self._tasks.pop(peer).cancel()
+        task = self._tasks.pop(peer)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        task.cancel()
         self._queues.pop(peer, None)
         self._wake.pop(peer, None)
 

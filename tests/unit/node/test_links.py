@@ -1,0 +1,107 @@
+"""Control messages: who is kept in touch with, who is read slowly, who is not read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from runnel.dht.identity import null_peer_id
+from runnel.dht.memory import MemoryTransport
+from runnel.dht.memory_network import Link, MemoryNetwork
+from runnel.dht.virtual_loop import run_virtual
+from runnel.dht.wire import pack
+from runnel.errors import PeerError
+from runnel.node.contacts import Contacts
+from runnel.node.links import CONTROL_PROTOCOL, Links
+from runnel.node.messages import Hello, Message, encode
+from runnel.node.standing import BAD_RATE, SHUT_OUT_S, STRANGER_RATE, Standing
+from runnel.types import PeerId
+from tests.support.members import PEERS, RUN, name
+from tests.support.states import ME, state_of
+
+US, THEM, OTHER = null_peer_id(1), null_peer_id(2), null_peer_id(3)
+HELLO = Hello(name("head"), 1)
+
+
+class Pair:
+    """Our links, with notes of what arrived, and the transport of somebody who talks to us."""
+
+    def __init__(self, refuse: Callable[[Message], bool] = lambda _: False) -> None:
+        self.network = MemoryNetwork(seed=1, default_link=Link(latency_s=0.001, up_bits_s=1e9))
+        self.taken: list[tuple[PeerId, Message]] = []
+        self._refuse = refuse
+        self.standing = Standing(lambda _: False)
+        self.links = Links(
+            MemoryTransport(self.network, US), RUN, receive=self._receive, standing=self.standing
+        )
+        self.them = MemoryTransport(self.network, THEM)
+
+    def _receive(self, sender: PeerId, message: Message) -> None:
+        if self._refuse(message):
+            raise PeerError("malformed", "as asked")
+        self.taken.append((sender, message))
+
+    async def send(self, messages: int) -> None:
+        loop = asyncio.get_running_loop()
+        stream = await self.them.open(US, CONTROL_PROTOCOL, deadline=loop.time() + 5)
+        for _ in range(messages):
+            await stream.send(pack([encode(RUN, HELLO)]), deadline=loop.time() + 900)
+
+
+def test_a_stranger_that_floods_is_read_at_the_rate_it_is_granted() -> None:
+    async def main() -> None:
+        pair, loop = Pair(), asyncio.get_running_loop()
+        await pair.links.serve()
+        began_s, extra = loop.time(), 500
+        await pair.send(int(STRANGER_RATE.burst) + extra)
+        assert loop.time() - began_s >= (extra - 1) / STRANGER_RATE.per_s
+        await pair.links.aclose()
+
+    run_virtual(main)
+
+
+def test_whoever_sends_rubbish_is_not_read_for_a_while_and_then_is() -> None:
+    async def main() -> None:
+        pair = Pair(refuse=lambda _: True)
+        await pair.links.serve()
+        with pytest.raises(PeerError):
+            await pair.send(int(BAD_RATE.burst) + 2)
+        with pytest.raises(PeerError):
+            await pair.send(1)
+        (told,) = pair.links.refusals()
+        assert (told.reason, told.count) == ("malformed", int(BAD_RATE.burst) + 1)
+        await asyncio.sleep(SHUT_OUT_S)
+        pair._refuse = lambda _: False
+        await pair.send(1)
+        await asyncio.sleep(0.1)
+        assert pair.taken == [(THEM, HELLO)]
+        await pair.links.aclose()
+
+    run_virtual(main)
+
+
+def test_links_that_nobody_needs_end() -> None:
+    async def main() -> None:
+        pair = Pair()
+        pair.links.send(HELLO, [THEM, OTHER])
+        await asyncio.sleep(0.1)
+        assert set(pair.links._tasks) == {THEM, OTHER}
+        pair.links.keep([OTHER])
+        await asyncio.sleep(0.1)
+        assert set(pair.links._tasks) == {OTHER}
+        assert not pair.links._ending
+        await pair.links.aclose()
+
+    run_virtual(main)
+
+
+def test_everybody_is_told_everything_but_only_the_newest_guests() -> None:
+    contacts = Contacts(state_of())
+    guests = [null_peer_id(number) for number in range(100, 300)]
+    for number, guest in enumerate(guests):
+        contacts.heard(guest, number / 1000)
+    audience = contacts.audience(1.0)
+    assert set(PEERS[:3]) - {ME} <= set(audience)
+    assert set(audience) - set(PEERS[:3]) == set(guests[-64:])
