@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import tracemalloc
 from collections import Counter
-from itertools import count
 
 import pytest
 
@@ -15,20 +14,6 @@ KINDS = {
     "Hello", "Commit", "ProposeSet", "ProposeOutcome", "Cast", "SetDecided", "ResultReady",
     "WantRecords", "Records", "Join", "Leave", "BranchCall", "BranchSign",
 }  # fmt: skip
-
-
-def attack(frames: int, *, frames_a_tick: int) -> tuple[Counter[str], Counter[str], int]:
-    """Worlds until every kind of message was sent so often; frames and refusals, and the worlds."""
-    sent: Counter[str] = Counter()
-    refused: Counter[str] = Counter()
-    for seed in count():
-        world = HostileWorld(seed, frames_a_tick=frames_a_tick)
-        world.run()
-        sent += world.frames
-        refused += world.refusals
-        if all(sent[kind] >= frames for kind in KINDS):
-            return sent, refused, seed + 1
-    raise AssertionError("unreachable")
 
 
 def check(sent: Counter[str], refused: Counter[str]) -> None:
@@ -44,12 +29,17 @@ def test_no_frame_of_a_stranger_ends_or_sways_a_peer() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(600)
 def test_ten_thousand_frames_to_each_handler() -> None:
-    sent, refused, worlds = attack(10_000, frames_a_tick=8)
+    sent: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    for seed in (0, 3):  # between them, peers of these two say everything that there is to say
+        world = HostileWorld(seed, frames_a_tick=10)
+        world.run()
+        sent, refused = sent + world.frames, refused + world.refusals
     assert set(sent) == KINDS
+    assert min(sent.values()) >= 10_000, sent
     check(sent, refused)
-    print(f"{sent.total():,} frames in {worlds} worlds, {refused.total():,} refused: {refused}")
 
 
 def test_strangers_fill_no_memory() -> None:
