@@ -113,6 +113,7 @@ class Bulk:
         """
         loop, waiting = asyncio.get_running_loop(), deque(holders)
         running: set[asyncio.Task[memoryview | None]] = set()
+        done: set[asyncio.Task[memoryview | None]] = set()
         reasons, refusals = list[str](), 0
         try:
             while waiting or running:
@@ -140,7 +141,7 @@ class Bulk:
         finally:
             for task in running:
                 task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.gather(*running, *done, return_exceptions=True)
         kind = GoneError if refusals and not reasons else NetworkError
         raise kind(
             f"no holder gave result {root[:4].hex()} ({'; '.join(reasons) or 'none has it'})"

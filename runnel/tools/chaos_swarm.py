@@ -11,6 +11,7 @@ import psutil
 
 from runnel.node.events import Event, PeerStarted, RoundDecided
 from runnel.tools.chaos_plan import ENDS_PROCESS, WORDS, Kind, Strike, most_at_once
+from runnel.tools.peer_processes import LEAVE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -221,6 +222,8 @@ class Conductor:
         peer, kind = self._peers.all[blow.strike.peer], blow.strike.kind
         if kind in ENDS_PROCESS:
             if peer.runs:  # it is still saying goodbye
+                if self._clock.unix_s() > blow.struck_unix_s + blow.strike.lasts_s + LEAVE_S:
+                    self._say_once(blow.strike.peer, f"did not leave within {LEAVE_S:.0f} s")
                 return
             if kind is Kind.LEAVE and peer.fate.exit_code:
                 self._say_once(blow.strike.peer, f"ended with code {peer.fate.exit_code}")
