@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.report_line import Say, benchmark_parser, report
+from runnel.errors import RunnelError
 from runnel.tools.chaos import run_chaos
 from runnel.tools.chaos_options import ChaosOptions
 from runnel.tools.chaos_plan import WORDS, Kind, draw
@@ -33,15 +34,19 @@ def measure(strikes: int, longest_s: float, seed: int, parent: Path, say: Say) -
         planned = draw(seed, peers=PEERS, kinds=KINDS, count=strikes, longest_s=longest_s)
         say(f"{PEERS} peers, {strikes} kills and freezes by seed {seed}, at most two peers at once")
         with (Path(folder) / "said.txt").open("w") as said:
-            _, verdict = run_chaos(options, planned, Console(file=said), Mode.PLAIN)
+            course, verdict = run_chaos(options, planned, Console(file=said), Mode.PLAIN)
+    if course.stopped:
+        raise RunnelError("stopped before all strikes were carried out: there are no figures")
     say(f"{'at s':>6} {'':<36} {'for s':>6} {'pause s':>8} {'deadlines':>10}")
     for pause in verdict.pauses:
         strike = pause.blow.strike
-        what = f"peer {strike.peer} {WORDS[strike.kind]}"
-        say(
-            f"{strike.at_s:>6.1f} {what:<36} {strike.lasts_s:>6.1f} {pause.seconds:>8.1f}"
-            f" {pause.deadlines:>10.2f}"
+        told = (
+            "    nobody was left alone"
+            if pause.seconds is None
+            else f"{pause.seconds:>8.1f} {pause.deadlines:>10.2f}"
         )
+        what = f"peer {strike.peer} {WORDS[strike.kind]}"
+        say(f"{strike.at_s:>6.1f} {what:<36} {strike.lasts_s:>6.1f} {told}")
     for row in verdict.rows:
         say(f"{row.check}: {row.seen} (wanted: {row.wanted}) {'' if row.held else 'NO'}".rstrip())
     for problem in verdict.problems:

@@ -88,7 +88,7 @@ class Driver:
         self._bulk = Bulk(
             parts.transport,
             take=self._take,
-            limit=lambda _: parts.max_slice_bytes,
+            limit=lambda peer: parts.max_slice_bytes if self._expects(peer) else 0,
             lookup=self._result,
         )
         self._desk = Desk(
@@ -177,6 +177,10 @@ class Driver:
     def _receive(self, sender: PeerId, message: Message) -> None:
         self.contacts.heard(sender, self._now())
         self._post(self._parts.protocol.receive(sender, message, self._now()))
+
+    def _expects(self, peer: PeerId) -> bool:
+        """Whether slices of `peer` may be for us to reduce."""
+        return any(peer in place.view for place in self._parts.protocol.state.rounds.values())
 
     async def _take(self, sender: PeerId, piece: PayloadSlice) -> None:
         """A payload slice for us to reduce: kept until its round ends."""

@@ -136,12 +136,18 @@ class Links:
     async def _on_stream(self, stream: Stream) -> None:
         loop, peer = asyncio.get_running_loop(), stream.remote
         while not self._closed:
-            if self._standing.is_shut_out(peer, loop.time()):
-                raise PeerError("shut-out", "too many of its messages were refused")
-            data = await stream.receive(max_bytes=_MAX_BATCH_BYTES, deadline=loop.time() + _IDLE_S)
-            pause_s = self._standing.received(peer, self._take(peer, data), loop.time())
+            # other streams of the same peer may have used up what it is granted meanwhile
+            pause_s = self._standing.received(peer, 0, loop.time())
             if pause_s:
                 await asyncio.sleep(min(pause_s, _IDLE_S))
+            self._check(peer)
+            data = await stream.receive(max_bytes=_MAX_BATCH_BYTES, deadline=loop.time() + _IDLE_S)
+            self._check(peer)
+            self._standing.received(peer, self._take(peer, data), loop.time())
+
+    def _check(self, peer: PeerId) -> None:
+        if self._standing.is_shut_out(peer, asyncio.get_running_loop().time()):
+            raise PeerError("shut-out", "too many of its messages were refused")
 
     def _take(self, peer: PeerId, data: memoryview) -> int:
         """Hands over the messages of a frame; how many there were, at least one.

@@ -49,6 +49,8 @@ class Standing:
         if key in self._untold or len(self._untold) < _MAX_REASONS:
             self._untold[key] += 1
         if self._bad.spend(peer, 1, now) > 0:
+            if not self.is_shut_out(peer, now) and len(self._untold) < _MAX_REASONS:
+                self._untold[peer, "shut-out"] += 1
             self._shut_out[peer] = now + SHUT_OUT_S
             self._shut_out.move_to_end(peer)
             if len(self._shut_out) > _MAX_PEERS:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
 from runnel.errors import BugError
@@ -53,6 +54,7 @@ class Cell:
         expected: where the chain's records must have moved it.
         found: where it is.
         shares: records that moved it.
+        usual: what one of them moved it by, the median.
         largest: the most that one of them moved it.
     """
 
@@ -60,12 +62,18 @@ class Cell:
     expected: float
     found: float
     shares: int
+    usual: float
     largest: float
 
     @property
     def missing(self) -> float:
-        """What it lacks, in parts of the largest share: 1 for such a share lost, -1 for one too many."""
-        return (self.found - self.expected) / self.largest if self.largest else -self.found
+        """What it lacks, in parts of a usual share: 1 for such a share lost, -1 for one too many."""
+        return (self.found - self.expected) / self.usual if self.usual else -self.found
+
+    @property
+    def largest_share(self) -> float:
+        """The largest share in parts of a usual one."""
+        return self.largest / self.usual if self.usual else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +133,13 @@ def balance(
                 if low <= place.offset + slot < high:
                     moves[slot].append(UNIT * share.tokens**2 / total)
     return [
-        Cell(slot, -sum(moved), float(values[slot]), len(moved), max(moved, default=0.0))
+        Cell(
+            slot,
+            -sum(moved),
+            float(values[slot]),
+            len(moved),
+            median(moved) if moved else 0.0,
+            max(moved, default=0.0),
+        )
         for slot, moved in sorted(moves.items())
     ]

@@ -72,12 +72,14 @@ class Course:
     Attributes:
         blows: in the order of their beginnings.
         ids: each peer's number by its short id.
+        ended_unix_s: when the peers were asked to leave.
         stopped: somebody pressed Ctrl-C.
         problems: what should not have happened, one sentence each.
     """
 
     blows: list[Blow] = field(default_factory=list)
     ids: dict[str, int] = field(default_factory=dict)
+    ended_unix_s: float = float("inf")
     stopped: bool = False
     problems: list[str] = field(default_factory=list)
 
@@ -113,7 +115,7 @@ class Conductor:
     def run(self, view: View, stop: threading.Event) -> Course:
         """Returns when all strikes are over and all peers take part again, or something went wrong."""
         if self._wait(self._all_contributed(0.0), START_S, view, stop, "had a part in a round"):
-            began_s = self._clock.monotonic_s()
+            began_s, waiting_s = self._clock.monotonic_s(), 0.0
             while not self._is_done(stop):
                 self._follow(view)
                 before_s, self._elapsed_s = self._elapsed_s, self._clock.monotonic_s() - began_s
@@ -121,8 +123,14 @@ class Conductor:
                     self._due.clear()
                 if self._has_to_wait():
                     self._waited_s += self._elapsed_s - before_s
+                    waiting_s += self._elapsed_s - before_s
                 else:
+                    waiting_s = 0.0
                     self._strike(view)
+                if waiting_s > RETURN_S:
+                    self.course.problems.append(
+                        f"a strike waited {RETURN_S:.0f} s for a majority that takes part: see the logs"
+                    )
                 self._let_go_due(view)
                 self._look_after()
                 stop.wait(POLL_S)
@@ -131,7 +139,7 @@ class Conductor:
                 again = "had a part in a round again after the last strike"
                 self._wait(self._all_contributed(since_s), RETURN_S, view, stop, again)
         self._release(view)
-        self.course.stopped = stop.is_set()
+        self.course.stopped, self.course.ended_unix_s = stop.is_set(), self._clock.unix_s()
         return self.course
 
     def _is_done(self, stop: threading.Event) -> bool:

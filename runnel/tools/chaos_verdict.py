@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,31 +31,37 @@ MAX_DEADLINES = 2.0
 MAX_GAP = 0.02
 """How far off a cell may be, in parts of its largest share: sums of fp32 values round."""
 
-_LOOK_S = 30.0
+_BACK_S = 8.0
+"""Who came back less than this before is busy catching up and tells of rounds late."""
 _BROKEN = "Traceback (most recent call last)"
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """The longest time between two decided rounds after a strike, for those who were left alone.
+    """The costliest time between two decided rounds after a strike, for those who were left alone.
 
     Attributes:
         blow: the strike.
-        seconds: between the two.
+        seconds: between the two; None if nobody was left alone all the while.
         usual_s: the median over the whole run.
         deadline_s: of those who waited, at the time.
     """
 
     blow: Blow
-    seconds: float
+    seconds: float | None
     usual_s: float
     deadline_s: float
 
     @property
     def deadlines(self) -> float:
-        """What the strike cost, in deadlines."""
-        extra_s = max(0.0, self.seconds - self.usual_s)
-        return extra_s / self.deadline_s if self.deadline_s else 0.0
+        """What the strike cost, in deadlines; 0 if nobody can tell."""
+        return cost(self.seconds or 0.0, self.usual_s, self.deadline_s)
+
+
+def cost(seconds: float, usual_s: float, deadline_s: float) -> float:
+    """What a time between two rounds is beyond the usual, in deadlines."""
+    extra_s = max(0.0, seconds - usual_s)
+    return extra_s / deadline_s if deadline_s else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,7 @@ class Verdict:
         rounds: followed by two peers or more.
         diverged: those among them after which two peers held different bits.
         cells: each peer's account; empty if it could not be read.
-        restarted: numbers of peers whose process ended on the way.
+        restarted: how often each peer's process was started again.
         pauses: what each strike cost.
         returns: seconds from each strike's end until the peer's next part in a round, None for never.
         branches: closed for want of a majority, though one lived.
@@ -85,7 +92,7 @@ class Verdict:
     rounds: int
     diverged: list[int]
     cells: list[Cell]
-    restarted: set[int]
+    restarted: Mapping[int, int]
     pauses: list[Pause]
     returns: list[tuple[Blow, float | None]]
     branches: int
@@ -95,13 +102,14 @@ class Verdict:
     def unbalanced(self) -> list[Cell]:
         """Cells that something is missing from, or too much in.
 
-        A restarted peer's first share also holds what it had handed over before: more than its tokens.
+        With each start again a peer's first share also holds what it had handed over before and no
+        record had taken: as much as a large share more than its tokens say.
         """
         return [
             cell
             for cell in self.cells
             if cell.missing > MAX_GAP
-            or (cell.missing < -MAX_GAP and cell.slot not in self.restarted)
+            or -cell.missing > MAX_GAP + self.restarted.get(cell.slot, 0) * cell.largest_share
         ]
 
     @property
@@ -163,19 +171,16 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """One JSON object."""
-        strikes = len(self.pauses)
+        judged = [pause.deadlines for pause in self.pauses if pause.seconds is not None]
         return {
             "event": "ChaosEnded",
             "ok": self.held,
-            "strikes": strikes,
+            "strikes": len(self.pauses),
+            "judged": len(judged),
             "rounds": self.rounds,
             "diverged": len(self.diverged),
             "lost_contributions": len(self.unbalanced) if self.cells else None,
-            "deadlines_per_kill": (
-                round(statistics.mean(pause.deadlines for pause in self.pauses), 3)
-                if strikes
-                else None
-            ),
+            "deadlines_per_kill": round(statistics.mean(judged), 3) if judged else None,
             "worst_deadlines_per_kill": round(self.deadlines, 3),
             "not_back": sum(took_s is None for _, took_s in self.returns),
             "slowest_return_s": max((t for _, t in self.returns if t is not None), default=None),
@@ -189,7 +194,7 @@ class Verdict:
         pause = max(self.pauses, key=lambda pause: pause.deadlines)
         kind, peer = pause.blow.strike.kind, pause.blow.strike.peer
         return (
-            f" (peer {peer} {WORDS[kind]}: {pause.seconds:.1f} s without a round, usually"
+            f" (peer {peer} {WORDS[kind]}: {pause.seconds or 0:.1f} s without a round, usually"
             f" {pause.usual_s:.1f} s)"
         )
 
@@ -201,19 +206,23 @@ def judge(peers: Mapping[int, PeerProcess], course: Course) -> Verdict:
         for index, peer in peers.items()
     }
     rounds, diverged = compared(events)
-    restarted = {b.strike.peer for b in course.blows if b.strike.kind in ENDS_PROCESS}
+    restarted = Counter(b.strike.peer for b in course.blows if b.strike.kind in ENDS_PROCESS)
     problems = list(course.problems)
     for peer in peers.values():
         if _BROKEN in peer.log_path.read_text(errors="replace"):
             problems.append(f"{peer.fate.name} wrote a traceback: see {peer.log_path}")
         if peer.fate.forced:
             problems.append(f"{peer.fate.name} did not leave when asked")
+        elif peer.fate.exit_code and not course.problems:
+            problems.append(
+                f"{peer.fate.name} ended with code {peer.fate.exit_code}: {peer.last_words()}"
+            )
     return Verdict(
         rounds=rounds,
         diverged=diverged,
         cells=_cells(peers, problems),
         restarted=restarted,
-        pauses=pauses(events, course.blows),
+        pauses=pauses(events, course),
         returns=returns(events, course),
         branches=sum(isinstance(e, Branched) for told in events.values() for e in told),
         problems=problems,
@@ -234,20 +243,20 @@ def compared(events: Mapping[int, Sequence[Event]]) -> tuple[int, list[int]]:
     return len(both), sorted(number for number, found in both.items() if len({*found.values()}) > 1)
 
 
-def pauses(events: Mapping[int, Sequence[Event]], blows: Sequence[Blow]) -> list[Pause]:
+def pauses(events: Mapping[int, Sequence[Event]], course: Course) -> list[Pause]:
     """What each strike cost those who were left alone: by pauses that end before the next one.
 
-    After the last one, pauses of half a minute are looked at.
+    After the last one, all that follow count until the peers are asked to leave.
     """
-    found = []
+    found, blows = [], course.blows
     usual_s = _usual(events)
     for blow, after in itertools.zip_longest(blows, blows[1:]):
-        until_s = after.struck_unix_s if after else blow.struck_unix_s + _LOOK_S
+        until_s = after.struck_unix_s if after else course.ended_unix_s
         struck = {
             other.strike.peer
             for other in blows
             if other.struck_unix_s <= until_s
-            and (other.back_unix_s is None or other.back_unix_s >= blow.struck_unix_s - _LOOK_S)
+            and (other.back_unix_s is None or other.back_unix_s >= blow.struck_unix_s - _BACK_S)
         }
         alone = {index: told for index, told in events.items() if index not in struck}
         firsts = _first_told(alone)
@@ -256,7 +265,9 @@ def pauses(events: Mapping[int, Sequence[Event]], blows: Sequence[Blow]) -> list
             for earlier, event in itertools.pairwise(firsts)
             if blow.struck_unix_s < event.unix_s <= until_s
         ]
-        seconds, deadline_s = max(waits, default=(0.0, 0.0))
+        seconds, deadline_s = max(
+            waits, key=lambda wait: cost(wait[0], usual_s, wait[1]), default=(None, 0.0)
+        )
         found.append(Pause(blow, seconds, usual_s, deadline_s))
     return found
 

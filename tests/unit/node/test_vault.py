@@ -39,6 +39,8 @@ from tests.support.members import PEERS, following_record, genesis, name
 ME, OTHER = PEERS[0], PEERS[1]
 FRAGMENTS, NUMEL, EVERY = 2, SLICE_ALIGNMENT + 700, 6
 GENESIS = genesis(2)
+TOKENS = 7
+"""Behind each share of ours."""
 
 
 def store_of(codec: str = "e3m0") -> OuterStore:
@@ -63,6 +65,7 @@ class Bench:
     chain: Chain = field(default_factory=lambda: Chain(GENESIS, open_rounds=1))
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
     start: list[Float32] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=lambda: [0] * FRAGMENTS)
 
     def __post_init__(self) -> None:
         self.log = DurableLog(self.folder)
@@ -103,7 +106,7 @@ class Bench:
             self.log.write({f"result/{root.hex()}": b""})
             mine = (0,) if included[index] else ()
             slices.append(SliceResult(root, ME if reducer else OTHER, (*mine, 1)))
-        shares = (Share(ME, name("mine"), 1), Share(OTHER, name("other"), 1))
+        shares = (Share(ME, name("mine"), TOKENS), Share(OTHER, name("other"), 1))
         state_root = self.vault.prepare(Prepare(key, tuple(slices), shares, final=False))
         empty = following_record(self.chain.head, RecordKind.ROUND)
         fields = {f: getattr(empty, f) for f in empty.__dataclass_fields__}
@@ -129,6 +132,7 @@ class Bench:
         self.log.write(updates)
         for merge in merges:
             self.w[merge.merge.fragment] += merge.merge.delta
+            self.tokens[merge.merge.fragment] += merge.tokens
 
     def owed(self, fragment: int) -> Float32:
         """What this peer has learned of a fragment that is not on its chain."""
@@ -244,6 +248,28 @@ def test_records_given_up_are_taken_back_to_a_state_that_was_never_written(bench
         again = bench.store.residual(f) + bench.store.parameters(f) - bench.w[f]
         assert np.abs(again - owed[f]).max() > 1e-3  # what two more rounds learned is owed again
     bench.check_restart()
+
+
+def test_tokens_are_those_behind_shares_that_our_chain_holds(bench: Bench) -> None:
+    bench.round((True, False), give=True, reducer=False)
+    bench.round((False, False), give=True, reducer=False)
+    assert bench.tokens == [TOKENS, 0]
+    bench.round((False, False), give=False, reducer=False)
+    bench.round((True, True), give=True, reducer=False)
+    assert bench.tokens == [TOKENS, TOKENS]
+    bench.give_up(2, following_record(bench.chain.record(bench.chain.path[-3])))
+    assert bench.tokens == [TOKENS, 0]
+    bench.give_up(3, following_record(GENESIS))
+    assert bench.tokens == [0, 0]
+
+
+def test_a_landing_counts_the_tokens_of_both_paths(tmp_path: Path) -> None:
+    ours, other = parted(tmp_path, 3, 7, None)
+    assert sum(ours.tokens) == 8 * TOKENS
+    ours.land_on(other)
+    assert sum(ours.tokens) == 5 * TOKENS
+    for bench in (ours, other):
+        bench.log.close()
 
 
 def test_a_state_of_a_branch_that_was_given_up_is_not_taken_for_ours(bench: Bench) -> None:

@@ -40,8 +40,8 @@ def sound() -> Verdict:
     return Verdict(
         rounds=9,
         diverged=[],
-        cells=[Cell(0, -3.0, -3.0, 2, 2.0)],
-        restarted={2},
+        cells=[Cell(0, -3.0, -3.0, 2, 1.5, 2.0)],
+        restarted={2: 1},
         pauses=[],
         returns=[(blow(1, 2), 4.0)],
         branches=0,
@@ -59,9 +59,9 @@ def test_a_sound_run_holds() -> None:
         {"rounds": 0},
         {"diverged": [4]},
         {"cells": []},
-        {"cells": [Cell(0, -3.0, -2.0, 2, 2.0)]},
-        {"cells": [Cell(0, -3.0, -4.0, 2, 2.0)]},
-        {"cells": [Cell(2, -3.0, -2.0, 2, 2.0)]},
+        {"cells": [Cell(0, -3.0, -2.0, 2, 1.5, 2.0)]},
+        {"cells": [Cell(0, -3.0, -4.0, 2, 1.5, 2.0)]},
+        {"cells": [Cell(2, -3.0, -2.0, 2, 1.5, 2.0)]},
         {"returns": [(blow(1, 2), None)]},
         {"branches": 1},
         {"problems": ["peer 1 ended by itself"]},
@@ -77,8 +77,10 @@ def test_each_broken_promise_fails_the_run(change: dict[str, object]) -> None:
 
 def test_a_restarted_peer_may_bring_what_it_had_handed_over_before() -> None:
     verdict = sound()
-    verdict.cells = [Cell(2, -3.0, -4.0, 2, 2.0)]
+    verdict.cells = [Cell(2, -3.0, -5.0, 2, 1.5, 2.0)]
     assert verdict.held
+    verdict.cells = [Cell(2, -3.0, -5.1, 2, 1.5, 2.0)]
+    assert not verdict.held
 
 
 def test_rounds_are_compared_by_the_last_word_of_each_peer() -> None:
@@ -93,7 +95,7 @@ def test_a_strike_costs_the_longest_pause_of_those_left_alone() -> None:
     times = [1, 2, 3, 4, 6.5, 7.5, 8.5]
     others = [decided(n, t) for n, t in enumerate(times)]
     victim = [decided(n, t + 30) for n, t in enumerate(times)]
-    (pause,) = pauses({0: others, 1: others, 2: victim}, [blow(4.2, 5.0)])
+    (pause,) = pauses({0: others, 1: others, 2: victim}, Course(blows=[blow(4.2, 5.0)]))
     assert (pause.seconds, pause.usual_s, pause.deadline_s) == (2.5, 1.0, 0.5)
     assert pause.deadlines == pytest.approx(3.0)
 
@@ -101,9 +103,32 @@ def test_a_strike_costs_the_longest_pause_of_those_left_alone() -> None:
 def test_a_pause_after_the_next_strike_counts_for_that_one() -> None:
     times = [1, 2, 3, 4, 5, 6, 7, 11, 12]
     others = [decided(n, t) for n, t in enumerate(times)]
-    first, second = pauses({0: others, 1: others, 2: []}, [blow(2.5, 3), blow(7.5, 8)])
+    course = Course(blows=[blow(2.5, 3), blow(7.5, 8)])
+    first, second = pauses({0: others, 1: others, 2: []}, course)
     assert first.deadlines == 0
     assert second.deadlines == pytest.approx(6.0)
+
+
+def test_the_costliest_pause_counts_and_not_the_longest() -> None:
+    times = [1, 2, 3, 4, 9, 10, 14]
+    others = [decided(n, t) for n, t in enumerate(times)]
+    others[4] = replace(others[4], deadline_s=6.0)
+    (pause,) = pauses({0: others, 1: others, 2: []}, Course(blows=[blow(4.2, 5.0)]))
+    assert (pause.seconds, pause.deadlines) == (4.0, 6.0)
+
+
+def test_a_long_pause_after_the_last_strike_counts_until_the_end() -> None:
+    others = [decided(n, t) for n, t in enumerate([1, 2, 3, 4, 65, 66, 99])]
+    course = Course(blows=[blow(4.2, 5.0)], ended_unix_s=70.0)
+    (pause,) = pauses({0: others, 1: others, 2: []}, course)
+    assert pause.seconds == 61
+
+
+def test_where_everybody_was_struck_nobody_can_tell() -> None:
+    others = [decided(n, t) for n, t in enumerate(range(1, 20))]
+    strikes = [blow(4.0 + n, 4.5 + n, peer=n) for n in range(3)]
+    found = pauses(dict.fromkeys(range(3), others), Course(blows=strikes))
+    assert [pause.seconds is None for pause in found] == [False, True, True]
 
 
 def test_a_peer_is_back_with_its_next_part_in_a_round_whoever_tells_of_it() -> None:
