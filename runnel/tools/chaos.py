@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from runnel.clock import Clock, SystemClock
-from runnel.errors import EXIT_INTERRUPTED, NetworkError, RunnelError
+from runnel.errors import EXIT_INTERRUPTED, RunnelError
 from runnel.node.atomic import write_atomically
 from runnel.tools.chaos_ledger import SETTINGS
 from runnel.tools.chaos_options import ChaosOptions, parse_options
@@ -26,6 +26,7 @@ from runnel.tools.chaos_swarm import Conductor, Course
 from runnel.tools.chaos_verdict import Verdict, judge
 from runnel.tools.cli_errors import exit_code_of
 from runnel.tools.cli_signals import stop_on_signals
+from runnel.tools.demo_swarm import launch
 from runnel.tools.live import LiveFacts, Mode, open_view
 from runnel.tools.peer_processes import PeerProcesses
 
@@ -38,9 +39,6 @@ RUN_SETTINGS = (
     "rounds.stall_s=30",
     "rounds.snapshot_every=16",
 )
-_START_S = 90.0
-_POLL_S = 0.1
-_PARAMETERS = 8721
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,32 +81,16 @@ def run_chaos(
     write_atomically(settings, "\n".join(RUN_SETTINGS).encode())
     peers = PeerProcesses(options.out, program=PROGRAM, clock=clock)
     with stop_on_signals(stop, before_exit=peers.kill_all), peers:
-        peers.launch(settings)
-        invite = _wait_for_invite(peers, stop, clock)
+        launched = launch(peers, settings, stop, clock)
+        if launched is None:
+            raise RunnelError("stopped before the run began")
         for index in range(1, options.peers):
-            if not stop.is_set():
-                peers.join(index, invite)
-        facts = LiveFacts(run_name="chaos", parameters=_PARAMETERS, peers=options.peers)
+            peers.join(index, launched.invite)
+        facts = LiveFacts(run_name="chaos", parameters=launched.parameters, peers=options.peers)
         with open_view(console, facts, mode) as view:
             conductor = Conductor(peers, strikes, clock, lasts_s=lasts_s)
             course = conductor.run(view, stop)
     return course, judge(peers.all, course)
-
-
-def _wait_for_invite(peers: PeerProcesses, stop: threading.Event, clock: Clock) -> str:
-    first, until_s = peers.all[0], clock.monotonic_s() + _START_S
-    while not stop.wait(_POLL_S):
-        invite = first.invite()
-        if invite is not None:
-            return invite
-        if not first.runs:
-            raise RunnelError(f"{first.fate.name} did not start: {first.last_words()}")
-        if clock.monotonic_s() > until_s:
-            raise NetworkError(
-                f"{first.fate.name} printed no invite for {_START_S:.0f} s, expected it sooner: see"
-                f" {first.log_path}"
-            )
-    return ""
 
 
 def _tell(options: ChaosOptions, course: Course, verdict: Verdict, console: Console) -> int:

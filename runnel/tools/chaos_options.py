@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import localtime, strftime
-from typing import NoReturn
 
 from runnel.errors import ConfigError
-from runnel.node.manifest_spec import MAX_INT
 from runnel.tools.chaos_ledger import CELLS
 from runnel.tools.chaos_plan import Kind
+from runnel.tools.demo_options import OptionParser, check_out, check_seed
 
 MIN_PEERS = 3
 MAX_MINUTES = 24 * 60.0
-_PROG = "python -m runnel.tools.chaos"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,14 +50,8 @@ class ChaosOptions:
             raise ConfigError(
                 f"--minutes is {self.minutes:g}, expected more than 0 and at most {MAX_MINUTES:g}"
             )
-        if not 0 <= self.seed <= MAX_INT:
-            raise ConfigError(
-                f"--seed is {self.seed}, expected 0 to {MAX_INT}: give another number"
-            )
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise ConfigError(
-                f"{self.out} exists already, expected a new or an empty folder: choose another --out"
-            )
+        check_seed(self.seed)
+        check_out(self.out)
 
 
 def parse_options(arguments: Sequence[str], now_unix_s: float) -> ChaosOptions | None:
@@ -99,14 +90,9 @@ def parse_kinds(text: str) -> tuple[Kind, ...]:
         ) from None
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}: `{_PROG} --help` shows the options")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog=_PROG,
+def _parser() -> OptionParser:
+    parser = OptionParser(
+        prog="python -m runnel.tools.chaos",
         description="Strike the peers of a real swarm on this machine by a seed, and say what held.",
         add_help=False,
         allow_abbrev=False,

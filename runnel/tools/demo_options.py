@@ -73,14 +73,8 @@ class DemoOptions:
                 f"--minutes is {self.minutes:g}, expected {MIN_MINUTES:g} to {MAX_MINUTES:g}:"
                 " the peers need some of it to start"
             )
-        if not 0 <= self.seed <= MAX_INT:
-            raise ConfigError(
-                f"--seed is {self.seed}, expected 0 to {MAX_INT}: give another number"
-            )
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise ConfigError(
-                f"{self.out} exists already, expected a new or an empty folder: choose another --out"
-            )
+        check_seed(self.seed)
+        check_out(self.out)
 
 
 def parse_options(arguments: Sequence[str], now_unix_s: float) -> DemoOptions | None:
@@ -151,13 +145,30 @@ def parse_model(text: str) -> dict[str, Any]:
     return table
 
 
-class _Parser(argparse.ArgumentParser):
+def check_seed(seed: int) -> None:
+    """Raises ConfigError for a number that a manifest cannot hold."""
+    if not 0 <= seed <= MAX_INT:
+        raise ConfigError(f"--seed is {seed}, expected 0 to {MAX_INT}: give another number")
+
+
+def check_out(out: Path) -> None:
+    """Raises ConfigError for a folder that holds something, or a file in its place."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"{out} exists already, expected a new or an empty folder: choose another --out"
+        )
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Says what is wrong with an option by a ConfigError."""
+
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}: `runnel demo --help` shows the options")
+        """See `argparse.ArgumentParser.error`."""
+        raise ConfigError(f"{message}: `{self.prog} --help` shows the options")
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> OptionParser:
+    parser = OptionParser(
         prog="runnel demo",
         description="Train with a swarm of peers on this machine; one is killed, one joins late.",
         add_help=False,
