@@ -18,6 +18,8 @@ _END_S = 20.0
 
 Command = Mapping[str, Any]
 Answer = dict[str, Any]
+Starter = Callable[..., "subprocess.Popen[str]"]
+"""As `subprocess.Popen`."""
 
 
 class ChildError(RunnelError):
@@ -27,15 +29,25 @@ class ChildError(RunnelError):
 class Children:
     """Copies of one module, each in a process of its own; commands go to all of them at once."""
 
-    def __init__(self, module: str, arguments: Sequence[Sequence[str]], log: Path) -> None:
-        """Starts one process for each list of arguments; what they say on stderr goes to `log`."""
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[Sequence[str]],
+        log: Path,
+        starters: Sequence[Starter] = (),
+    ) -> None:
+        """Starts one process for each list of arguments; what they say on stderr goes to `log`.
+
+        `starters` start them on machines of their own, instead of all on this one.
+        """
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._log = log
         self._children: list[subprocess.Popen[str]] = []
         with log.open("a") as said:
-            for row in arguments:
+            for place, row in enumerate(arguments):
+                start: Starter = starters[place] if starters else subprocess.Popen
                 self._children.append(
-                    subprocess.Popen(
+                    start(
                         [sys.executable, "-m", module, *row],
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,

@@ -25,6 +25,11 @@ class Stream(Protocol):
         """Who is at the other end; proved by the transport."""
         ...
 
+    @property
+    def received_bytes(self) -> int:
+        """Bytes that came in so far, those of a message under way included."""
+        ...
+
     async def send(self, *parts: Buffer, deadline: float) -> None:
         """Sends one message (the concatenation of `parts`) and returns once the other end has checked it.
 

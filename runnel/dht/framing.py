@@ -24,6 +24,7 @@ from runnel.dht.frames import (
     batches,
     tag_of,
 )
+from runnel.dht.traffic import StreamCounter
 from runnel.errors import PeerError
 from runnel.hashing import checksum
 from runnel.types import short
@@ -119,8 +120,7 @@ class FramedStream:
     ) -> None:
         """`take_room` gives the memory that messages arrive in."""
         self._bytes = byte_stream
-        self._traffic = traffic
-        self._purpose = purpose
+        self._counted = StreamCounter(traffic, purpose)
         self._take_room = take_room
         self._sending = asyncio.Lock()  # one message, from its header to its reply
         self._writing = asyncio.Lock()  # one frame: replies never land inside a payload
@@ -135,6 +135,11 @@ class FramedStream:
     def remote(self) -> PeerId:
         """Who is at the other end; proved by the transport."""
         return self._bytes.remote
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes that came in so far, those of a message under way included."""
+        return self._counted.received_bytes
 
     async def send(self, *parts: Buffer, deadline: float) -> None:
         """Sends one message (the concatenation of `parts`); returns once the other end has checked it.
@@ -262,7 +267,7 @@ class FramedStream:
 
     async def _write(self, *parts: Buffer) -> None:
         await self._bytes.write(*parts)
-        self._traffic.add_sent(self._purpose, sum(memoryview(part).nbytes for part in parts))
+        self._counted.add_sent(sum(memoryview(part).nbytes for part in parts))
 
     async def _answer(self, header: Header) -> None:
         async with self._writing:
@@ -335,7 +340,7 @@ class FramedStream:
     def _count(self, num_bytes: int) -> int:
         if not num_bytes:
             raise PeerError("closed", self._failure or "by the other end")
-        self._traffic.add_received(self._purpose, num_bytes)
+        self._counted.add_received(num_bytes)
         return num_bytes
 
     async def _linger(self) -> None:
@@ -343,7 +348,7 @@ class FramedStream:
         try:
             async with asyncio.timeout(LINGER_S):
                 while data := await self._bytes.read(PIECE_BYTES):
-                    self._traffic.add_received(self._purpose, len(data))
+                    self._counted.add_received(len(data))
                     if not self._refused:
                         return  # a new message: so our acknowledgement has arrived
         except OSError as error:  # TimeoutError is one

@@ -39,6 +39,23 @@ class ByteCounter:
         return sorted({*tuple(self._sent), *tuple(self._received)})
 
 
+class StreamCounter:
+    """Counts one stream's bytes, in the ledger under its purpose."""
+
+    def __init__(self, ledger: ByteCounter, purpose: str) -> None:
+        self.received_bytes = 0
+        self._ledger, self._purpose = ledger, purpose
+
+    def add_sent(self, num_bytes: int) -> None:
+        """Notes `num_bytes` that left this peer."""
+        self._ledger.add_sent(self._purpose, num_bytes)
+
+    def add_received(self, num_bytes: int) -> None:
+        """Notes `num_bytes` that arrived at this peer."""
+        self.received_bytes += num_bytes
+        self._ledger.add_received(self._purpose, num_bytes)
+
+
 def _total(ledger: dict[str, int], purpose: str | None) -> int:
     # tuple(...) first: one step under the interpreter's lock, so that another thread may add a key.
     return sum(tuple(ledger.values())) if purpose is None else ledger.get(purpose, 0)

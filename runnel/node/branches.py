@@ -87,6 +87,11 @@ class Brancher:
         """The head that `peer` named last."""
         return self._heads.get(peer, (0.0, None))[1]
 
+    def is_elsewhere(self, peer: PeerId, follows: Callable[[Digest], bool], now: float) -> bool:
+        """Whether `peer` was heard just now, at a head that is not one of ours."""
+        at, head = self._heads.get(peer, (float("-inf"), None))
+        return head is not None and now - at < REACH_S and not follows(head)
+
     def reach(self, head: Record, now: float, *, orphaned: bool) -> tuple[PeerId, ...]:
         """Who stands at our head and was heard just now; members only, unless orphaned."""
         near = {

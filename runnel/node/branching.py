@@ -23,6 +23,9 @@ from runnel.verification.votes import (
     majority,
 )
 
+_BEHIND_STALLS = 3
+"""Stall times beyond the first in which a peer that hears the others go on does not branch."""
+
 
 def handlers(state: ProtocolState) -> dict[type, Handler]:
     """Who takes in what, by type of message."""
@@ -33,9 +36,13 @@ def stalled_since(state: ProtocolState, now: float) -> float:
     """Since when the chain stands still without reason.
 
     While a quorum is within reach, training is a reason, however long it takes, and so is an
-    exchange until the round could have been aborted.
+    exchange until the round could have been aborted. A peer that gets one result after the other of
+    what the others have decided is behind, not cut off; so is one that hears a quorum at heads that it
+    does not know, for a while: its link may carry greetings before it carries records.
     """
-    chain, since = state.chain, state.pulse.moved
+    chain, since = state.chain, max(state.pulse.moved, state.pursuit.fed)
+    if state.has_quorum_elsewhere(now):
+        since += _BEHIND_STALLS * state.settings.limits.stall_s
     place = state.rounds.get(RoundKey(chain.number + 1, chain.base_of(chain.number + 1)))
     if place is None or chain.head.hash in state.saved.stops or not state.has_quorum_near(now):
         return since

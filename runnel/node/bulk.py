@@ -26,6 +26,7 @@ _HEADER = struct.Struct(">I")
 _MAX_HEADER_BYTES = 4096
 _REQUEST_S = 10.0
 _MAX_SLICE_BYTES = 1 << 30
+_SOON = 0.9
 _AT_ONCE = 2
 """Holders that are asked for one result beside each other, at most."""
 
@@ -51,6 +52,45 @@ SizeLimit = Callable[[PeerId], int]
 ResultLookup = Callable[[Digest], Awaitable[bytes | memoryview | None]]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """A result to fetch.
+
+    Attributes:
+        root: its digest.
+        holders: who may have it, the likeliest first.
+        size_bytes: its size, as its reducer says; 0 if that is not known.
+        max_bytes: its size at most.
+        usual_s: how long a transfer takes.
+        patience_s: how long each holder is given.
+    """
+
+    root: Digest
+    holders: Sequence[PeerId]
+    size_bytes: int
+    max_bytes: int
+    usual_s: float
+    patience_s: float
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A holder that was asked for a result, and its stream once it has said that it was."""
+
+    peer: PeerId
+    since: float
+    stream: Stream | None = None
+    told_bytes: int = 0
+
+    def is_on_course(self, wanted: Wanted, now: float) -> bool:
+        """Whether it may still be done in time, as it looks; it takes a while to begin."""
+        if now - self.since < _SOON * wanted.usual_s:  # timers are not exact
+            return True
+        over_s, left_s = now - self.since - wanted.usual_s, wanted.patience_s - wanted.usual_s
+        received = self.stream.received_bytes - self.told_bytes if self.stream else 0
+        return received > 0 and received * left_s >= wanted.size_bytes * over_s
+
+
 class GoneError(RunnelError):
     """Every peer that could be asked for a result answered that it does not have it."""
 
@@ -64,11 +104,22 @@ class Bulk:
         """`take` gets checked-in slices (PeerError refuses one), `limit` caps them, `lookup` finds results."""
         self._transport = transport
         self._take, self._limit, self._lookup = take, limit, lookup
+        self._incoming: dict[Stream, int] = {}
 
     async def serve(self) -> None:
         """Starts serving both protocols."""
         await self._transport.serve(SLICE_PROTOCOL, self._on_slice)
         await self._transport.serve(RESULT_PROTOCOL, self._on_result)
+
+    def senders(self) -> set[PeerId]:
+        """From whom bytes of slices came since the last call."""
+        active = set()
+        for stream, seen in self._incoming.items():
+            received = stream.received_bytes
+            if received > seen:
+                self._incoming[stream] = received
+                active.add(stream.remote)
+        return active
 
     async def scatter(self, to: PeerId, piece: PayloadSlice, *, deadline: float) -> None:
         """Sends a slice; returns once the reducer has taken it.
@@ -86,50 +137,33 @@ class Bulk:
         if bytes(answer) != b"\x01":
             raise PeerError("refused", "the reducer did not take a slice")
 
-    async def fetch(
-        self,
-        root: Digest,
-        holders: Sequence[PeerId],
-        *,
-        max_bytes: int,
-        usual_s: float,
-        patience_s: float,
-    ) -> memoryview:
+    async def fetch(self, wanted: Wanted) -> memoryview:
         """A result's bytes from the first of its holders that gives them.
 
-        The next one is asked when one fails, and also, beside it, when it takes longer than usual: who
-        names a result and then keeps it, or is gone, costs no more than that.
-
-        Args:
-            root: the result.
-            holders: who may have it, the likeliest first.
-            max_bytes: its size at most.
-            usual_s: how long a transfer takes.
-            patience_s: how long each holder is given.
+        The next one is asked when one fails, and also, beside it, when it gives nothing or too slowly:
+        who names a result and then keeps it, or is gone, costs no more than a usual transfer. A link
+        that is merely slow is not burdened with the same bytes twice.
 
         Raises:
             GoneError: nobody has it.
             NetworkError: nobody gave it.
         """
-        loop, waiting = asyncio.get_running_loop(), deque(holders)
-        running: set[asyncio.Task[memoryview | None]] = set()
-        done: set[asyncio.Task[memoryview | None]] = set()
+        loop, waiting = asyncio.get_running_loop(), deque(wanted.holders)
+        running: dict[asyncio.Task[memoryview | None], _Asked] = {}
         reasons, refusals = list[str](), 0
         try:
             while waiting or running:
-                if waiting and len(running) < _AT_ONCE:
-                    asked = self._fetch_from(
-                        waiting.popleft(),
-                        root,
-                        max_bytes=max_bytes,
-                        deadline=loop.time() + patience_s,
-                    )
-                    running.add(loop.create_task(asked, name="bulk:fetch"))
-                hedge_s = usual_s if waiting and len(running) < _AT_ONCE else None
-                done, running = await asyncio.wait(
-                    running, timeout=hedge_s, return_when=asyncio.FIRST_COMPLETED
+                now = loop.time()
+                steady = any(asked.is_on_course(wanted, now) for asked in running.values())
+                if waiting and len(running) < _AT_ONCE and not steady:
+                    asked = _Asked(waiting.popleft(), now)
+                    task = loop.create_task(self._fetch_from(asked, wanted), name="bulk:fetch")
+                    running[task] = asked
+                done, _ = await asyncio.wait(
+                    running, timeout=wanted.usual_s, return_when=asyncio.FIRST_COMPLETED
                 )
                 for task in done:
+                    del running[task]
                     try:
                         data = task.result()
                     except (PeerError, NetworkError, TimeoutError) as error:
@@ -141,32 +175,36 @@ class Bulk:
         finally:
             for task in running:
                 task.cancel()
-            await asyncio.gather(*running, *done, return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)
         kind = GoneError if refusals and not reasons else NetworkError
         raise kind(
-            f"no holder gave result {root[:4].hex()} ({'; '.join(reasons) or 'none has it'})"
+            f"no holder gave result {wanted.root[:4].hex()} ({'; '.join(reasons) or 'none has it'})"
         )
 
-    async def _fetch_from(
-        self, peer: PeerId, root: Digest, *, max_bytes: int, deadline: float
-    ) -> memoryview | None:
-        stream = await self._transport.open(peer, RESULT_PROTOCOL, deadline=deadline)
+    async def _fetch_from(self, asked: _Asked, wanted: Wanted) -> memoryview | None:
+        deadline = asked.since + wanted.patience_s
+        stream = await self._transport.open(asked.peer, RESULT_PROTOCOL, deadline=deadline)
         try:
-            await stream.send(root, deadline=deadline)
-            data = await stream.receive(max_bytes=max_bytes + 1, deadline=deadline)
+            await stream.send(wanted.root, deadline=deadline)
+            asked.stream, asked.told_bytes = stream, stream.received_bytes
+            data = await stream.receive(max_bytes=wanted.max_bytes + 1, deadline=deadline)
         finally:
             await stream.aclose()
         if not data or data[0] != 1:
             return None
         result = data[1:].toreadonly()
-        if digest(result) != root:
+        if digest(result) != wanted.root:
             raise PeerError("result", "bytes that are not what their name says")
         return result
 
     async def _on_slice(self, stream: Stream) -> None:
         deadline = asyncio.get_running_loop().time() + _REQUEST_S * 6
         cap = min(self._limit(stream.remote), _MAX_SLICE_BYTES) + _MAX_HEADER_BYTES + _HEADER.size
-        data = await stream.receive(max_bytes=cap, deadline=deadline)
+        self._incoming[stream] = 0
+        try:
+            data = await stream.receive(max_bytes=cap, deadline=deadline)
+        finally:
+            del self._incoming[stream]
         try:
             await self._take(stream.remote, _read_slice(data))
             answer = b"\x01"

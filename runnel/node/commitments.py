@@ -27,8 +27,9 @@ class JoinRequest:
 class Commitment:
     """A member's signed promise of what it will contribute to a round, and what it saw.
 
-    `slice_norms` are the Euclidean norms of the decoded slices; `progress` is the share of the run
-    done in millionths, as this member sees it; `loss` is its mean training loss (NaN-free, 0 if none).
+    `slice_norms` are the Euclidean norms of the decoded slices; `withheld` are those that will not be
+    sent this time, as the member's link is too slow (ascending); `progress` is the share of the run done
+    in millionths, as this member sees it; `loss` is its mean training loss (NaN-free, 0 if none).
     """
 
     peer: PeerId
@@ -36,6 +37,7 @@ class Commitment:
     base: Digest
     payload_root: Digest
     slice_norms: tuple[float, ...]
+    withheld: tuple[int, ...]
     tokens: int
     steps: int
     loss: float
@@ -66,6 +68,7 @@ class Commitment:
             self.base,
             self.payload_root,
             list(self.slice_norms),
+            list(self.withheld),
             self.tokens,
             self.steps,
             self.loss,
@@ -89,6 +92,7 @@ class Commitment:
             base,
             root,
             norms,
+            withheld,
             tokens,
             steps,
             loss,
@@ -97,13 +101,14 @@ class Commitment:
             leaves,
             unheard,
             sig,
-        ) = row(fields, 13)
+        ) = row(fields, 14)
         return Commitment(
             peer_id(peer),
             integer(number),
             digest_of(base),
             digest_of(root),
             tuple(number_of(norm) for norm in items(norms)),
+            tuple(integer(index) for index in items(withheld)),
             integer(tokens),
             integer(steps),
             number_of(loss),

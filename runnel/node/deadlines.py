@@ -14,6 +14,8 @@ _WINDOW = 64
 _ENOUGH = 4
 _REMEMBERED_ROUNDS = 16
 _HURRY_SHARE = 0.2
+_BEHIND_SHARE = 0.5
+_RECENT_ROUNDS = 8
 
 
 class ArrivalWindow:
@@ -64,6 +66,7 @@ class Deadlines:
         self.data = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s)
         self.votes = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s / 2)
         self.finish = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s, enough=1)
+        self._intervals: deque[float] = deque(maxlen=_RECENT_ROUNDS)
         self._sets: OrderedDict[Hashable, float] = OrderedDict()
         self._halves: OrderedDict[Hashable, tuple[float, set[PeerId]]] = OrderedDict()
 
@@ -92,6 +95,25 @@ class Deadlines:
         if at is not None:
             self.finish.arrived(now - at)
 
+    def moved(self, interval_s: float) -> None:
+        """A round was decided, so long after the one before."""
+        self._intervals.append(interval_s)
+
+    @property
+    def interval_s(self) -> float:
+        """The usual time between two rounds; 0 until some were seen."""
+        return median(self._intervals) if len(self._intervals) >= _ENOUGH else 0.0
+
+    @property
+    def data_s(self) -> float:
+        """How long slices that are on their way are waited for.
+
+        Half of the time between two rounds holds nobody up, as their exchange runs behind the training:
+        so much is left to slow links, whatever most arrivals take.
+        """
+        behind_s = min(_BEHIND_SHARE * self.interval_s, self.limits.ceiling_s)
+        return max(self.data.deadline_s(), behind_s)
+
     @property
     def patience_s(self) -> float:
         """The longest wait for one part of a round, a commitment or data, before going on without it."""
@@ -112,4 +134,4 @@ class Deadlines:
 
         Waiting for data is not all of it: aggregating and computing the new state may take longer.
         """
-        return 3 * max(self.data.deadline_s(), self.finish.deadline_s())
+        return 3 * max(self.data_s, self.finish.deadline_s())

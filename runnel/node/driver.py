@@ -14,16 +14,15 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
-from runnel.errors import NetworkError, PeerError, RunnelError
+from runnel.errors import PeerError, RunnelError
 from runnel.node import actions as act
 from runnel.node.actions import RoundKey
-from runnel.node.bulk import Bulk, GoneError, PayloadSlice
+from runnel.node.bulk import Bulk, PayloadSlice
 from runnel.node.contacts import Contacts
 from runnel.node.durable import DurableLog
 from runnel.node.events import (
     ContributionWithheld,
     Event,
-    RoundCommitted,
 )
 from runnel.node.joining import Source
 from runnel.node.leaping import Leaper
@@ -35,9 +34,10 @@ from runnel.node.narrator import Narrator
 from runnel.node.parcels import Desk, Parcels
 from runnel.node.protocol import RoundProtocol
 from runnel.node.standing import Standing
+from runnel.node.transfers import TransferParts, Transfers
 from runnel.node.vault import Vault
 from runnel.protocols import Transport
-from runnel.types import Digest, PeerId, short
+from runnel.types import Digest, PeerId
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,6 @@ _KEEP_TURNS = 100
 """Links to peers that nothing is sent to any more end after so many ticks."""
 _RETRY_S = 0.5
 _GONE_S = 4.0
-_FETCH_S = 4.0
 
 Job = Callable[..., Awaitable[Any]]
 
@@ -97,9 +96,21 @@ class Driver:
             blame=self._links.blame,
             note=self._note,
         )
-        self._fetching: set[Digest] = set()
         self._contributing: set[RoundKey] = set()
         self._leaper = Leaper(parts.protocol.state, every=parts.snapshot_every)
+        self._transfers = Transfers(
+            TransferParts(
+                protocol=parts.protocol,
+                vault=parts.vault,
+                bulk=self._bulk,
+                codec=self._in_codec,
+                spawn=self._spawn,
+                post=self._post,
+                near=lambda: self.contacts.near(self._now()),
+                miss=self._leaper.miss,
+                max_slice_bytes=parts.max_slice_bytes,
+            )
+        )
         self._narrator = Narrator(parts.protocol.state, parts.note, parts.transport.traffic)
 
     # -- life
@@ -160,17 +171,9 @@ class Driver:
             if key not in parts.vault.contributions:
                 parts.mailbox.want(replace(handed.want, urgent=True))
             return
-        self._note(
-            RoundCommitted(
-                unix_s=0.0,
-                round=key.number,
-                fragment=handed.want.fragment,
-                tokens=handed.tokens,
-                steps=handed.steps,
-                payload_bytes=handover.payload_bytes,
-            )
-        )
-        self._post(parts.protocol.handed_over(handover, parts.progress(key.number), self._now()))
+        actions = parts.protocol.handed_over(handover, parts.progress(key.number), self._now())
+        self._narrator.committed(handed, handover)
+        self._post(actions)
 
     # -- inputs
 
@@ -199,7 +202,10 @@ class Driver:
 
     async def _tick(self) -> None:
         for turn in count():
+            for sender in self._bulk.senders():
+                self._parts.protocol.heard(sender, self._now())
             self._post(self._parts.protocol.tick(self._now()))
+            self._transfers.trim()
             self._desk.parcels.trim()
             if turn % _KEEP_TURNS == 0:
                 self._links.keep(self.contacts.audience(self._now()))
@@ -266,11 +272,11 @@ class Driver:
                 ):  # what is being encoded need not be asked for again
                     self._parts.mailbox.want(action)
             case act.Scatter():
-                self._spawn(self._scatter(action), "driver:scatter")
+                self._transfers.scatter(action)
             case act.Reduce():
                 self._spawn(self._reduce(action), "driver:reduce")
             case act.Fetch():
-                self._fetch(action)
+                self._transfers.fetch(action)
             case act.Prepare():
                 self._spawn(self._prepare(action), "driver:prepare")
             case act.Note(event=event):
@@ -289,20 +295,6 @@ class Driver:
         self._narrator.moved(step.fork, merges, self._now())
         parts.moved(step.path)
 
-    async def _scatter(self, action: act.Scatter) -> None:
-        parts = self._parts
-        if action.key not in parts.protocol.state.rounds:
-            return  # decided while this waited for the disk
-        payload, path = parts.vault.contributions.slice_with_path(action.key, action.slice_index)
-        piece = PayloadSlice(action.key, action.slice_index, action.commitment, path, payload)
-        deadline = self._now() + parts.protocol.state.settings.limits.ceiling_s
-        try:
-            await self._bulk.scatter(action.to, piece, deadline=deadline)
-        except (PeerError, NetworkError, TimeoutError) as error:
-            logger.debug("slice %d to %s: %s", action.slice_index, short(action.to), error)
-            await asyncio.sleep(_RETRY_S)
-            parts.protocol.scatter_failed(action.key, action.slice_index, action.to)
-
     async def _reduce(self, action: act.Reduce) -> None:
         parts, me = self._parts, self._parts.protocol.state.me
         if action.key not in parts.protocol.state.rounds:
@@ -317,43 +309,6 @@ class Driver:
         self._post(
             parts.protocol.reduced(action.key, action.slice_index, result, size, self._now())
         )
-
-    def _fetch(self, action: act.Fetch) -> None:
-        if action.root not in self._fetching:
-            self._fetching.add(action.root)
-            self._spawn(self._fetch_one(action), "driver:fetch")
-
-    async def _fetch_one(self, action: act.Fetch) -> None:
-        parts = self._parts
-        near = self.contacts.near(self._now())
-        holders = [
-            p for p in dict.fromkeys((*action.holders, *near)) if p != parts.protocol.state.me
-        ]
-        members, usual_s = (
-            parts.protocol.state.members,
-            parts.protocol.state.deadlines.data.deadline_s(),
-        )
-        holders.sort(key=members.is_overdue)
-        size = min(action.size_bytes or parts.max_slice_bytes, parts.max_slice_bytes)
-        try:
-            data = await self._bulk.fetch(
-                action.root,
-                holders,
-                max_bytes=size,
-                usual_s=usual_s,
-                patience_s=max(_FETCH_S, 2 * usual_s),
-            )
-        except (NetworkError, GoneError) as error:
-            logger.debug("%s", error)
-            if isinstance(error, GoneError):
-                self._leaper.miss(action.root)
-            await asyncio.sleep(_RETRY_S)
-            self._fetching.discard(action.root)
-            parts.protocol.fetch_failed(action.root)
-            return
-        await self._in_codec(parts.vault.results.keep, action.root, data)
-        self._fetching.discard(action.root)
-        self._post(parts.protocol.result_held(action.root, self._now()))
 
     async def _prepare(self, action: act.Prepare) -> None:
         try:
@@ -377,10 +332,11 @@ class Driver:
     async def _write(self, updates: dict[str, bytes | None]) -> None:
         await self._parts.disk(self._parts.log.write, updates)
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """A failed task ends the peer: its trainer gets the reason at its next step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from runnel.errors import PeerError
 from runnel.node import storage_keys
@@ -243,6 +244,9 @@ def commitment_problem(place: Round, commitment: Commitment, state: ProtocolStat
         return "its peer is not a member of the round"
     if len(commitment.slice_norms) != len(place.slices):
         return f"{len(commitment.slice_norms)} norms for {len(place.slices)} slices"
+    withheld = commitment.withheld
+    if any(high <= low for low, high in pairwise((-1, *withheld, len(place.slices)))):
+        return "what it withholds are not slices in ascending order"
     if any(norm < 0 for norm in commitment.slice_norms):
         return "a negative norm"
     if math.hypot(*commitment.slice_norms) > MAX_NORM:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 CONTROL_PROTOCOL = "control"
 _QUEUE_MESSAGES = 256
 _MAX_BATCH_BYTES = 2 * MAX_MESSAGE_BYTES + 4096
-_SEND_S = 5.0
+_SEND_S = 15.0
 _IDLE_S = 60.0
 _RETRY_S = 0.5
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from runnel.clock import Clock, SystemClock
+from runnel.node.actions import Handover
 from runnel.node.chain import Fork
 from runnel.node.events import (
     Branched,
@@ -15,10 +17,11 @@ from runnel.node.events import (
     MemberJoined,
     MemberLeft,
     MemberRemoved,
+    RoundCommitted,
     RoundDecided,
     RoundLate,
 )
-from runnel.node.mailbox import DecidedMerge
+from runnel.node.mailbox import DecidedMerge, HandedOver
 from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import Record, RecordKind
 from runnel.protocols import Traffic
@@ -56,7 +59,7 @@ class Narrator:
         clock: Clock | None = None,
     ) -> None:
         self._state, self._note, self._traffic = state, note, traffic
-        self._sent_bytes = 0
+        self._sent_bytes = self._withheld = 0
         self._clock = clock or SystemClock()
         self._moved_at: float | None = None
         self._away: _Away | None = None
@@ -64,6 +67,27 @@ class Narrator:
     def note(self, event: Event) -> None:
         """Stamps an event with the time and passes it on."""
         self._note(stamped(event, self._clock))
+
+    def committed(self, handed: HandedOver, handover: Handover) -> None:
+        """A share was encoded and, if it is in time, committed to."""
+        pace, commitment = self._state.pace, self._state.saved.commits.get(handover.key)
+        withheld = len(commitment.withheld) if commitment else 0
+        rate = pace.meter.bits_s()
+        paced, self._withheld = withheld != self._withheld, withheld
+        self.note(
+            RoundCommitted(
+                unix_s=0.0,
+                round=handover.key.number,
+                fragment=handed.want.fragment,
+                tokens=handed.tokens,
+                steps=handed.steps,
+                payload_bytes=handover.payload_bytes,
+                slices=len(handover.slice_norms),
+                withheld=withheld,
+                uplink_mbit=rate / 1e6 if math.isfinite(rate) else 0.0,
+                paced=paced,
+            )
+        )
 
     def moved(self, fork: Fork, merges: Sequence[DecidedMerge], now: float) -> None:
         """The chain took a step."""
@@ -130,6 +154,8 @@ class Narrator:
                 state_root=record.state_root.hex(),
                 mean_norm=merge.mean_norm if merge else 0.0,
                 deadline_s=self._state.deadlines.patience_s,
+                slices=len(record.slices),
+                included=self._included(record),
                 missed=missed,
             )
         )
@@ -139,6 +165,13 @@ class Narrator:
             self.note(
                 RoundLate(unix_s=0.0, round=record.number, reason="our contribution came too late")
             )
+
+    def _included(self, record: Record) -> int:
+        """How many slices hold this peer's share."""
+        owners = [share.peer for share in record.shares]
+        if self._state.me not in owners:
+            return 0
+        return sum(owners.index(self._state.me) in piece.included for piece in record.slices)
 
     def _sent_since(self) -> int:
         """Bytes sent since the record before."""

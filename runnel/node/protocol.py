@@ -28,7 +28,7 @@ from runnel.node.messages import (
     SetDecided,
 )
 from runnel.node.protocol_state import Handler, ProtocolSettings, ProtocolState
-from runnel.node.records import SliceResult
+from runnel.node.records import RecordKind, SliceResult
 from runnel.node.rounds import DataWait, Round, advance_data, overdue_for_data
 from runnel.protocols import Signer
 from runnel.types import Digest, PeerId
@@ -71,6 +71,10 @@ class RoundProtocol:
         self.state.members.hear(sender, now, self.state.chain.number)
         actions = self._handlers[type(message)](sender, message, now)
         return actions + self._advance(now)
+
+    def heard(self, peer: PeerId, now: float) -> None:
+        """Bytes of a transfer came from `peer`, which may take longer than a deadline."""
+        self.state.members.hear(peer, now, self.state.chain.number)
 
     def tick(self, now: float) -> list[Action]:
         """Lets time pass; call it several times a second."""
@@ -162,6 +166,8 @@ class RoundProtocol:
             state.deadlines.data.arrived(now - asked)
         if root in state.held:
             return []
+        if state.target:
+            state.pursuit.fed = now
         state.held[root] = state.chain.number + 1
         return [Store(storage_keys.result_updates(root)), *self._advance(now, all_rounds=True)]
 
@@ -235,15 +241,14 @@ class RoundProtocol:
             if decided is None:
                 return actions
             actions += self._set_decided(place, decided, now)
-        data_s = state.deadlines.data.deadline_s()
         for result, size_bytes in place.missing(state.held):
             holders = (result.reducer, *place.view)
             actions += state.fetch(result.root, holders, now, size_bytes=size_bytes)
         waited_s = now - place.decided_at
-        if waited_s > data_s:
+        if waited_s > state.deadlines.data.deadline_s():
             for peer in overdue_for_data(place, state.me, state.held):
                 state.members.missed(peer, place.decided_at, now)
-        wait = DataWait(waited_s, data_s, state.members.is_overdue)
+        wait = DataWait(waited_s, state.deadlines.data_s, state.members.is_overdue)
         return actions + advance_data(place, state.me, state.held, wait=wait)
 
     def _set_decided(self, place: Round, decided: Decided, now: float) -> list[Action]:
@@ -281,6 +286,8 @@ class RoundProtocol:
         fork = chain.fork_to(path)
         chain.follow(path)
         self._opened = Digest(b"")
+        if len(fork.adopted) == 1 and chain.head.kind is RecordKind.ROUND:
+            state.deadlines.moved(now - state.pulse.moved)
         state.pulse.moved = now
         state.branches.forming = None
         updates: storage_keys.Updates = {storage_keys.HEAD: chain.head.hash}

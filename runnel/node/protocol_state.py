@@ -11,6 +11,7 @@ from runnel.node.branches import Brancher
 from runnel.node.chain import Chain
 from runnel.node.deadlines import Deadlines, Limits
 from runnel.node.membership import MAX_STRANGERS, Membership
+from runnel.node.pace import Pace
 from runnel.node.rounds import Round
 from runnel.node.storage_keys import Restored
 from runnel.protocols import Signer
@@ -66,7 +67,7 @@ class Pursuit:
 
     `target` is that path; `landing` a part of it at whose end we can go on, as the state there was
     fetched; `fetching` are results under way and since when; `awaited` is the record whose results
-    keep us from the next step, since `since`.
+    keep us from the next step, since `since`; `fed` is when a result came in last.
     """
 
     target: list[Digest] = field(default_factory=list)
@@ -74,6 +75,7 @@ class Pursuit:
     fetching: dict[Digest, float] = field(default_factory=dict)
     awaited: Digest = Digest(b"")  # noqa: RUF009 - a value
     since: float = 0.0
+    fed: float = float("-inf")
 
     def waits_for(self, record: Digest, now: float) -> float:
         """Notes what is missing; for how long it has been."""
@@ -98,6 +100,7 @@ class ProtocolState:
     deadlines: Deadlines
     pulse: Pulse
     rounds: dict[RoundKey, Round] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
     held: dict[Digest, int] = field(default_factory=dict)
     pursuit: Pursuit = field(default_factory=Pursuit)
     news: set[int] = field(default_factory=set)
@@ -148,6 +151,12 @@ class ProtocolState:
         head, voters = self.chain.head, self.chain.voters_of(self.chain.number + 1)
         near = set(self.branches.reach(head, now, orphaned=False)) & set(voters)
         return len(near) >= majority(len(voters))
+
+    def has_quorum_elsewhere(self, now: float) -> bool:
+        """Whether a quorum of the next round's voters was just heard at heads that are not on our path."""
+        voters = self.chain.voters_of(self.chain.number + 1)
+        away = [p for p in voters if self.branches.is_elsewhere(p, self.chain.follows, now)]
+        return len(away) >= majority(len(voters))
 
     def round_of(self, instance: Instance) -> Round | None:
         """The open round that a decision is about, or None if it is not open here."""

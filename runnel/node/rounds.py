@@ -12,6 +12,9 @@ from runnel.node.chain import Certificate
 from runnel.node.records import Commitment, Record, RecordKind, Share, SliceResult
 from runnel.types import Digest, PeerId
 
+_RESULT_PATIENCE = 1.5
+"""A worker waits this much shorter for its senders than they wait for its result."""
+
 SLICE_ALIGNMENT = 4096
 """Slice boundaries are multiples of this many values, a multiple of every codec's block."""
 
@@ -61,6 +64,7 @@ class Round:
     candidates: dict[Digest, Record] = field(default_factory=dict)
     prepared: dict[tuple[SliceResult, ...], Digest | None] = field(default_factory=dict)
     drawn: tuple[PeerId, ...] = ()
+    slow: tuple[PeerId, ...] = ()
 
     @property
     def key(self) -> RoundKey:
@@ -107,9 +111,13 @@ class Round:
         return next((c for c in self.decided or () if c.peer == me), None)
 
     def reducers(self, index: int) -> tuple[PeerId, PeerId]:
-        """Worker and standby of a slice, drawn from the decided set by the base record's hash."""
-        count = len(self.drawn)
-        return self.drawn[index % count], self.drawn[(index + 1) % count]
+        """Worker and standby of a slice, drawn from the decided set by the base record's hash.
+
+        Those whose links are slow, as they say by withholding slices, only stand in for a lone worker.
+        """
+        drawn, slow = self.drawn, self.slow
+        worker, standby = drawn[index % len(drawn)], drawn[(index + 1) % len(drawn)]
+        return worker, slow[index % len(slow)] if len(drawn) == 1 and slow else standby
 
     def decide(
         self, commitments: tuple[Commitment, ...], certificate: Certificate | None, now: float
@@ -117,9 +125,10 @@ class Round:
         """Takes up the decided set; results that records named before can now be told apart."""
         self.decided, self.decided_at, self.set_certificate = commitments, now, certificate
         base, number = self.key.base, self.key.number.to_bytes(8, "big")
-        self.drawn = tuple(
-            sorted((c.peer for c in commitments), key=lambda peer: digest(base, number, peer))
-        )
+        order = sorted((c.peer for c in commitments), key=lambda peer: digest(base, number, peer))
+        slow = {c.peer for c in commitments if c.withheld}
+        self.slow = tuple(peer for peer in order if peer in slow)
+        self.drawn = tuple(peer for peer in order if peer not in slow) or self.slow
         for record in self.candidates.values():
             self._take_results(record)
 
@@ -220,6 +229,11 @@ def advance_data(
     return actions
 
 
+def _owes(commitment: Commitment, index: int, piece: SliceState) -> bool:
+    """Whether a slice is still to come from who committed to it."""
+    return commitment.id not in piece.arrived and index not in commitment.withheld
+
+
 def overdue_for_data(state: Round, me: PeerId, held: Container[Digest]) -> set[PeerId]:
     """Whose data is missing: workers whose result is not here, and senders to slices that we reduce."""
     missing: set[PeerId] = set()
@@ -228,7 +242,7 @@ def overdue_for_data(state: Round, me: PeerId, held: Container[Digest]) -> set[P
             continue
         missing.add(state.reducers(index)[0])
         if me in state.reducers(index) and piece.arrived:
-            missing |= {c.peer for c in state.decided or () if c.id not in piece.arrived}
+            missing |= {c.peer for c in state.decided or () if _owes(c, index, piece)}
     return missing - {me}
 
 
@@ -240,14 +254,14 @@ def _scatter(
         return []
     worker, standby = state.reducers(index)
     actions: list[Action] = []
-    late = wait.waited_s > wait.patience_s or wait.is_gone(worker)
+    late = wait.waited_s > _RESULT_PATIENCE * wait.patience_s or wait.is_gone(worker)
     for target in (worker, standby) if late else (worker,):
         if target in piece.sent_to or (target == worker and piece.results):
             continue
         piece.sent_to.add(target)
         if target == me:
             piece.arrived.add(mine.id)
-        else:
+        elif index not in mine.withheld:
             actions.append(Scatter(state.key, index, mine.id, target))
     return actions
 
@@ -258,7 +272,7 @@ def _reduce(state: Round, index: int, me: PeerId, wait: DataWait) -> list[Action
     if piece.reducing or me not in (worker, standby):
         return []
     senders = tuple(c for c in members if c.id in piece.arrived)
-    coming = any(c.id not in piece.arrived and not wait.is_gone(c.peer) for c in members)
+    coming = any(_owes(c, index, piece) and not wait.is_gone(c.peer) for c in members)
     patience_s = wait.patience_s if me == worker else 2 * wait.patience_s
     if not senders or (coming and wait.waited_s <= patience_s):
         return []

@@ -8,7 +8,7 @@ from typing import Any
 
 from runnel.clock import Clock
 from runnel.node.atomic import write_atomically
-from runnel.node.events import Evaluated, Event, InnerProgress, TrafficCounted
+from runnel.node.events import Evaluated, Event, InnerProgress, RoundCommitted, TrafficCounted
 from runnel.node.mailbox import ChainView
 from runnel.protocols import Traffic
 
@@ -33,6 +33,12 @@ class StatusFile:
                 "loss": event.loss,
                 "step": event.step,
                 "tokens_per_s": event.tokens_per_s,
+            }
+        elif isinstance(event, RoundCommitted):
+            self._values |= {
+                "uplink_mbit": event.uplink_mbit,
+                "sent_slices": event.slices - event.withheld,
+                "slices": event.slices,
             }
         elif isinstance(event, Evaluated):
             self._values["validation_loss"] = event.loss

@@ -42,6 +42,7 @@ def commitment_of(
         base=handover.key.base,
         payload_root=handover.payload_root,
         slice_norms=handover.slice_norms,
+        withheld=_withheld(state, handover),
         tokens=handover.tokens,
         steps=handover.steps,
         loss=handover.loss,
@@ -52,6 +53,20 @@ def commitment_of(
     )
     statement = commitment.statement(state.settings.run)
     return signed(commitment, state.signer.sign(statement))
+
+
+def _withheld(state: ProtocolState, handover: Handover) -> tuple[int, ...]:
+    """Slices of a share that this peer's link would not carry in time."""
+    slices = len(handover.slice_norms)
+    if state.rounds[handover.key].view == (state.me,):
+        return ()
+    return state.pace.withheld(
+        handover.key.number % len(state.settings.fragment_sizes),
+        slices,
+        max(1, handover.payload_bytes // slices),
+        time_s=state.deadlines.data_s,
+        interval_s=state.deadlines.interval_s,
+    )
 
 
 def hurry(state: ProtocolState, place: Round, now: float) -> list[Action]:
@@ -70,7 +85,7 @@ def repeat(state: ProtocolState, place: Round, now: float) -> list[Action]:
     if state.me not in place.view:  # a bystander may have heard of a round, and has no say in it
         return []
     own, key = place.commits.get(state.me), place.key
-    late = now - place.decided_at > state.deadlines.data.deadline_s()
+    late = now - place.decided_at > state.deadlines.data_s
     actions: list[Action] = [Send(Commit(own))] if own and place.decided is None else []
     for index, piece in enumerate(place.slices):
         for result, size in piece.results.items():

@@ -20,7 +20,19 @@ MAX_STATUS_BYTES = 2**20
 _MAX_DEPTH = 5
 _SILENT_S = 60.0
 _OVER = frozenset({"stopped", "ended", "left"})
-_HEADS = ("run", "peer", "state", "round", "peers", "loss", "tokens", "sent", "received", "updated")
+_HEADS = (
+    "run",
+    "peer",
+    "state",
+    "round",
+    "peers",
+    "loss",
+    "tokens",
+    "sent",
+    "received",
+    "shares",
+    "updated",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +177,20 @@ def _cells(run: RunFolder, now_unix_s: float) -> tuple[str, ...]:
         _count(status.get("tokens")),
         _size(status.get("sent_bytes")),
         _size(status.get("received_bytes")),
+        _shares(status),
         f"{_age(age_s)} ago" if run.updated_unix_s else "-",
     )
+
+
+def _shares(status: Mapping[str, Any]) -> str:
+    """How much of its shares of rounds the peer sends: all, or as many slices as its link carries."""
+    slices, sent = _number(status.get("slices")), _number(status.get("sent_slices"))
+    if not slices or sent is None:
+        return "-"
+    if sent >= slices:
+        return "whole"
+    rate = _number(status.get("uplink_mbit"))
+    return f"{sent:.0f}/{slices:.0f}" + (f" at {rate:.1f} Mbit/s" if rate else "")
 
 
 def _number(value: Any) -> float | None:

@@ -49,6 +49,7 @@ def commitment(
     leaves: Iterable[PeerId] = (),
     unheard: Iterable[PeerId] = (),
     slices: int = 1,
+    withheld: tuple[int, ...] = (),
 ) -> Commitment:
     unsigned = Commitment(
         peer=peer,
@@ -56,6 +57,7 @@ def commitment(
         base=base,
         payload_root=digest(peer, number.to_bytes(4, "big"), base),
         slice_norms=(1.0,) * slices,
+        withheld=withheld,
         tokens=10,
         steps=1,
         loss=0.5,

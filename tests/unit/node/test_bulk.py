@@ -14,7 +14,7 @@ from runnel.dht.memory_network import Link, MemoryNetwork
 from runnel.dht.virtual_loop import run_virtual
 from runnel.errors import NetworkError
 from runnel.hashing import digest
-from runnel.node.bulk import Bulk, GoneError
+from runnel.node.bulk import Bulk, GoneError, Wanted
 from runnel.types import Digest, PeerId
 
 DATA = bytes(range(256)) * 64
@@ -55,20 +55,29 @@ async def ask(*answers: Answer, dead: int = -1) -> tuple[float, bytes]:
     loop = asyncio.get_running_loop()
     began_s = loop.time()
     found = await bulk_of(network, ME, lacks_it).fetch(
-        ROOT, holders, max_bytes=len(DATA), usual_s=USUAL_S, patience_s=PATIENCE_S
+        Wanted(
+            root=ROOT,
+            holders=holders,
+            size_bytes=len(DATA),
+            max_bytes=len(DATA),
+            usual_s=USUAL_S,
+            patience_s=PATIENCE_S,
+        )
     )
     return loop.time() - began_s, bytes(found)
 
 
 def bulk_of(network: MemoryNetwork, peer: PeerId, answer: Answer) -> Bulk:
+    return bulk_over(MemoryTransport(network, peer), answer)
+
+
+def bulk_over(transport: MemoryTransport, answer: Answer) -> Bulk:
     async def take(*_: Any) -> None:
         raise AssertionError("nobody sends slices here")
 
-    async def lookup(root: Digest) -> bytes | None:
-        assert root == ROOT
+    async def lookup(_: Digest) -> bytes | None:
         return await answer()
 
-    transport = MemoryTransport(network, peer)
     return Bulk(transport, take=take, limit=lambda _: 0, lookup=lookup)
 
 
@@ -114,6 +123,55 @@ def test_a_dead_holder_costs_no_more_than_one_that_keeps_it_back() -> None:
         took_s, found = await ask(has_it, has_it, dead=0)
         assert found == DATA
         assert took_s < 2 * USUAL_S
+
+    run_virtual(main)
+
+
+BIG = DATA * 128
+"""Two megabytes, which travel in pieces."""
+
+
+async def fetch_over(*holding: Link) -> tuple[float, list[int]]:
+    """Fetches `BIG` from holders with such links; how long it took, and what each holder sent."""
+    network = MemoryNetwork(seed=1, default_link=Link(latency_s=0.01))
+    givers = []
+
+    async def has_big() -> bytes | None:
+        return BIG
+
+    for index, link in enumerate(holding, start=1):
+        network.relink(null_peer_id(index), link)
+        transport = MemoryTransport(network, null_peer_id(index))
+        await bulk_over(transport, has_big).serve()
+        givers.append(transport)
+    wanted = Wanted(
+        root=digest(BIG),
+        holders=[giver.local_id for giver in givers],
+        size_bytes=len(BIG),
+        max_bytes=len(BIG),
+        usual_s=USUAL_S,
+        patience_s=PATIENCE_S,
+    )
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    found = await bulk_over(MemoryTransport(network, ME), lacks_it).fetch(wanted)
+    assert found == BIG
+    return loop.time() - began_s, [giver.traffic.sent("result") for giver in givers]
+
+
+def test_a_slow_link_that_will_be_done_is_not_burdened_twice() -> None:
+    async def main() -> None:
+        took_s, sent = await fetch_over(Link(up_bits_s=4e6), Link())  # 4.2 of 6 seconds
+        assert took_s > 4
+        assert sent[1] == 0
+
+    run_virtual(main)
+
+
+def test_one_that_trickles_is_like_one_that_keeps_it_back() -> None:
+    async def main() -> None:
+        took_s, _ = await fetch_over(Link(up_bits_s=1e6), Link())  # 17 of 6 seconds
+        assert took_s < 4 * USUAL_S
 
     run_virtual(main)
 

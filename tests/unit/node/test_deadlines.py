@@ -140,3 +140,20 @@ def test_a_round_is_timed_once_and_only_if_its_set_was_decided_here() -> None:
     deadlines.finished("known", 1.0)
     deadlines.finished("known", 9.0)
     assert deadlines.finish.deadline_s() == 2.0
+
+
+def test_slices_are_waited_for_half_of_the_time_between_rounds_if_that_is_longer() -> None:
+    deadlines = Deadlines(LIMITS)
+    for _ in range(8):
+        deadlines.data.arrived(0.1)
+    assert deadlines.interval_s == 0.0
+    assert deadlines.data_s == 0.5
+    for _ in range(8):
+        deadlines.moved(10.0)
+    deadlines.moved(500.0)  # one pause is no rhythm
+    assert deadlines.interval_s == 10.0
+    assert deadlines.data_s == 5.0
+    assert deadlines.abort_s >= 15.0
+    for _ in range(8):
+        deadlines.moved(500.0)
+    assert deadlines.data_s == LIMITS.ceiling_s

@@ -69,6 +69,16 @@ def test_a_norm_that_no_sum_can_hold_is_no_commitment() -> None:
     assert "norm above" in commitment_problem(place, lie, subject.state)
 
 
+@pytest.mark.parametrize("lie", [(1,), (0, 0), (1, 0), (-1,)])
+def test_only_slices_can_be_withheld_each_once(lie: tuple[int, ...]) -> None:
+    subject = protocol()
+    place = subject.state.rounds[next(iter(subject.state.rounds))]
+    fine = commitment(OTHER, place.key.number, place.key.base)
+    assert commitment_problem(place, replace(fine, withheld=(0,)), subject.state) == ""
+    problem = commitment_problem(place, replace(fine, withheld=lie), subject.state)
+    assert "ascending order" in problem
+
+
 def test_a_late_commitment_that_nobody_signed_is_not_timed() -> None:
     subject = protocol()
     deadlines = subject.state.deadlines

@@ -122,6 +122,60 @@ def test_one_contributor_is_worker_and_standby() -> None:
     assert place.reducers(0) == (PEERS[0], PEERS[0])
 
 
+# -- slow links
+
+
+def with_slow(withheld: dict[int, tuple[int, ...]], members: int = 3, slices: int = 2) -> Round:
+    """A decided round in which some members withhold slices."""
+    place = opened(members, slices)
+    commitments = [
+        commitment(p, 5, KEY.base, slices=slices, withheld=withheld.get(i, ()))
+        for i, p in enumerate(PEERS[:members])
+    ]
+    place.decide(tuple(sorted(commitments, key=lambda c: c.id)), None, 10.0)
+    return place
+
+
+def test_a_slow_link_has_nothing_to_reduce() -> None:
+    place = with_slow({1: (0,)}, members=4, slices=4)
+    assert {worker(place, i) for i in range(4)} == {PEERS[0], PEERS[2], PEERS[3]}
+    assert PEERS[1] not in {standby(place, i) for i in range(4)}
+
+
+def test_a_slow_link_stands_in_for_a_lone_worker() -> None:
+    place = with_slow({1: (0, 1), 2: (0,)})
+    assert {worker(place, i) for i in range(2)} == {PEERS[0]}
+    assert {standby(place, i) for i in range(2)} == {PEERS[1], PEERS[2]}
+
+
+def test_where_all_links_are_slow_all_reduce() -> None:
+    place = with_slow({0: (0,), 1: (1,), 2: (0, 1)})
+    assert {worker(place, i) for i in range(3)} == set(PEERS[:3])
+
+
+def test_what_is_withheld_is_not_sent_and_the_rest_is() -> None:
+    place = with_slow({1: (0,)})
+    sent = [a.slice_index for a in data(place, PEERS[1], 10.1) if isinstance(a, Scatter)]
+    assert sent == [1]
+    late = [a.slice_index for a in data(place, PEERS[1], 99.0) if isinstance(a, Scatter)]
+    assert late == [1]  # to the standby
+
+
+def test_nobody_waits_for_what_is_withheld() -> None:
+    place = with_slow({1: (0,)})
+    arrive(place, PEERS[0], PEERS[2])
+    made = reductions(data(place, worker(place), 10.1))
+    assert [len(action.senders) for action in made] == [2]
+    assert PEERS[1] not in overdue_for_data(place, worker(place), set())
+
+
+def test_a_slow_link_that_stands_in_counts_what_it_withholds_from_others() -> None:
+    place = with_slow({1: (0, 1)}, members=2)
+    arrive(place, PEERS[0])
+    made = reductions(data(place, PEERS[1], 99.0))
+    assert [len(action.senders) for action in made if action.slice_index == 0] == [2]
+
+
 # -- scatter
 
 
@@ -142,8 +196,8 @@ def test_each_slice_goes_to_its_worker_once() -> None:
 def test_the_standby_gets_data_only_once_the_worker_is_late() -> None:
     place = decided()
     me = bystander(place)
-    first = [a.to for a in data(place, me, 11.9) if isinstance(a, Scatter) and not a.slice_index]
-    late = [a.to for a in data(place, me, 12.1) if isinstance(a, Scatter) and not a.slice_index]
+    first = [a.to for a in data(place, me, 12.9) if isinstance(a, Scatter) and not a.slice_index]
+    late = [a.to for a in data(place, me, 13.1) if isinstance(a, Scatter) and not a.slice_index]
     assert (first, late) == ([worker(place)], [standby(place)])
 
 
@@ -235,8 +289,8 @@ def test_a_result_that_is_named_and_not_handed_out_brings_in_the_standby() -> No
     made = result(place, 0, "made")
     data(place, bystander(place), 10.1)
     place.slices[0].results[made] = 8
-    assert data(place, bystander(place), 11.9) == []
-    late = [a for a in data(place, bystander(place), 12.1) if isinstance(a, Scatter)]
+    assert data(place, bystander(place), 12.9) == []
+    late = [a for a in data(place, bystander(place), 13.1) if isinstance(a, Scatter)]
     assert [a.to for a in late] == [standby(place)]
 
 

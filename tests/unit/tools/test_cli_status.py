@@ -36,7 +36,7 @@ json_values = st.recursive(
     max_leaves=5,
 )
 KEYS = ("run", "run_id", "peer", "state", "round", "members", "loss", "tokens", "sent_bytes",
-        "received_bytes", "updated_unix_s")  # fmt: skip
+        "received_bytes", "slices", "sent_slices", "uplink_mbit", "updated_unix_s")  # fmt: skip
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), json_values))
@@ -45,6 +45,21 @@ def test_any_status_makes_a_heading_and_a_line(status: dict[str, object]) -> Non
     text = "\n".join(status_lines([run], now_unix_s=1e9))
     assert text.startswith("run")
     assert json.dumps(json.loads(json_lines([run])[0])) == json.dumps(status)
+
+
+@pytest.mark.parametrize(
+    ("facts", "shown"),
+    [
+        ({}, "-"),
+        ({"slices": 4, "sent_slices": 4, "uplink_mbit": 14.1}, "whole"),
+        ({"slices": 4, "sent_slices": 1, "uplink_mbit": 1.41}, "1/4 at 1.4 Mbit/s"),
+        ({"slices": 4, "sent_slices": 0, "uplink_mbit": 0.0}, "0/4"),
+    ],
+)
+def test_a_slow_link_shows(facts: dict[str, object], shown: str) -> None:
+    heading, line = status_lines([RunFolder(Path("/x/demo"), facts)], now_unix_s=1e9)
+    place = heading.index("shares")
+    assert line[place:].split("  ")[0].strip() == shown
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])
