@@ -35,8 +35,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 LEAK_GRACE_S = 5.0
 """How long a test's threads, tasks and children may take to go after it has returned."""
 
-POOLS = ("pydevd", "numba", "tqdm", "ThreadPoolExecutor-torch", "raylet", "torch")
-"""Names of threads that libraries start once and keep."""
+POOLS = ("pydevd", "numba", "tqdm", "ThreadPoolExecutor-torch", "raylet", "torch", "Trio thread")
+"""Names of threads that libraries start once and keep, or for ten idle seconds."""
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from runnel.dht import multiaddr
+from runnel.dht.connections import RefusalError
 from runnel.dht.daemon_messages import (
     Fields,
     RequestType,
@@ -18,7 +19,7 @@ from runnel.dht.daemon_messages import (
 )
 from runnel.dht.identity import public_key_of
 from runnel.dht.unix_stream import UnixStream
-from runnel.errors import NetworkError, RunnelError
+from runnel.errors import NetworkError
 from runnel.types import PeerId, short
 
 if TYPE_CHECKING:
@@ -33,14 +34,10 @@ _FIND_PEER = 0
 _NOT_BALANCED = (3, 0)  # required: one handler per protocol, not several that take turns
 
 
-class DaemonRefusalError(RunnelError):
-    """A peer could not be reached; the message is the daemon's reason."""
-
-    exit_code = NetworkError.exit_code
-
-
 class DaemonControl:
-    """The control socket of one daemon. Each request takes a connection of its own.
+    """The control socket of one daemon; implements `runnel.dht.connections.Connections`.
+
+    Each request takes a connection of its own.
 
     Deadlines are loop times in seconds. All methods raise `NetworkError` if the daemon does not
     answer sensibly, and TimeoutError at the deadline.
@@ -61,7 +58,7 @@ class DaemonControl:
         """Connects to `peer` at one of `addresses`, or finds addresses by itself if there are none.
 
         Raises:
-            DaemonRefusalError: it cannot be reached.
+            RefusalError: it cannot be reached.
             ValueError: an address is not a multiaddress.
         """
         body: Fields = [(1, peer), *((2, multiaddr.encode(text)) for text in addresses)]
@@ -81,7 +78,7 @@ class DaemonControl:
         body: Fields = [(1, _FIND_PEER), (2, peer), _timeout(7, deadline)]
         try:
             response = await self._ask(RequestType.DHT, body, deadline=deadline)
-        except DaemonRefusalError as error:
+        except RefusalError as error:
             _log.debug("no addresses of %s: %s", short(peer), error)
             return []
         return _texts(response.peers[0][1]) if response.peers else []
@@ -90,7 +87,7 @@ class DaemonControl:
         """A stream to the handler of `protocol` at `peer`.
 
         Raises:
-            DaemonRefusalError: it cannot be reached, or does not serve `protocol`.
+            RefusalError: it cannot be reached, or does not serve `protocol`.
         """
         body: Fields = [(1, peer), (2, protocol.encode()), _timeout(3, deadline)]
         async with self._asking(RequestType.STREAM_OPEN, body, deadline=deadline) as stream:
@@ -139,7 +136,7 @@ class DaemonControl:
             try:
                 await stream.write(request(kind, body))
                 yield stream
-            except DaemonRefusalError as error:
+            except RefusalError as error:
                 stream.abort()
                 if kind in _ABOUT_PEERS:
                     raise
@@ -160,7 +157,7 @@ class DaemonControl:
     async def _answer(self, stream: UnixStream) -> Response:
         response = decode_response(await stream.read_sized(max_bytes=MAX_RESPONSE_BYTES))
         if response.error is not None:
-            raise DaemonRefusalError(" ".join(response.error.split())[:_MAX_REASON_CHARACTERS])
+            raise RefusalError(" ".join(response.error.split())[:_MAX_REASON_CHARACTERS])
         return response
 
 

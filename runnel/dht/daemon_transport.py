@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict
-from itertools import islice
 from typing import TYPE_CHECKING
 
-from runnel.dht.daemon_control import DaemonRefusalError
+from runnel.dht.address_book import AddressBook
+from runnel.dht.connections import RefusalError
 from runnel.dht.daemon_messages import decode_stream_head
-from runnel.dht.framing import FramedStream, TakeRoom, fresh_room, run_handler
-from runnel.dht.multiaddr import parse_peer_address
-from runnel.dht.rates import Buckets, Rate
+from runnel.dht.framing import FramedStream, TakeRoom, fresh_room
+from runnel.dht.incoming import MAX_STREAMS, PREFIX, Incoming
 from runnel.dht.traffic import ByteCounter
 from runnel.dht.unix_stream import UnixStream
 from runnel.errors import NetworkError
@@ -26,25 +24,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-PREFIX = "/runnel/1/"
-"""What the names of our protocols start with on the network."""
-
-MAX_STREAMS_PER_PEER = 64
-"""Incoming streams that one peer may have open; further ones are closed at once."""
-
-STREAM_RATE = Rate(per_s=200, burst=1000)
-"""Incoming streams of one peer: a round of a large swarm takes some dozens."""
-
-MAX_STREAMS = 1024
-"""Incoming streams in all."""
-
 HEAD_S = 5.0
 """How long the daemon may take to say whose stream it hands over."""
-
-MAX_KNOWN_PEERS = 1024
-"""Peers whose addresses are kept for when the daemon cannot find them."""
-
-MAX_ADDRESSES_PER_PEER = 8
 
 _REGISTER_S = 10.0
 _UNREGISTER_S = 1.0
@@ -64,15 +45,11 @@ class HivemindTransport:
         """`take_room` gives the memory that messages arrive in."""
         self._daemon = daemon
         self._traffic = ByteCounter()
-        self._take_room = take_room
-        self._handlers: dict[str, StreamHandler] = {}
+        self._incoming = Incoming(self._traffic, take_room)
+        self._book = AddressBook(daemon.identity.peer_id)
         self._server: asyncio.AbstractServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[UnixStream] = set()
-        self._num_incoming: Counter[PeerId] = Counter()
-        self._addresses: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
-        self._rate = Buckets(STREAM_RATE)
-        self._num_refused = 0
 
     @classmethod
     async def start(cls, daemon: Daemon, take_room: TakeRoom = fresh_room) -> HivemindTransport:
@@ -98,30 +75,11 @@ class HivemindTransport:
     @property
     def num_refused(self) -> int:
         """Incoming streams that were closed because their peer, or all together, had too many."""
-        return self._num_refused
+        return self._incoming.num_refused
 
     def learn(self, peer: PeerId, addresses: Iterable[str]) -> None:
-        """Notes where `peer` may be reached, for when the daemon does not find it by itself.
-
-        Args:
-            peer: whose addresses.
-            addresses: multiaddresses with the peer's id at the end. They may come from strangers:
-                malformed ones, those of others and all beyond `MAX_ADDRESSES_PER_PEER` are ignored.
-        """
-        usable = []
-        for text in islice(addresses, MAX_ADDRESSES_PER_PEER):
-            try:
-                named = parse_peer_address(text)
-            except ValueError as error:
-                _log.debug("an address said to be of peer %s: %s", short(peer), error)
-                continue
-            if named.peer == peer:
-                usable.append(named.address)
-        if usable and peer != self.local_id:
-            self._addresses[peer] = tuple(usable)
-            self._addresses.move_to_end(peer)
-            if len(self._addresses) > MAX_KNOWN_PEERS:
-                self._addresses.popitem(last=False)
+        """Notes where `peer` may be reached; see `runnel.dht.address_book.AddressBook.learn`."""
+        self._book.learn(peer, addresses)
 
     async def open(self, peer: PeerId, protocol: str, *, deadline: float) -> FramedStream:
         """A new stream to `peer`; see `runnel.protocols.Transport.open`.
@@ -135,13 +93,13 @@ class HivemindTransport:
             await self._daemon.ready()
             stream = await self._dial(peer, protocol, deadline)
         self._keep(stream)
-        return self._framed(stream, protocol)
+        return self._incoming.framed(stream, protocol)
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
         """Runs `handler` for each incoming stream of `protocol`; the stream closes when it returns."""
         if self._server is None:
             raise NetworkError("this transport is closed")
-        self._handlers[protocol] = handler
+        self._incoming.handle(protocol, handler)
         await self._register(protocol)
 
     async def aclose(self) -> None:
@@ -163,7 +121,7 @@ class HivemindTransport:
         while True:
             try:
                 return await control.open_stream(peer, name, deadline=deadline)
-            except DaemonRefusalError as error:
+            except RefusalError as error:
                 reason = str(error)
             if _NOT_SERVED in reason:
                 raise NetworkError(
@@ -172,29 +130,28 @@ class HivemindTransport:
             if _NOT_TRIED in reason:
                 await asyncio.sleep(_BACKOFF_STEP_S)
                 continue
-            if tried_addresses or peer not in self._addresses:
+            if tried_addresses or not self._book.of(peer):
                 raise NetworkError(f"peer {short(peer)} cannot be reached: {reason}")
             tried_addresses = True
             await self._connect(peer, deadline)
 
     async def _connect(self, peer: PeerId, deadline: float) -> None:
         try:
-            await self._daemon.control.connect(peer, self._addresses[peer], deadline=deadline)
-        except DaemonRefusalError as error:
+            await self._daemon.control.connect(peer, self._book.of(peer), deadline=deadline)
+        except RefusalError as error:
             _log.debug("peer %s at its known addresses: %s", short(peer), error)
 
     async def _unregister_all(self) -> None:
         deadline = asyncio.get_running_loop().time() + _UNREGISTER_S
         path = self._daemon.folder.stream_socket
-        while self._handlers:
-            protocol, _ = self._handlers.popitem()
+        for protocol in self._incoming.take_all():
             try:
                 await self._daemon.control.keep_streams(PREFIX + protocol, path, deadline=deadline)
             except (NetworkError, TimeoutError) as error:
                 _log.debug("the daemon keeps the handler of %r: %s", protocol, error)
 
     async def _register_all(self) -> None:
-        for protocol in tuple(self._handlers):
+        for protocol in self._incoming.protocols:
             await self._register(protocol)
 
     async def _register(self, protocol: str) -> None:
@@ -205,26 +162,18 @@ class HivemindTransport:
             PREFIX + protocol, self._daemon.folder.stream_socket, deadline=deadline
         )
 
-    def _framed(self, stream: UnixStream, protocol: str) -> FramedStream:
-        return FramedStream(stream, self._traffic, protocol, take_room=self._take_room)
-
     def _keep(self, stream: UnixStream) -> None:
         self._open.add(stream)
         stream.on_gone(lambda: self._open.discard(stream))
 
     def _accept(self, stream: UnixStream) -> None:
         if self._server is None or len(self._tasks) >= MAX_STREAMS:
-            self._refuse(stream, "all together")
+            self._incoming.refuse(stream, "all together")
             return
         self._keep(stream)
         task = asyncio.get_running_loop().create_task(self._serve(stream))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def _refuse(self, stream: UnixStream, who: str) -> None:
-        self._num_refused += 1
-        _log.debug("too many incoming streams of %s; closed one", who)
-        stream.abort()
 
     async def _serve(self, stream: UnixStream) -> None:
         try:
@@ -234,18 +183,5 @@ class HivemindTransport:
             _log.debug("an incoming stream without a head: %s", error)
             stream.abort()
             return
-        protocol = head.protocol.removeprefix(PREFIX)
-        handler = self._handlers.get(protocol)
-        often = not self._rate.take(head.peer, asyncio.get_running_loop().time())
-        if handler is None or often or self._num_incoming[head.peer] >= MAX_STREAMS_PER_PEER:
-            self._refuse(stream, short(head.peer))
-            return
         stream.belongs_to(head.peer)
-        self._num_incoming[head.peer] += 1
-        try:
-            await run_handler(handler, self._framed(stream, protocol))
-        finally:
-            stream.abort()
-            self._num_incoming[head.peer] -= 1
-            if not self._num_incoming[head.peer]:
-                del self._num_incoming[head.peer]
+        await self._incoming.serve(stream, head.protocol)

@@ -99,6 +99,10 @@ class Identity:
         """The 64-byte Ed25519 signature of `message`."""
         return self._key.sign(message)
 
+    def seed(self) -> bytes:
+        """The 32 secret bytes, for a network that proves this identity in handshakes of its own."""
+        return self._key.private_bytes_raw()
+
     @staticmethod
     def verify(peer: PeerId, message: bytes, signature: bytes) -> bool:
         """Whether `signature` is `peer`'s for `message`; false for malformed input."""

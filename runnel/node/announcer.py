@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from runnel.dht.hivemind import HivemindNetwork
+from runnel.dht.network import Network
 from runnel.dht.wire import pack, unpack
 from runnel.errors import NetworkError, PeerError
 from runnel.node.ticket import run_name
@@ -29,7 +29,7 @@ class Announcer:
     """Publishes and looks up until cancelled. `found` gets peers of the run."""
 
     def __init__(
-        self, network: HivemindNetwork, run: bytes, found: Callable[[Iterable[PeerId]], None]
+        self, network: Network, run: bytes, found: Callable[[Iterable[PeerId]], None]
     ) -> None:
         self._network, self._run, self._found = network, run, found
 
@@ -59,7 +59,7 @@ class Announcer:
         self._found(await find_peers(self._network, self._run, deadline=deadline))
 
 
-async def find_peers(network: HivemindNetwork, run: bytes, *, deadline: float) -> list[PeerId]:
+async def find_peers(network: Network, run: bytes, *, deadline: float) -> list[PeerId]:
     """Peers of a run that the directory names; the transport learns their addresses."""
     records = await network.directory.lookup(directory_key(run), deadline=deadline)
     for peer, value in records.items():
@@ -68,5 +68,5 @@ async def find_peers(network: HivemindNetwork, run: bytes, *, deadline: float) -
         except (PeerError, TypeError) as error:
             logger.debug("directory: a malformed record: %s", error)
             continue
-        network.transport.learn(peer, addresses)
+        network.learn(peer, addresses)
     return list(records)

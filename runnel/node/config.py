@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 HOME_VARIABLE = "RUNNEL_HOME"
 LOG_VARIABLE = "RUNNEL_LOG"
+NETWORK_VARIABLE = "RUNNEL_NETWORK"
 ANY_HOST = "0.0.0.0"  # noqa: S104 - a peer that others cannot reach is of little use
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+NETWORKS = ("auto", "daemon", "libp2p")
 MAX_CODEC_THREADS = 16
 _ANNOUNCED = re.compile(r"/(?:ip4|ip6|dns|dns4|dns6)/[^/\s]+/tcp/[1-9][0-9]{0,4}")
 
@@ -39,6 +41,7 @@ class MachineConfig:
         announce: multiaddresses that others shall use, if they cannot use what we listen on.
         codec_threads: threads that encode, decode and apply outer steps.
         log_level: one of `LOG_LEVELS`.
+        network: one of `NETWORKS`: through the daemon, by libp2p for Python, or by what is here.
 
     Raises:
         ConfigError: a value out of range.
@@ -51,6 +54,7 @@ class MachineConfig:
     announce: tuple[str, ...] = ()
     codec_threads: int = 1
     log_level: str = "INFO"
+    network: str = "auto"
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -60,6 +64,11 @@ class MachineConfig:
             raise ConfigError(
                 f"log level is {self.log_level!r}, expected one of {', '.join(LOG_LEVELS)}:"
                 f" set {LOG_VARIABLE} to one of them"
+            )
+        if self.network not in NETWORKS:
+            raise ConfigError(
+                f"network is {self.network!r}, expected one of {', '.join(NETWORKS)}: set"
+                f" {NETWORK_VARIABLE} or --network to one of them"
             )
         for address in self.announce:
             if not _ANNOUNCED.fullmatch(address):
@@ -84,10 +93,12 @@ class MachineConfig:
         host: str = ANY_HOST,
         announce: Sequence[str] = (),
         threads: int = 1,
+        network: str | None = None,
     ) -> Self:
         """The configuration with its key under `home`, by default the user's `default_home`.
 
-        The log level is that of the environment's `RUNNEL_LOG`, or INFO.
+        The log level is that of the environment's `RUNNEL_LOG`, or INFO; the network, unless given,
+        that of `RUNNEL_NETWORK`, or what is installed here.
 
         Raises:
             ConfigError: a value out of range.
@@ -102,6 +113,7 @@ class MachineConfig:
             announce=tuple(announce),
             codec_threads=threads,
             log_level=os.environ.get(LOG_VARIABLE, "INFO").upper(),
+            network=network or os.environ.get(NETWORK_VARIABLE, "auto"),
         )
 
     def run_folder(self, name: str, run_id: bytes) -> Path:

@@ -14,8 +14,9 @@ import numpy as np
 
 from runnel.clock import SystemClock
 from runnel.dht.daemon_process import free_port
-from runnel.dht.hivemind import HivemindNetwork, NetworkSettings, start_hivemind
 from runnel.dht.identity import Identity
+from runnel.dht.network import Network, NetworkSettings
+from runnel.dht.network_choice import DAEMON, choose, start_network
 from runnel.dht.socket_folder import remove_stale
 from runnel.errors import NetworkError, PeerError, RunMismatchError
 from runnel.node.announcer import find_peers
@@ -53,7 +54,7 @@ class Entrance:
 
     place: Place
     runtime: Runtime
-    network: HivemindNetwork
+    network: Network
     identity: Identity
     owner: Identity | None
     manifest: SignedManifest | None
@@ -106,16 +107,19 @@ def enter(place: Place) -> Entrance:
     owner = (
         Identity.load_or_create(machine.home / "owner.key") if isinstance(place, Local) else None
     )
+    kind = choose(machine.network)
     known = _known_manifest(place, owner)
     if isinstance(place, Joined) and known is None:  # a member returns whenever it likes
         place.invite.require_valid(SystemClock().unix_s())
     lock = DirectoryLock(machine.home)  # one identity, one network: never two at once
     runtime = Runtime().start()
     try:
+        if kind == DAEMON:
+            remove_stale()  # a killed peer's daemon may still hold the port
         settings = _settings(place, has_run=known is not None)
         rooms = BufferPool(np.uint8, max_spare_bytes=_SPARE_ROOM_BYTES)
         network = runtime.call(
-            start_hivemind, settings, identity, rooms.take_room, timeout_s=_START_S
+            start_network, kind, settings, identity, rooms.take_room, timeout_s=_START_S
         )
     except BaseException:
         runtime.close()
@@ -123,7 +127,7 @@ def enter(place: Place) -> Entrance:
         raise
     entrance = Entrance(place, runtime, network, identity, owner, known, lock)
     try:
-        _keep_port(machine, network.daemon.port)
+        _keep_port(machine, network.port)
         if known is None and isinstance(place, Joined):
             entrance.manifest = runtime.call(_ask_manifest, entrance, timeout_s=_ASK_S)
     except BaseException:
@@ -148,7 +152,6 @@ def _settings(place: Place, *, has_run: bool) -> NetworkSettings:
 
 def _kept_port(machine: MachineConfig) -> int:
     """The port of the last time if it is free, so that old invites still lead here; else 0."""
-    remove_stale()  # a killed peer's daemon may still hold it
     try:
         kept = int((machine.home / _PORT_NAME).read_text())
         return free_port(machine.listen_host, kept)

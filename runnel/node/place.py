@@ -52,6 +52,7 @@ def local(
     host: str = "127.0.0.1",
     port: int = 0,
     members: Sequence[PeerId] = (),
+    network: str | None = None,
 ) -> Local:
     """A run of your own, open to others by `peer.invite`: ``local("outer.every_steps=50")``.
 
@@ -63,6 +64,7 @@ def local(
         port: TCP port; 0 lets the system choose.
         members: peers that are members, with a vote, from the start: they come by the invite as
             others do, and until most of them have, no round is decided within ``rounds.stall_s``.
+        network: "daemon", "libp2p", or "auto" for what is installed; see `MachineConfig.at`.
 
     Raises:
         ConfigError: an unknown setting, a value out of range, or a member that is no peer id.
@@ -72,7 +74,7 @@ def local(
     for member in members:
         _check_member(member)
     folder = Path(home) if home is not None else _scratch_folder()
-    machine = MachineConfig.at(folder, host=host, port=port)
+    machine = MachineConfig.at(folder, host=host, port=port, network=network)
     return Local(spec=spec, machine=machine, members=tuple(members), scratch=home is None)
 
 
@@ -82,6 +84,7 @@ def invited(
     home: str | Path | None = None,
     host: str = ANY_HOST,
     port: int = 0,
+    network: str | None = None,
 ) -> Joined:
     """The run that an invite names, where the invite's text alone is not enough.
 
@@ -91,13 +94,16 @@ def invited(
             a second peer on this machine needs another one.
         host: IP address to listen on; 127.0.0.1 stays on this machine.
         port: TCP port; 0 lets the system choose.
+        network: "daemon", "libp2p", or "auto" for what is installed; see `MachineConfig.at`.
 
     Raises:
         ConfigError: an unusable invite, or a value out of range.
     """
     parsed = Invite.parse(invite) if isinstance(invite, str) else invite
     folder = Path(home) if home is not None else None
-    return Joined(invite=parsed, machine=MachineConfig.at(folder, host=host, port=port))
+    return Joined(
+        invite=parsed, machine=MachineConfig.at(folder, host=host, port=port, network=network)
+    )
 
 
 def resolve(place: str | Invite | Place) -> Place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,8 +65,18 @@ def _root(
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Version and exit."),
     ] = False,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="auto (default; or $RUNNEL_NETWORK), daemon, or libp2p: without the daemon."
+        ),
+    ] = None,
 ) -> None:
     del version
+    if network is not None:  # one for the process, and for those that it starts
+        from runnel.node.config import NETWORK_VARIABLE
+
+        os.environ[NETWORK_VARIABLE] = network
     if context.invoked_subcommand is None:
         print(context.get_help())
 

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("tools", "node", "dht", "optim", "verification", "kernels")
+ADAPTERS = ("hivemind", "libp2p")
 MODULES = ("__main__", "protocols", "errors", "types", "clock", "hashing")
 
 
@@ -33,6 +34,10 @@ def skeleton(tmp_path: Path) -> Path:
     for name in PACKAGES:
         (tmp_path / "runnel" / name).mkdir(parents=True)
         (tmp_path / "runnel" / name / "__init__.py").touch()
+    for name in ADAPTERS:
+        (tmp_path / "runnel" / "dht" / name).mkdir()
+        for module in ("__init__", "new"):
+            (tmp_path / "runnel" / "dht" / name / f"{module}.py").touch()
     for name in ("__init__", *MODULES):
         (tmp_path / "runnel" / f"{name}.py").touch()
     return tmp_path
@@ -55,6 +60,10 @@ def test_an_empty_package_keeps_them(skeleton: Path) -> None:
         ("optim/new.py", "import runnel.dht"),
         ("types.py", "import runnel.errors"),
         ("dht/transport.py", "import hivemind"),
+        ("dht/transport.py", "import libp2p"),
+        ("node/new.py", "import trio"),
+        ("dht/libp2p/new.py", "import runnel.dht.hivemind.new"),
+        ("dht/hivemind/new.py", "import runnel.dht.libp2p.new"),
         ("dht/new.py", "import numpy"),
         ("hashing.py", "import torch"),
         ("optim/new.py", "import threading"),
@@ -71,7 +80,9 @@ def test_a_forbidden_import_or_an_unplaced_module_is_found(
     assert "BROKEN" in outcome.stdout or "surprise" in outcome.stdout, outcome.stdout
 
 
-def test_hivemind_may_be_imported_by_its_adapter(skeleton: Path) -> None:
-    (skeleton / "runnel" / "dht" / "hivemind.py").write_text("import hivemind\n")
+def test_each_network_is_imported_by_its_adapter(skeleton: Path) -> None:
+    for library in ADAPTERS:
+        module = skeleton / "runnel" / "dht" / library / "new.py"
+        module.write_text(f"import {library}\n")
     outcome = lint_imports(skeleton)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ import pytest
 from runnel.dht import Link, MemoryNetwork, MemoryTransport, null_peer_id, run_virtual
 from runnel.protocols import Transport
 from tests.support.daemons import transport_pair
+
+LIBP2P_TESTS_VARIABLE = "RUNNEL_TESTS_OF_LIBP2P"
+"""Set by tests/swarm/test_libp2p.py for the processes in which libp2p for Python is tested."""
 
 Test = Callable[[], Coroutine[Any, Any, None]]
 Pair = tuple[Transport, Transport]
@@ -79,7 +83,7 @@ def _memory_pair(
 
 HOME = Link(latency_s=0.03, up_bits_s=20e6, down_bits_s=100e6, loss=0.02)
 
-KINDS = (
+KINDS: tuple[TransportKind, ...] = (
     TransportKind(name="memory", run=run_in_virtual_time, pair=_memory_pair(Link())),
     TransportKind(name="memory-home-links", run=run_in_virtual_time, pair=_memory_pair(HOME)),
     TransportKind(
@@ -100,6 +104,19 @@ KINDS = (
         marks=(pytest.mark.swarm,),
     ),
 )
+
+
+if os.environ.get(LIBP2P_TESTS_VARIABLE):  # in a process of its own: never beside hivemind
+    from tests.support.libp2p_hosts import libp2p_pair
+
+    KINDS += (
+        TransportKind(
+            name="libp2p", run=run_in_real_time, pair=libp2p_pair, marks=(pytest.mark.swarm,)
+        ),
+        TransportKind(
+            name="libp2p-uvloop", run=run_on_uvloop, pair=libp2p_pair, marks=(pytest.mark.swarm,)
+        ),
+    )
 
 
 async def until(condition: Callable[[], bool], *, within_s: float = 10.0) -> None:

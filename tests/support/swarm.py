@@ -65,9 +65,11 @@ def wait_until(
 class PeerProcess:
     """One peer: its home, its process (the newest, if it was restarted) and its journal."""
 
-    def __init__(self, folder: Path, arguments: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, arguments: Sequence[str], interpreter: str = sys.executable
+    ) -> None:
         self.folder, self.home = folder, folder / "home"
-        self.arguments = list(arguments)
+        self.arguments = [interpreter, *arguments]
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -85,7 +87,7 @@ class PeerProcess:
         }
         with self.out.open("ab") as out, self.err.open("ab") as err:
             self.process = subprocess.Popen(
-                [sys.executable, *self.arguments],
+                self.arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -259,21 +261,37 @@ class Swarm:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def launch(self, name: str = "owner", *options: str) -> PeerProcess:
-        """The run's first peer, by the command line."""
+    def launch(
+        self, name: str = "owner", *options: str, without_daemon: str | None = None
+    ) -> PeerProcess:
+        """The run's first peer, by the command line; see `join` for `without_daemon`."""
         text = self.folder / "text.txt"
         write_text(text)
         wanted = [f"data.text={text}", *self.settings]
         sets = [part for setting in wanted for part in ("--set", setting)]
         file = self.folder / "run.toml"
         file.write_text('[run]\nname = "tiny"\n')
-        return self.program(
-            name, "-m", "runnel", "launch", str(file), *sets, "--host", "127.0.0.1", *options
-        )
+        words = ("launch", str(file), *sets, "--host", "127.0.0.1", *options)
+        return self._command(name, words, without_daemon)
 
-    def join(self, name: str, invite: str, *options: str) -> PeerProcess:
-        """Another peer, by the command line."""
-        return self.program(name, "-m", "runnel", "join", invite, "--host", "127.0.0.1", *options)
+    def join(
+        self, name: str, invite: str, *options: str, without_daemon: str | None = None
+    ) -> PeerProcess:
+        """Another peer, by the command line.
+
+        Args:
+            name: of its folder.
+            invite: as `invite_of` gives it.
+            options: what else stands on the command line.
+            without_daemon: the interpreter of a peer that uses libp2p for Python.
+        """
+        words = ("join", invite, "--host", "127.0.0.1", *options)
+        return self._command(name, words, without_daemon)
+
+    def _command(self, name: str, words: Sequence[str], without_daemon: str | None) -> PeerProcess:
+        network = "daemon" if without_daemon is None else "libp2p"
+        arguments = ("-m", "runnel", "--network", network, *words)
+        return self._started(name, arguments, without_daemon or sys.executable)
 
     def author(self, name: str, invite: str = "") -> PeerProcess:
         """A peer that runs an author's own loop; see peer_program.py."""
@@ -281,7 +299,10 @@ class Swarm:
 
     def program(self, name: str, *arguments: str) -> PeerProcess:
         """Any Python program as a peer; started."""
-        peer = PeerProcess(self.folder / name, arguments)
+        return self._started(name, arguments, sys.executable)
+
+    def _started(self, name: str, arguments: Sequence[str], interpreter: str) -> PeerProcess:
+        peer = PeerProcess(self.folder / name, arguments, interpreter)
         self.peers.append(peer)
         peer.start()
         return peer

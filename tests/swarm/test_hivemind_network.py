@@ -22,7 +22,7 @@ import pytest
 from runnel.clock import SystemClock
 from runnel.dht.hivemind import HivemindNetwork, NetworkSettings, start_hivemind
 from runnel.dht.identity import Identity, null_peer_id, to_base58
-from runnel.dht.records import MAX_VALUE_BYTES
+from runnel.dht.records import MAX_VALUE_BYTES, key_id_of
 from runnel.errors import ConfigError, NetworkError, PeerError
 from runnel.hashing import digest
 from runnel.protocols import Stream
@@ -147,6 +147,7 @@ def test_a_liar_cannot_write_for_others_nor_hide_their_records(tmp_path: Path) -
             victim = bytes(a.transport.local_id)
             await a.directory.publish("run", b"honest", ttl_s=60, deadline=in_s(10))
             key_id = DHTID.generate("run")
+            assert key_id.to_bytes() == key_id_of("run")
             protocol, expires_s = liar.directory._protocol, SystemClock().unix_s() + 600.0
             own = liar.directory._records.sign(key_id.to_bytes(), b"evil", expires_s)
             for stored, subkey in (
@@ -247,9 +248,9 @@ def test_addresses_that_do_not_answer_are_named_with_the_step(tmp_path: Path) ->
 def test_a_peer_that_may_be_alone_joins_when_its_bootstrap_appears(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runnel.dht.hivemind import dialling, network
+    from runnel.dht import dialling, tending
 
-    monkeypatch.setattr(network, "TEND_EVERY_S", 0.2)
+    monkeypatch.setattr(tending, "TEND_EVERY_S", 0.2)
     monkeypatch.setattr(dialling._Attempts.__init__, "__defaults__", (0.0, 0.2))
 
     async def test() -> None:
@@ -273,9 +274,9 @@ def test_a_peer_that_may_be_alone_joins_when_its_bootstrap_appears(
 def test_cached_peers_are_enough_when_the_bootstrap_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runnel.dht.hivemind import network
+    from runnel.dht import tending
 
-    monkeypatch.setattr(network, "TEND_EVERY_S", 0.2)
+    monkeypatch.setattr(tending, "TEND_EVERY_S", 0.2)
     cache = tmp_path / "peers.json"
 
     async def test() -> None:
@@ -325,9 +326,9 @@ def test_a_peer_is_dialled_at_addresses_that_only_we_were_told(tmp_path: Path) -
 def test_one_peer_cannot_open_streams_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runnel.dht import daemon_transport
+    from runnel.dht import incoming
 
-    monkeypatch.setattr(daemon_transport, "MAX_STREAMS_PER_PEER", 4)
+    monkeypatch.setattr(incoming, "MAX_STREAMS_PER_PEER", 4)
 
     async def test() -> None:
         async with swarm(tmp_path, 2) as (a, b):

@@ -5,6 +5,7 @@ Importing this costs nothing; hivemind and torch are imported when a network sta
 
 from __future__ import annotations
 
-from runnel.dht.hivemind.network import HivemindNetwork, NetworkSettings, start_hivemind
+from runnel.dht.hivemind.network import HivemindNetwork, start_hivemind
+from runnel.dht.network import NetworkSettings
 
 __all__ = ["HivemindNetwork", "NetworkSettings", "start_hivemind"]

@@ -11,14 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import statistics
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from runnel.clock import Clock, SystemClock
+from runnel.dht.clock_skew import ClockSkew
 from runnel.dht.hivemind.side_effects import undone
-from runnel.dht.records import MAX_TTL_S, Record, SignedRecordValidator, value_of
+from runnel.dht.record_shelf import Found, merge
+from runnel.dht.records import (
+    MAX_TTL_S,
+    Record,
+    SignedRecordValidator,
+    author_of,
+    key_id_of,
+    value_of,
+)
 from runnel.dht.search import search
 from runnel.types import PeerId, short
 
@@ -36,6 +44,7 @@ with undone(_log):
     from hivemind.utils.multiaddr import Multiaddr
 
 if TYPE_CHECKING:
+    from runnel.dht.asked_directory import AskedDirectory
     from runnel.dht.daemon import Daemon
 
 REPLICAS = 5
@@ -53,13 +62,9 @@ CALL_S = 3.0
 MAX_KEYS = 10_000
 """Keys held for others; beyond them those that expire first are dropped."""
 
-CLOCK_WARNING_S = 3.0
 _DEPTH_MODULO = 5
 _MAX_CALLS = 64
 _ATTACH_S = 10.0
-
-Found = dict[PeerId, tuple[bytes, float]]
-"""By author: what is stored, and when it expires."""
 
 
 class _Validator(RecordValidatorBase):  # type: ignore[misc] # untyped library
@@ -111,7 +116,8 @@ class HivemindDirectory:
         self._records = SignedRecordValidator(daemon.identity, clock)
         self._p2p: Any = None
         self._protocol: Any = None
-        self._skews_s: dict[PeerId, float] = {}
+        self._skew = ClockSkew(limit_s=MAX_TTL_S)
+        self._asked: AskedDirectory | None = None
 
     @classmethod
     async def start(cls, daemon: Daemon, clock: Clock | None = None) -> HivemindDirectory:
@@ -151,7 +157,12 @@ class HivemindDirectory:
     @property
     def clock_skew_s(self) -> float:
         """By how much our clock is behind those of the peers met first: the median."""
-        return statistics.median(self._skews_s.values()) if self._skews_s else 0.0
+        return self._skew.seconds
+
+    @property
+    def records(self) -> SignedRecordValidator:
+        """What signs and checks the records here."""
+        return self._records
 
     async def publish(self, key: str, value: bytes, *, ttl_s: float, deadline: float) -> bool:
         """Stores `value` under (`key`, this peer), signed; whether anybody holds it now.
@@ -161,10 +172,29 @@ class HivemindDirectory:
         """
         if not 0 < ttl_s <= MAX_TTL_S:
             raise ValueError(f"a record that lives {ttl_s} s; expected up to {MAX_TTL_S:.0f} s")
-        key_id = DHTID.generate(key)
         expires_s = self._clock.unix_s() + self.clock_skew_s + ttl_s
-        record = self._records.sign(key_id.to_bytes(), value, expires_s)
-        author = bytes(self._daemon.identity.peer_id)
+        record = self._records.sign(key_id_of(key), value, expires_s)
+        held = [self.hold(record, deadline=deadline)]
+        if self._asked is not None:
+            held.append(self._asked.publish(key, value, ttl_s=ttl_s, deadline=deadline))
+        return any(await asyncio.gather(*held))
+
+    async def lookup(self, key: str, *, deadline: float) -> Mapping[PeerId, bytes]:
+        """All live, correctly signed values under `key`, by peer; what was found by `deadline`."""
+        others: Mapping[PeerId, bytes] = {}
+        searching = self.held(key_id_of(key), deadline=deadline)
+        if self._asked is None:
+            found = await searching
+        else:
+            asking = self._asked.lookup(key, deadline=deadline)
+            found, others = await asyncio.gather(searching, asking)
+        own = {author: value_of(stored) for author, (stored, _) in found.items()}
+        return dict(sorted({**others, **own}.items()))
+
+    async def hold(self, record: Record, *, deadline: float) -> bool:
+        """See `runnel.dht.record_shelf.RecordKeeper.hold`: here and with the nodes nearest to its key."""
+        key_id, expires_s = DHTID.from_bytes(record.key_id), record.expires_s
+        author = bytes(author_of(record.subkey))
         held = [self._protocol.storage.store(key_id, record.stored, expires_s, subkey=author)]
 
         async def hand_to(peer: PeerID) -> None:
@@ -178,26 +208,30 @@ class HivemindDirectory:
                 for peer in islice((await self._search(key_id, {})).values(), REPLICAS):
                     group.create_task(hand_to(peer))
         except TimeoutError:
-            _log.debug("publishing under %r was cut short at its deadline", key)
+            _log.debug("publishing under %s was cut short at its deadline", record.key_id.hex())
         return any(held)
 
-    async def lookup(self, key: str, *, deadline: float) -> Mapping[PeerId, bytes]:
-        """All live, correctly signed values under `key`, by peer; what was found by `deadline`."""
-        key_id, found = DHTID.generate(key), Found()
-        _merge(found, self._protocol.storage.get(key_id))
+    async def held(self, key_id: bytes, *, deadline: float) -> Found:
+        """See `runnel.dht.record_shelf.RecordKeeper.held`: here and with the nodes nearest to it."""
+        wanted, found = DHTID.from_bytes(key_id), Found()
+        _merge(found, self._protocol.storage.get(wanted))
         try:
             async with asyncio.timeout_at(deadline):
-                await self._search(key_id, found)
+                await self._search(wanted, found)
         except TimeoutError:
-            _log.debug("looking up %r was cut short at its deadline", key)
-        return {author: value_of(stored) for author, (stored, _) in sorted(found.items())}
+            _log.debug("looking up %s was cut short at its deadline", key_id.hex())
+        return found
+
+    def also_ask(self, asked: AskedDirectory) -> None:
+        """From here on peers that carry no directory are asked for what they keep, if they are joined."""
+        self._asked = asked
 
     async def join(self, peers: Iterable[PeerId], *, deadline: float) -> set[PeerId]:
         """Makes `peers`, and those near us that they know, neighbours; the ones who answered.
 
         Whoever does not answer by `deadline` is left out.
         """
-        answered: set[PeerId] = set()
+        asked, answered = tuple(peers), set[PeerId]()
 
         async def greet(peer: PeerId) -> None:
             if await self._ping(peer):
@@ -206,11 +240,14 @@ class HivemindDirectory:
         try:
             async with asyncio.timeout_at(deadline):
                 async with asyncio.TaskGroup() as group:
-                    for peer in peers:
+                    for peer in asked:
                         group.create_task(greet(peer))
                 await self._search(self._protocol.node_id, {})
         except TimeoutError:
             _log.debug("joining the directory was cut short at its deadline")
+        silent = [peer for peer in asked if peer not in answered]
+        if silent and self._asked is not None:
+            answered |= await self._asked.join(silent, deadline=deadline)
         return answered
 
     async def aclose(self) -> None:
@@ -248,14 +285,8 @@ class HivemindDirectory:
         except Exception as error:  # noqa: BLE001 - the border to a library that raises anything
             _log.debug("peer %s did not answer a ping: %r", short(peer), error)
             return False
-        skew_s = response.dht_time - (sent_s + self._clock.unix_s()) / 2
-        self._skews_s[peer] = max(-MAX_TTL_S, min(MAX_TTL_S, skew_s))
-        if abs(self.clock_skew_s) > CLOCK_WARNING_S:
-            _log.warning(
-                "this machine's clock is %.0f s %s those of its peers; set it by the network's time",
-                abs(self.clock_skew_s),
-                "behind" if self.clock_skew_s > 0 else "ahead of",
-            )
+        answered_s = self._clock.unix_s()
+        self._skew.note(peer, response.dht_time, asked_s=sent_s, answered_s=answered_s)
         return True
 
     async def _reattach(self) -> None:
@@ -291,7 +322,4 @@ def _merge(found: Found, held: Any) -> None:
     """Adds records that were checked when they came, the latest of each author."""
     if held is None or not isinstance(held.value, DictionaryDHTValue):
         return
-    for subkey, (stored, expires_s) in held.value.items():
-        author = PeerId(subkey)
-        if author not in found or found[author][1] < expires_s:
-            found[author] = (stored, expires_s)
+    merge(found, {PeerId(subkey): tuple(item) for subkey, item in held.value.items()})

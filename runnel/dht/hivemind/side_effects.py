@@ -8,19 +8,9 @@ import multiprocessing  # noqa: TID251 - only to put back what an import changed
 import sys
 from collections.abc import Iterator
 
+from runnel.dht.library_log import pass_on_as_debug
+
 _NAME = "hivemind"
-
-
-class _AsDebug(logging.Handler):
-    """Passes records of another library on as DEBUG of ours: its warnings are no user's business."""
-
-    def __init__(self, logger: logging.Logger) -> None:
-        super().__init__()
-        self._logger = logger
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """See `logging.Handler`."""
-        self._logger.debug("%s: %s", record.name, record.getMessage(), exc_info=record.exc_info)
 
 
 @contextlib.contextmanager
@@ -41,10 +31,7 @@ def undone(logger: logging.Logger) -> Iterator[None]:
         torch_sharing = sys.modules.get("torch.multiprocessing")
         if torch_sharing is not None and strategy in torch_sharing.get_all_sharing_strategies():
             torch_sharing.set_sharing_strategy(strategy)
-        library = logging.getLogger(_NAME)
-        library.handlers[:] = [_AsDebug(logger)]
-        library.propagate = False
-        library.setLevel(logging.NOTSET if logger.isEnabledFor(logging.DEBUG) else logging.CRITICAL)
+        pass_on_as_debug(_NAME, logger)
 
 
 def _sharing_strategy() -> str:

@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
+from runnel.dht.connections import RefusalError
 from runnel.dht.daemon import Daemon, DaemonOptions
-from runnel.dht.daemon_control import DaemonRefusalError
 from runnel.dht.daemon_process import find_binary, free_port
 from runnel.dht.identity import Identity, null_peer_id
 from runnel.dht.socket_folder import MAX_SOCKET_PATH_BYTES, PREFIX, SocketFolder
@@ -268,9 +268,9 @@ def test_refusals_of_the_daemon_come_with_its_reason(tmp_path: Path) -> None:
     async def test() -> None:
         daemon = await Daemon.start(options(tmp_path))
         control = daemon.control
-        with pytest.raises(DaemonRefusalError, match="find any peer"):
+        with pytest.raises(RefusalError, match="find any peer"):
             await control.open_stream(null_peer_id(1), "/x", deadline=in_s(5))
-        with pytest.raises(DaemonRefusalError, match="refused"):
+        with pytest.raises(RefusalError, match="refused"):
             await control.connect(null_peer_id(1), ["/ip4/127.0.0.1/tcp/1"], deadline=in_s(5))
         with pytest.raises(ValueError, match="multiaddress"):
             await control.connect(null_peer_id(1), ["127.0.0.1"], deadline=in_s(5))

@@ -20,6 +20,7 @@ from runnel.dht.records import (
     Record,
     SignedRecordValidator,
     author_of,
+    key_id_of,
     value_of,
 )
 from runnel.dht.wire import pack
@@ -204,3 +205,8 @@ def test_the_memory_of_verified_records_is_bounded(monkeypatch: pytest.MonkeyPat
     assert signer.num_checks == 5
     assert bob.check(several[0])
     assert signer.num_checks == 6
+
+
+def test_a_key_becomes_what_hivemind_makes_of_it() -> None:
+    """Golden: ``DHTID.generate("runnel/00").to_bytes()`` of hivemind 1.1.12."""
+    assert key_id_of("runnel/00").hex() == "24e545f666290b98ea21e7933f7d60dc04437831"

@@ -44,6 +44,16 @@ def test_a_given_home_wins_over_the_environment(
     assert machine.run_folder("demo", bytes(range(32))) == tmp_path / "a/runs/demo-00010203"
 
 
+def test_a_given_network_wins_over_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RUNNEL_NETWORK", raising=False)
+    assert MachineConfig.at(tmp_path).network == "auto"
+    monkeypatch.setenv("RUNNEL_NETWORK", "libp2p")
+    assert MachineConfig.at(tmp_path).network == "libp2p"
+    assert MachineConfig.at(tmp_path, network="daemon").network == "daemon"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -52,6 +62,7 @@ def test_a_given_home_wins_over_the_environment(
         ({"codec_threads": 0}, "threads is 0"),
         ({"codec_threads": True}, "threads is True"),
         ({"log_level": "loud"}, "log level is 'loud'"),
+        ({"network": "quic"}, "network is 'quic'"),
         ({"listen_host": "localhost"}, "host is 'localhost'"),
         ({"announce": ("203.0.113.5:4001",)}, "announced address is '203.0.113.5:4001'"),
         ({"announce": ("/ip4/203.0.113.5/tcp/0",)}, "announced address"),

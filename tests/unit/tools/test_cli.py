@@ -43,6 +43,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNNEL_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("RUNNEL_DEBUG", raising=False)
     monkeypatch.delenv("RUNNEL_LOG", raising=False)
+    monkeypatch.setenv("RUNNEL_NETWORK", "auto")
 
 
 @pytest.fixture
@@ -189,6 +190,20 @@ def test_bad_input_ends_in_one_line_and_its_exit_code(
     assert said in lines[0]
     assert plans == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_network_is_that_of_the_command_line_or_the_environment(
+    plans: list[LaunchPlan], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["join", invite_text()]) == 0
+    assert main(["--network", "libp2p", "join", invite_text()]) == 0
+    monkeypatch.setenv("RUNNEL_NETWORK", "daemon")
+    assert main(["join", invite_text()]) == 0
+    assert [plan.machine.network for plan in plans] == ["auto", "libp2p", "daemon"]
+    code, lines = failure(capsys, "--network", "quic", "join", invite_text())
+    assert code == ConfigError.exit_code
+    assert len(lines) == 1
+    assert "expected one of auto, daemon, libp2p" in lines[0]
 
 
 def test_join_passes_the_invite_and_the_machine_on(plans: list[LaunchPlan], tmp_path: Path) -> None:

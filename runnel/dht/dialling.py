@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from runnel.dht.daemon_control import DaemonRefusalError
+from runnel.dht.connections import RefusalError
 from runnel.errors import NetworkError
 from runnel.types import PeerId
 
 if TYPE_CHECKING:
-    from runnel.dht.daemon_control import DaemonControl
+    from runnel.dht.connections import Connections
     from runnel.dht.multiaddr import PeerAddress
     from runnel.dht.peer_cache import PeerCache
 
@@ -22,10 +22,13 @@ _log = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 5.0  # as long as the daemon itself refuses to dial an address that failed
 MAX_BACKOFF_S = 300.0
 
-_STEPS = (  # what the daemon's reason contains, and what a person should read
+_STEPS = (  # what a reason of the daemon, or of libp2p for Python, contains; what a person should read
     ("no such host", "resolving the name"),
     ("lookup", "resolving the name"),
     ("peer id mismatch", "checking the identity: another peer lives there"),
+    ("received pubkey", "checking the identity: another peer lives there"),
+    ("closed during read", "securing the connection: what listens there is no peer"),
+    ("reset by peer", "securing the connection: what listens there is no peer"),
     ("negotiate security", "securing the connection: what listens there is no peer"),
     ("dial backoff", "connecting: it failed a moment ago"),
     ("refused", "connecting: nothing listens there"),
@@ -39,7 +42,7 @@ class Join(Protocol):
     """How peers become neighbours in the directory; gives those who answered."""
 
     def __call__(self, peers: Iterable[PeerId], *, deadline: float) -> Awaitable[set[PeerId]]:
-        """See `HivemindDirectory.join`."""
+        """Whoever does not answer by `deadline` is left out."""
         ...
 
 
@@ -56,14 +59,14 @@ class Dialler:
 
     def __init__(
         self,
-        control: DaemonControl,
+        connections: Connections,
         join: Join,
         *,
         bootstrap: Sequence[PeerAddress],
         cache: PeerCache,
         timeout_s: float,
     ) -> None:
-        self._control = control
+        self._connections = connections
         self._join = join
         self._bootstrap = tuple(dict.fromkeys(bootstrap))
         self._cache = cache
@@ -75,6 +78,13 @@ class Dialler:
     def reached_any(self) -> bool:
         """Whether any peer was joined at the last look."""
         return bool(self._joined)
+
+    def known(self) -> Mapping[PeerId, Sequence[str]]:
+        """By peer all addresses there are to dial, with its id."""
+        known: dict[PeerId, list[str]] = {}
+        for one in dict.fromkeys((*self._bootstrap, *self._cache.addresses)):
+            known.setdefault(one.peer, []).append(str(one))
+        return known
 
     async def note(self, seen: Iterable[PeerAddress]) -> None:
         """Keeps addresses of connected peers for later starts; writes them in another thread."""
@@ -98,7 +108,9 @@ class Dialler:
             self._joined.clear()
             self._failed.clear()
         else:
-            connected = await self._control.connected_peers(deadline=loop.time() + self._timeout_s)
+            connected = await self._connections.connected_peers(
+                deadline=loop.time() + self._timeout_s
+            )
             self._joined &= set(connected)
         wanted = [one for one in self._bootstrap if one.peer not in self._joined]
         if again or not self._joined:
@@ -115,8 +127,8 @@ class Dialler:
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
         try:
-            await self._control.connect(address.peer, [address.address], deadline=deadline)
-        except DaemonRefusalError as error:
+            await self._connections.connect(address.peer, [address.address], deadline=deadline)
+        except RefusalError as error:
             raise NetworkError(f"{address}: {_step(str(error), address.address)}") from error
         except TimeoutError:
             raise NetworkError(f"{address}: connecting: no answer in {timeout_s:g} s") from None
