@@ -25,8 +25,8 @@ STEP_S = 0.5
 EVERY_STEPS = 60
 SECONDS, QUICK_SECONDS = 120.0, 45.0
 FAST_MBIT, SLOW_MBIT = 20.0, 2.0
-SETTLE_S, QUICK_SETTLE_S = 60.0, 30.0
-"""Before the slow link is measured: peers learn what it carries from its first shares."""
+SETTLE_S, QUICK_SETTLE_S = 240.0, 30.0
+"""Before the slow link is measured: its peer learns what it carries, and catches up with what that cost."""
 SLOW = PEERS - 1
 
 
