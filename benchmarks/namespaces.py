@@ -61,6 +61,7 @@ class Host:
     def __init__(
         self, name: str, namespace: str, address: str, outside: str, socket: tuple[str, str]
     ) -> None:
+        self._started: list[subprocess.Popen[Any]] = []
         self.name = name
         self.namespace = namespace
         self.address = address
@@ -71,8 +72,13 @@ class Host:
         """Namespace and device at the other end of its cable."""
 
     def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-        """A process on this machine; `options` go to `subprocess.Popen`. It keeps the pid given here."""
-        return subprocess.Popen([*_inside(self.namespace), *command], **options)
+        """A process on this machine; `options` go to `subprocess.Popen`. It keeps the pid given here.
+
+        It is killed when the namespaces go, if it still runs.
+        """
+        process = subprocess.Popen([*_inside(self.namespace), *command], **options)
+        self._started.append(process)
+        return process
 
     def run(
         self,
@@ -92,6 +98,14 @@ class Host:
         """Changes the rate of its link, in Mbit/s in each direction."""
         _shape(self.namespace, "eth0", rate_mbit)
         _shape(*self._socket, rate_mbit)
+
+    def end(self) -> None:
+        """Kills what `popen` started and waits for it."""
+        for process in self._started:
+            process.kill()
+        for process in self._started:
+            process.wait()
+        self._started.clear()
 
     def drop(self, other: Host) -> None:
         """From now on packets between this machine and `other` are lost, without a word to either."""
@@ -116,15 +130,19 @@ class Namespaces:
     def __init__(self, prefix: str) -> None:
         """Removes what dead processes left under `prefix`, and makes an internet without machines.
 
+        `prefix` is of letters and digits; the names of namespaces begin with it.
+
         Raises:
             NamespaceError: not possible here; see `why_not`.
         """
         reason = why_not()
         if reason:
             raise NamespaceError(f"no network namespaces here: {reason}")
+        _check_name(prefix)
         self._prefix = f"{prefix}-{os.getpid()}"
         self._numbers = itertools.count(1)
-        self._routers: dict[str, _Router] = {}
+        self._routers: dict[str, Router] = {}
+        self._hosts: list[Host] = []
         _remove_left(prefix)
         try:
             self._internet = self._make("internet")
@@ -163,9 +181,11 @@ class Namespaces:
             address, outside = router.next_address(), router.address
             socket = self._plug(namespace, router.namespace, "lan0", address, 24, rate_mbit)
             _ip("route", "add", "default", "via", router.inside, namespace=namespace)
-        return Host(name, namespace, address, outside, socket)
+        made = Host(name, namespace, address, outside, socket)
+        self._hosts.append(made)
+        return made
 
-    def router(self, name: str, *, random: bool = False, rate_mbit: float = 0.0) -> _Router:
+    def router(self, name: str, *, random: bool = False, rate_mbit: float = 0.0) -> Router:
         """A router for machines behind it, which lets in nothing but answers.
 
         Args:
@@ -175,7 +195,7 @@ class Namespaces:
             rate_mbit: of its link to the internet, in each direction; 0 is as fast as it goes.
         """
         namespace, address = self._make(name), self._public()
-        router = self._routers[name] = _Router(namespace, address, len(self._routers) + 1)
+        router = self._routers[name] = Router(namespace, address, len(self._routers) + 1)
         self._plug(namespace, self._internet, "br0", address, 16, rate_mbit)
         _ip("link", "add", "lan0", "type", "bridge", namespace=namespace)
         _ip("addr", "add", f"{router.inside}/24", "dev", "lan0", namespace=namespace)
@@ -192,11 +212,12 @@ class Namespaces:
 
     def close(self) -> None:
         """Ends all processes on the machines and removes them. Idempotent."""
-        _remove([name for name in _names() if name.startswith(f"{self._prefix}-")])
+        for host in self._hosts:
+            host.end()
+        _remove(named(self._prefix))
 
     def _make(self, name: str) -> str:
-        if not name.isalnum():
-            raise NamespaceError(f"a machine called {name!r}; expected letters and digits")
+        _check_name(name)
         namespace = f"{self._prefix}-{name}"
         _ip("netns", "add", namespace)
         _ip("link", "set", "lo", "up", namespace=namespace)
@@ -209,7 +230,7 @@ class Namespaces:
     def _plug(
         self, namespace: str, other: str, bridge: str, address: str, bits: int, rate_mbit: float
     ) -> tuple[str, str]:
-        """Connects a namespace to a bridge of another one by a cable of `rate_mbit` both ways; its far end."""
+        """Connects a namespace to a bridge of another one by a cable of `rate_mbit` both ways. Gives its far end."""
         far = f"port{next(self._numbers)}"
         pair = ["eth0", "netns", namespace, "type", "veth", "peer", "name", far, "netns", other]
         _ip("link", "add", *pair)
@@ -222,7 +243,7 @@ class Namespaces:
         return other, far
 
 
-class _Router:
+class Router:
     """A router and its private network."""
 
     def __init__(self, namespace: str, address: str, number: int) -> None:
@@ -260,6 +281,16 @@ def why_not() -> str:
     finally:
         _remove([name for name in _names() if name == trial])
     return ""
+
+
+def named(prefix: str) -> list[str]:
+    """The namespaces that exist under a prefix."""
+    return [name for name in _names() if name.startswith(f"{prefix}-")]
+
+
+def _check_name(name: str) -> None:
+    if not name.isalnum():
+        raise NamespaceError(f"a name {name!r}; expected letters and digits")
 
 
 def _shape(namespace: str, device: str, rate_mbit: float) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runnel.dht import multiaddr
@@ -32,6 +33,14 @@ _MAX_REASON_CHARACTERS = 1000
 _ABOUT_PEERS = {RequestType.CONNECT, RequestType.STREAM_OPEN, RequestType.DHT}
 _FIND_PEER = 0
 _NOT_BALANCED = (3, 0)  # required: one handler per protocol, not several that take turns
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A connection of the daemon's: to whom, and where they were reached or came from."""
+
+    peer: PeerId
+    address: str
 
 
 class DaemonControl:
@@ -70,8 +79,17 @@ class DaemonControl:
 
     async def connected_peers(self, *, deadline: float) -> list[PeerId]:
         """Who the daemon is connected to now; only peers of our kind of id."""
+        return sorted({one.peer for one in await self.connections(deadline=deadline)})
+
+    async def connections(self, *, deadline: float) -> list[Connection]:
+        """All connections to peers of our kind of id; several to one peer are possible."""
         response = await self._ask(RequestType.LIST_PEERS, deadline=deadline)
-        return sorted({PeerId(peer) for peer, _ in response.peers if _is_ours(peer)})
+        return [
+            Connection(PeerId(peer), address)
+            for peer, addresses in response.peers
+            if _is_ours(peer)
+            for address in _texts(addresses) or [""]
+        ]
 
     async def find_addresses(self, peer: PeerId, *, deadline: float) -> list[str]:
         """The addresses of `peer`: at once if it is connected, else by asking other daemons."""

@@ -46,7 +46,7 @@ class DaemonOptions:
         port: TCP port; 0 chooses a free one once, and keeps it over restarts.
         announce: multiaddresses to tell others instead of those that the daemon finds.
         port_mapping: ask the router (UPnP, NAT-PMP) to forward the port.
-        relay: reach peers behind NATs through relays, and serve as one.
+        dial_out: listen nowhere: others talk to this peer over connections that it opens.
         startup_timeout_s: until a started daemon must answer.
         binary: the p2pd executable; by default the one in hivemind's wheel.
     """
@@ -56,7 +56,7 @@ class DaemonOptions:
     port: int = 0
     announce: tuple[str, ...] = ()
     port_mapping: bool = False
-    relay: bool = False
+    dial_out: bool = False
     startup_timeout_s: float = 15.0
     binary: Path | None = None
 
@@ -209,18 +209,21 @@ def arguments_for(options: DaemonOptions, port: int, socket_path: str) -> list[s
     arguments = {
         "listen": f"/unix{socket_path}",
         "id": options.identity_path,
-        "hostAddrs": f"/{kind}/{options.listen_host}/tcp/{port}",
         "idleTimeout": f"{IDLE_EXIT_S}s",
         "dhtServer": 1,  # peers resolve each other's ids through each other
         "connManager": 1,
         "connLo": CONNECTIONS_LOW,
         "connHi": CONNECTIONS_HIGH,
-        "relay": int(options.relay),
-        "relayService": int(options.relay),
+        "relay": 1,
+        "relayService": 0,  # `runnel.dht.relay` serves instead
         "autoRelay": 0,
-        "autonat": 0,
+        "autonat": 1,  # its hole punching comes with it
         "natPortMap": int(options.port_mapping),
     }
+    if options.dial_out:
+        arguments["noListenAddrs"] = 1
+    else:
+        arguments["hostAddrs"] = f"/{kind}/{options.listen_host}/tcp/{port}"
     if options.announce:
         arguments["announceAddrs"] = ",".join(options.announce)
     return [f"-{name}={value}" for name, value in arguments.items()]

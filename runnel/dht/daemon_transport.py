@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from runnel.dht.address_book import AddressBook
 from runnel.dht.connections import RefusalError
 from runnel.dht.daemon_messages import decode_stream_head
 from runnel.dht.framing import FramedStream, TakeRoom, fresh_room
-from runnel.dht.incoming import MAX_STREAMS, PREFIX, Incoming
+from runnel.dht.incoming import MAX_STREAMS, PREFIX, ByteHandler, Incoming
 from runnel.dht.traffic import ByteCounter
 from runnel.dht.unix_stream import UnixStream
 from runnel.errors import NetworkError
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+PATIENCE_S = 1.5
+"""How long a peer may take to be reached before others are asked to help, beside it."""
+
 HEAD_S = 5.0
 """How long the daemon may take to say whose stream it hands over."""
 
@@ -33,6 +37,10 @@ _BACKOFF_STEP_S = 0.25
 _MAX_HEAD_BYTES = 4096
 _NOT_SERVED = "protocols not supported"
 _NOT_TRIED = "dial backoff"
+
+
+FindDetours = Callable[[PeerId, float], Awaitable[Sequence[str]]]
+"""Gives addresses of a peer that lead through others, the best first, by a deadline."""
 
 
 class HivemindTransport:
@@ -50,6 +58,7 @@ class HivemindTransport:
         self._server: asyncio.AbstractServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[UnixStream] = set()
+        self._find_detours: FindDetours | None = None
 
     @classmethod
     async def start(cls, daemon: Daemon, take_room: TakeRoom = fresh_room) -> HivemindTransport:
@@ -81,6 +90,14 @@ class HivemindTransport:
         """Notes where `peer` may be reached; see `runnel.dht.address_book.AddressBook.learn`."""
         self._book.learn(peer, addresses)
 
+    def addresses_of(self, peer: PeerId) -> tuple[str, ...]:
+        """What `learn` was told of `peer` last, without its id at the end."""
+        return self._book.of(peer)
+
+    def detour_by(self, find: FindDetours) -> None:
+        """From now on peers that cannot be reached directly are tried at the addresses `find` gives."""
+        self._find_detours = find
+
     async def open(self, peer: PeerId, protocol: str, *, deadline: float) -> FramedStream:
         """A new stream to `peer`; see `runnel.protocols.Transport.open`.
 
@@ -100,7 +117,17 @@ class HivemindTransport:
         if self._server is None:
             raise NetworkError("this transport is closed")
         self._incoming.handle(protocol, handler)
-        await self._register(protocol)
+        await self._register(PREFIX + protocol)
+
+    async def serve_bytes(self, name: str, handler: ByteHandler) -> None:
+        """Runs `handler` for each incoming stream of a protocol that is not of our frames.
+
+        Also of one that the daemon serves by itself: it does not any more.
+        """
+        if self._server is None:
+            raise NetworkError("this transport is closed")
+        self._incoming.handle_bytes(name, handler)
+        await self._register(name)
 
     async def aclose(self) -> None:
         """Stops serving, closes all streams, cancels all handlers. Idempotent."""
@@ -116,6 +143,28 @@ class HivemindTransport:
         await self._unregister_all()
 
     async def _dial(self, peer: PeerId, protocol: str, deadline: float) -> UnixStream:
+        """A stream over a connection that stands or can be made; through another peer if need be."""
+        loop = asyncio.get_running_loop()
+        dialling = loop.create_task(self._dial_directly(peer, protocol, deadline))
+        taken = False
+        try:
+            await asyncio.wait([dialling], timeout=PATIENCE_S)
+            stands = dialling.done() and not isinstance(dialling.result(), str)
+            if not stands and await self._connect_through_others(peer, deadline):
+                found = await self._dial_directly(peer, protocol, deadline)
+            else:
+                taken, found = True, await dialling
+            if isinstance(found, str):
+                raise NetworkError(f"peer {short(peer)} cannot be reached: {found}")
+            return found
+        finally:
+            if not taken:
+                await _drop(dialling)
+
+    async def _dial_directly(
+        self, peer: PeerId, protocol: str, deadline: float
+    ) -> UnixStream | str:
+        """A stream without the help of others, or why there is none."""
         control, name = self._daemon.control, PREFIX + protocol
         tried_addresses = False
         while True:
@@ -131,9 +180,22 @@ class HivemindTransport:
                 await asyncio.sleep(_BACKOFF_STEP_S)
                 continue
             if tried_addresses or not self._book.of(peer):
-                raise NetworkError(f"peer {short(peer)} cannot be reached: {reason}")
+                return reason
             tried_addresses = True
             await self._connect(peer, deadline)
+
+    async def _connect_through_others(self, peer: PeerId, deadline: float) -> bool:
+        """Whether `peer` is connected now, by the help of somebody both of us are connected to."""
+        if self._find_detours is None:
+            return False
+        try:
+            addresses = await self._find_detours(peer, deadline)
+            if addresses:
+                await self._daemon.control.connect(peer, addresses, deadline=deadline)
+        except (RefusalError, NetworkError) as error:
+            _log.debug("peer %s through others: %s", short(peer), error)
+            return False
+        return bool(addresses)
 
     async def _connect(self, peer: PeerId, deadline: float) -> None:
         try:
@@ -144,22 +206,22 @@ class HivemindTransport:
     async def _unregister_all(self) -> None:
         deadline = asyncio.get_running_loop().time() + _UNREGISTER_S
         path = self._daemon.folder.stream_socket
-        for protocol in self._incoming.take_all():
+        for name in self._incoming.take_all():
             try:
-                await self._daemon.control.keep_streams(PREFIX + protocol, path, deadline=deadline)
+                await self._daemon.control.keep_streams(name, path, deadline=deadline)
             except (NetworkError, TimeoutError) as error:
-                _log.debug("the daemon keeps the handler of %r: %s", protocol, error)
+                _log.debug("the daemon keeps the handler of %r: %s", name, error)
 
     async def _register_all(self) -> None:
-        for protocol in self._incoming.protocols:
-            await self._register(protocol)
+        for name in self._incoming.names:
+            await self._register(name)
 
-    async def _register(self, protocol: str) -> None:
+    async def _register(self, name: str) -> None:
         deadline = asyncio.get_running_loop().time() + _REGISTER_S
         async with asyncio.timeout_at(deadline):
             await self._daemon.ready()
         await self._daemon.control.hand_over_streams(
-            PREFIX + protocol, self._daemon.folder.stream_socket, deadline=deadline
+            name, self._daemon.folder.stream_socket, deadline=deadline
         )
 
     def _keep(self, stream: UnixStream) -> None:
@@ -185,3 +247,11 @@ class HivemindTransport:
             return
         stream.belongs_to(head.peer)
         await self._incoming.serve(stream, head.protocol)
+
+
+async def _drop(dialling: asyncio.Task[UnixStream | str]) -> None:
+    """Ends an attempt that another one was faster than, and what it may have brought."""
+    dialling.cancel()
+    ended = (await asyncio.gather(dialling, return_exceptions=True))[0]
+    if isinstance(ended, UnixStream):
+        ended.abort()

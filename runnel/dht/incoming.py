@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 from runnel.dht.framing import FramedStream, TakeRoom, run_handler
 from runnel.dht.rates import Buckets, Rate
@@ -32,6 +33,10 @@ MAX_STREAMS = 1024
 """Incoming streams in all."""
 
 
+ByteHandler = Callable[[Any], Awaitable[None]]
+"""Serves an incoming stream of bytes, of the kind that its network has; it is closed when this returns."""
+
+
 class Incoming:
     """The handlers of one transport and the streams that they serve."""
 
@@ -39,14 +44,14 @@ class Incoming:
         """`take_room` gives the memory that messages arrive in."""
         self._traffic = traffic
         self._take_room = take_room
-        self._handlers: dict[str, StreamHandler] = {}
+        self._handlers: dict[str, ByteHandler] = {}  # by the name on the network
         self._per_peer: Counter[PeerId] = Counter()
         self._rate = Buckets(STREAM_RATE)
         self._num_refused = 0
 
     @property
-    def protocols(self) -> tuple[str, ...]:
-        """What is served."""
+    def names(self) -> tuple[str, ...]:
+        """What is served, as the network calls it."""
         return tuple(self._handlers)
 
     @property
@@ -56,11 +61,22 @@ class Incoming:
 
     def handle(self, protocol: str, handler: StreamHandler) -> None:
         """From now on `handler` serves the streams of `protocol`."""
-        self._handlers[protocol] = handler
+
+        async def serve_frames(stream: ByteStream) -> None:
+            await run_handler(handler, self.framed(stream, protocol))
+
+        self._handlers[PREFIX + protocol] = serve_frames
+
+    def handle_bytes(self, name: str, handler: ByteHandler) -> None:
+        """From now on `handler` serves the streams of a protocol that is not of our frames.
+
+        What it raises beyond OSError and ValueError is a mistake in this program.
+        """
+        self._handlers[name] = handler
 
     def take_all(self) -> tuple[str, ...]:
         """Ends all handlers; the names of what was served."""
-        served, self._handlers = self.protocols, {}
+        served, self._handlers = self.names, {}
         return served
 
     def framed(self, stream: ByteStream, protocol: str) -> FramedStream:
@@ -75,15 +91,16 @@ class Incoming:
 
     async def serve(self, stream: ByteStream, name: str) -> None:
         """Serves one stream to its end, and ends it; `name` is the protocol as the network calls it."""
-        peer, protocol = stream.remote, name.removeprefix(PREFIX)
-        handler = self._handlers.get(protocol)
+        peer, handler = stream.remote, self._handlers.get(name)
         often = not self._rate.take(peer, asyncio.get_running_loop().time())
         if handler is None or often or self._per_peer[peer] >= MAX_STREAMS_PER_PEER:
             self.refuse(stream, short(peer))
             return
         self._per_peer[peer] += 1
         try:
-            await run_handler(handler, self.framed(stream, protocol))
+            await handler(stream)
+        except (OSError, ValueError) as error:
+            _log.debug("stream of %s: %s", short(peer), error)
         finally:
             stream.abort()
             self._per_peer[peer] -= 1

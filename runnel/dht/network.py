@@ -12,6 +12,7 @@ from runnel.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from runnel.dht.middle import Middle
     from runnel.protocols import PeerDirectory, Transport
     from runnel.types import PeerId
 
@@ -34,7 +35,8 @@ class NetworkSettings:
         dial_timeout_s: until an address counts as unreachable.
         allow_alone: start even if no address answers, and go on trying in the background.
         port_mapping: ask the router to forward the port (UPnP, NAT-PMP).
-        relay: reach peers behind NATs through relays, and serve as one.
+        relay: carry bytes for peers of the run that cannot meet.
+        dial_out: listen nowhere: others talk to this peer over connections that it opens.
     """
 
     identity_path: Path
@@ -47,7 +49,8 @@ class NetworkSettings:
     dial_timeout_s: float = 5.0
     allow_alone: bool = False
     port_mapping: bool = False
-    relay: bool = False
+    relay: bool = True
+    dial_out: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
@@ -75,6 +78,11 @@ class Network(Protocol):
     @property
     def port(self) -> int:
         """The TCP port on which this peer listens."""
+        ...
+
+    @property
+    def middle(self) -> Middle | None:
+        """What helps peers that cannot meet; None where the network has nothing of the kind."""
         ...
 
     def addresses(self) -> list[str]:

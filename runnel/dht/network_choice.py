@@ -52,6 +52,10 @@ async def start_network(
 ) -> Network:
     """Starts a network of a kind that `choose` gave; see `start_hivemind` and `start_libp2p`."""
     if kind == LIBP2P:
+        if settings.dial_out:
+            raise ConfigError(
+                "host is none, which takes the network's daemon: listen with --host 127.0.0.1 instead"
+            )
         return await start_libp2p(settings, identity, take_room)
     return await start_hivemind(settings, identity, take_room)
 

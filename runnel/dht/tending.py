@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from runnel.dht.identity import to_base58
@@ -27,16 +27,25 @@ MAX_SEEN = 32
 _CONTROL_S = 5.0
 
 Learn = Callable[["PeerId", Iterable[str]], None]
+Also = Callable[[Sequence[str]], Awaitable[None]]
+"""What else is to be looked after from time to time; gets the addresses at which we listen."""
+
+
+async def _nothing(_: Sequence[str]) -> None:
+    """Where there is nothing else."""
 
 
 class Tending:
     """The part of a network that looks after its connections, whatever makes them."""
 
-    def __init__(self, connections: Connections, dialler: Dialler, learn: Learn) -> None:
-        """`learn` is told where connected peers are."""
+    def __init__(
+        self, connections: Connections, dialler: Dialler, learn: Learn, also: Also = _nothing
+    ) -> None:
+        """`learn` is told where connected peers are; `also` is done after each look."""
         self._connections = connections
         self._dialler = dialler
         self._learn = learn
+        self._also = also
         self._addresses: list[str] = []
         self._name = ""
         self._tending: asyncio.Task[None] | None = None
@@ -84,6 +93,7 @@ class Tending:
                 await self._note_peers()
                 await self._look_at_ourselves()
                 await self._dialler.dial_all()
+                await self._also(self._addresses)
             except (NetworkError, TimeoutError) as error:
                 _log.debug("looking after the network: %s", str(error) or "no answer in time")
             await asyncio.sleep(TEND_EVERY_S)

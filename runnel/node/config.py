@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 HOME_VARIABLE = "RUNNEL_HOME"
 LOG_VARIABLE = "RUNNEL_LOG"
 NETWORK_VARIABLE = "RUNNEL_NETWORK"
+RELAY_VARIABLE = "RUNNEL_RELAY"
 ANY_HOST = "0.0.0.0"  # noqa: S104 - a peer that others cannot reach is of little use
+NOWHERE = "none"
+"""The host of peers that listen nowhere: others use the connections that they open."""
+
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 NETWORKS = ("auto", "daemon", "libp2p")
 MAX_CODEC_THREADS = 16
@@ -36,9 +40,10 @@ class MachineConfig:
     Attributes:
         home: folder of the key and of the runs' state; see `run_folder`.
         identity_path: the key file; made when it is missing.
-        listen_host: IP address to listen on; 0.0.0.0 is every IPv4 interface.
+        listen_host: IP address to listen on; 0.0.0.0 is every IPv4 interface, `NOWHERE` none.
         listen_port: TCP port; 0 lets the system choose.
         announce: multiaddresses that others shall use, if they cannot use what we listen on.
+        relay: carry bytes for members that cannot meet.
         codec_threads: threads that encode, decode and apply outer steps.
         log_level: one of `LOG_LEVELS`.
         network: one of `NETWORKS`: through the daemon, by libp2p for Python, or by what is here.
@@ -52,6 +57,7 @@ class MachineConfig:
     listen_host: str = ANY_HOST
     listen_port: int = 0
     announce: tuple[str, ...] = ()
+    relay: bool = True
     codec_threads: int = 1
     log_level: str = "INFO"
     network: str = "auto"
@@ -76,6 +82,13 @@ class MachineConfig:
                     f"announced address is {address!r}, expected a form like"
                     " /ip4/203.0.113.5/tcp/4001 or /dns/example.org/tcp/4001: correct it"
                 )
+        if self.dials_only:
+            if self.announce or self.listen_port:
+                raise ConfigError(
+                    f"host is {NOWHERE}, so there is nothing to announce and no port to listen on: leave"
+                    " out --port and --announce, or --host"
+                )
+            return
         try:
             ipaddress.ip_address(self.listen_host)
         except ValueError:
@@ -83,6 +96,11 @@ class MachineConfig:
                 f"host is {self.listen_host!r}, expected an IP address of this machine: use"
                 " 0.0.0.0 for all of them or 127.0.0.1 for this machine only"
             ) from None
+
+    @property
+    def dials_only(self) -> bool:
+        """Whether this peer listens nowhere."""
+        return self.listen_host == NOWHERE
 
     @classmethod
     def at(
@@ -98,7 +116,8 @@ class MachineConfig:
         """The configuration with its key under `home`, by default the user's `default_home`.
 
         The log level is that of the environment's `RUNNEL_LOG`, or INFO; the network, unless given,
-        that of `RUNNEL_NETWORK`, or what is installed here.
+        that of `RUNNEL_NETWORK`, or what is installed here; ``RUNNEL_RELAY=off`` carries nothing for
+        others. A `host` of "none" listens nowhere.
 
         Raises:
             ConfigError: a value out of range.
@@ -111,6 +130,7 @@ class MachineConfig:
             listen_host=host,
             listen_port=port,
             announce=tuple(announce),
+            relay=_switch(RELAY_VARIABLE),
             codec_threads=threads,
             log_level=os.environ.get(LOG_VARIABLE, "INFO").upper(),
             network=network or os.environ.get(NETWORK_VARIABLE, "auto"),
@@ -152,7 +172,7 @@ class LaunchPlan:
     """What one command starts: a new run from `spec`, or a part in the run of `invite`.
 
     Raises:
-        ConfigError: neither or both are given.
+        ConfigError: neither or both are given, or a run would start that nobody can join.
     """
 
     machine: MachineConfig
@@ -163,6 +183,11 @@ class LaunchPlan:
         """Checks that it is clear what to start."""
         if (self.spec is None) == (self.invite is None):
             raise ConfigError("expected either a run file to launch or an invite to join")
+        if self.spec is not None and self.machine.dials_only:
+            raise ConfigError(
+                f"host is {NOWHERE!r}, where nobody could join the run: launch it where others can"
+                " reach it"
+            )
 
 
 def default_home(environ: Mapping[str, str], *, platform: str = sys.platform) -> Path:
@@ -187,8 +212,17 @@ def default_home(environ: Mapping[str, str], *, platform: str = sys.platform) ->
     return Path(user) / shared / "runnel"
 
 
+def _switch(name: str) -> bool:
+    value = os.environ.get(name, "on").lower()
+    if value not in ("on", "off"):
+        raise ConfigError(f"{name} is {value!r}, expected on or off: set it to one of them")
+    return value == "on"
+
+
 def _check_host(host: str) -> None:
     """Binds any port there: only the addresses of this machine can be bound."""
+    if host == NOWHERE:
+        return
     family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -32,6 +32,13 @@ class Contacts:
         """Notes peers that a directory or an invite named: spoken to while we hear too few others."""
         self._seeds = set(peers) - {self._state.me}
 
+    def belongs(self, peer: PeerId) -> bool:
+        """Whether a peer is a member, or was one of a round that is still open."""
+        state = self._state
+        return peer in state.chain.head.view or any(
+            peer in place.view for place in state.rounds.values()
+        )
+
     def near(self, now: float, *, within_s: float = NEAR_S) -> tuple[PeerId, ...]:
         """Peers heard just now, sorted."""
         near = {peer for peer, at in self._heard.items() if now - at < within_s}

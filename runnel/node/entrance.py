@@ -21,7 +21,7 @@ from runnel.dht.socket_folder import remove_stale
 from runnel.errors import NetworkError, PeerError, RunMismatchError
 from runnel.node.announcer import find_peers
 from runnel.node.atomic import write_atomically
-from runnel.node.config import MachineConfig
+from runnel.node.config import ANY_HOST, MachineConfig
 from runnel.node.disk import DirectoryLock
 from runnel.node.invite import Invite
 from runnel.node.manifest import SignedManifest
@@ -127,7 +127,8 @@ def enter(place: Place) -> Entrance:
         raise
     entrance = Entrance(place, runtime, network, identity, owner, known, lock)
     try:
-        _keep_port(machine, network.port)
+        if not machine.dials_only:
+            _keep_port(machine, network.port)
         if known is None and isinstance(place, Joined):
             entrance.manifest = runtime.call(_ask_manifest, entrance, timeout_s=_ASK_S)
     except BaseException:
@@ -140,12 +141,14 @@ def _settings(place: Place, *, has_run: bool) -> NetworkSettings:
     machine = place.machine
     bootstrap = place.invite.addresses if isinstance(place, Joined) else ()
     return NetworkSettings(
-        listen_host=machine.listen_host,
-        port=machine.listen_port or _kept_port(machine),
+        listen_host=ANY_HOST if machine.dials_only else machine.listen_host,
+        port=0 if machine.dials_only else machine.listen_port or _kept_port(machine),
         identity_path=machine.identity_path,
         bootstrap=bootstrap,
         cache_path=machine.home / "peers.json",
         announce=machine.announce,
+        dial_out=machine.dials_only,
+        relay=machine.relay,
         allow_alone=has_run or isinstance(place, Local),
     )
 

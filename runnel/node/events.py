@@ -39,6 +39,7 @@ __all__ = [
     "MemberRemoved",
     "MergeApplied",
     "MessageRefused",
+    "PeerReached",
     "PeerReady",
     "PeerStarted",
     "PeerStopped",
@@ -114,6 +115,18 @@ class MemberRemoved(Event):
     def diary(self) -> str | None:
         """See `Event.diary`."""
         return f"peer {self.peer} removed: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PeerReached(Event):
+    """How a member is reached has changed: "directly", "through" another peer, or "in no way"."""
+
+    peer: str
+    way: str
+
+    def diary(self) -> str | None:
+        """See `Event.diary`."""
+        return f"peer {self.peer} is reached {self.way}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,6 +256,7 @@ KINDS: Mapping[str, type[Event]] = {
         MemberJoined,
         MemberLeft,
         MemberRemoved,
+        PeerReached,
         RoundCommitted,
         SetDecided,
         RoundDecided,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from runnel.clock import SystemClock
 from runnel.dht.blob_server import BlobServer
 from runnel.dht.blob_shelf import BlobShelf
+from runnel.dht.circuits import is_circuit
 from runnel.errors import ConfigError, StorageError
 from runnel.hashing import digest
 from runnel.kernels import warm_up
@@ -40,6 +41,7 @@ from runnel.node.mailbox import ChainView, HandedOver, Mailbox
 from runnel.node.narrator import stamped
 from runnel.node.pinning import Pinning
 from runnel.node.progress import Progress
+from runnel.node.reach import ReachWatch
 from runnel.node.records import FULL_PROGRESS
 from runnel.node.runtime import RuntimeClosedError
 from runnel.node.sampling import window_seed
@@ -50,6 +52,7 @@ from runnel.types import Digest, PeerId, short
 if TYPE_CHECKING:
     from torch import nn
 
+    from runnel.dht.middle import Middle
     from runnel.optim.fragments import FragmentPlan
     from runnel.protocols import Float32
 
@@ -174,7 +177,8 @@ class PeerNode:
         if owner is None:
             raise ConfigError("only the run's owner can invite: ask whoever launched it")
         expires = int(SystemClock().unix_s()) + _INVITE_DAYS_S
-        reachable = list(addresses or self._entrance.network.addresses())[:3]
+        known = (a for a in self._entrance.network.addresses() if not is_circuit(a))
+        reachable = list(addresses or known)[:3]
         return str(Invite.issue(owner, self.run_id, reachable, expires_unix_s=expires))
 
     def listen(self, listener: Any) -> None:
@@ -211,6 +215,9 @@ class PeerNode:
         runtime.call(self._start, timeout_s=_CALL_S)
         runtime.own(self._keep_status)
         runtime.own(self._announcer().run)
+        middle = self._entrance.network.middle
+        if middle is not None:
+            runtime.own(self._reach_watch(middle).run)
         members = self._parts.protocol.state.chain.head.view
         ready = PeerReady(
             unix_s=0.0,
@@ -312,6 +319,17 @@ class PeerNode:
 
     def _announcer(self) -> Announcer:
         return Announcer(self._entrance.network, self.run_id, self._driver.contacts.seed)
+
+    def _reach_watch(self, middle: Middle) -> ReachWatch:
+        network, state = self._entrance.network, self._parts.protocol.state
+        middle.belongs(self._driver.contacts.belongs)
+        return ReachWatch(
+            middle,
+            lambda: [peer for peer in state.chain.head.view if peer != self.peer],
+            port=0 if self._entrance.place.machine.dials_only else network.port,
+            note=self.note,
+            tell=self._status.reach,
+        )
 
     async def _near(self) -> tuple[PeerId, ...]:
         return self._driver.contacts.near(asyncio.get_running_loop().time())

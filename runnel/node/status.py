@@ -43,6 +43,10 @@ class StatusFile:
         elif isinstance(event, Evaluated):
             self._values["validation_loss"] = event.loss
 
+    def reach(self, facts: dict[str, Any]) -> None:
+        """Notes how members are reached; see `runnel.node.reach`."""
+        self._values["reach"] = facts
+
     def traffic(self) -> TrafficCounted:
         """Bytes by purpose so far, as an event; any thread."""
         ledger, names = self._traffic, self._traffic.purposes()

@@ -21,7 +21,12 @@ HomeOption = Annotated[
 PortOption = Annotated[
     int, typer.Option(min=0, max=65_535, help="TCP port to listen on; 0: the system chooses.")
 ]
-HostOption = Annotated[str, typer.Option(help="IP address to listen on; 0.0.0.0: all of them.")]
+HostOption = Annotated[
+    str,
+    typer.Option(
+        help="IP address to listen on; 0.0.0.0: all of them; none: nowhere, this peer dials the others."
+    ),
+]
 AnnounceOption = Annotated[
     list[str] | None,
     typer.Option(help="Address for others, such as /ip4/203.0.113.5/tcp/4001. Repeatable."),
@@ -153,14 +158,21 @@ def status(
 ) -> None:
     """Show the runs on this machine: peers, rounds, loss, bytes."""
     from runnel.clock import SystemClock
-    from runnel.tools.cli_status import diary_lines, find_runs, json_lines, status_lines
+    from runnel.tools.cli_status import (
+        diary_lines,
+        find_runs,
+        json_lines,
+        reach_lines,
+        status_lines,
+    )
 
     found = find_runs(_home(home), run)
     if as_json:
         lines = json_lines(found)
     else:
         lines = status_lines(found, SystemClock().unix_s())
-        lines += diary_lines(found[0]) if len(found) == 1 else []
+        if len(found) == 1:
+            lines += [*reach_lines(found[0]), *diary_lines(found[0])]
     print("\n".join(lines))
 
 

@@ -111,6 +111,25 @@ def status_lines(runs: Sequence[RunFolder], now_unix_s: float) -> list[str]:
     return (lines if len(rows) > 1 else []) + problems
 
 
+def reach_lines(run: RunFolder) -> list[str]:
+    """How the peer reaches the members, and whether they can reach it; none if it says nothing of it."""
+    reach = run.status.get("reach")
+    ways = reach.get("ways") if isinstance(reach, dict) else None
+    if not isinstance(reach, dict) or not isinstance(ways, dict):
+        return []
+    direct = sum(way == "directly" for way in ways.values())
+    others = [f"{peer} {way}" for peer, way in sorted(ways.items()) if way != "directly"]
+    lines = [f"reaches {', '.join([f'{direct} directly', *others])}"] if ways else []
+    found = reach.get("helpers")
+    helpers = found if isinstance(found, list) else []
+    if reach.get("outside") in ("none", "some"):
+        who = "nobody" if reach["outside"] == "none" else "not everybody"
+        through = f", but through {' or '.join(map(str, helpers))}" if helpers else ""
+        lines.append(f"{who} can open connections to this peer{through}")
+    carried = _number(reach.get("carried_bytes"))
+    return [*lines, f"carried {_size(carried)} for others"] if carried else lines
+
+
 def json_lines(runs: Sequence[RunFolder]) -> list[str]:
     """One JSON object for each peer: its status.json as it stands, or the folder and the problem."""
     return [

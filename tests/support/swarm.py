@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.namespaces import Host
 from runnel.dht.identity import Identity
 from runnel.types import short
 
@@ -66,9 +67,14 @@ class PeerProcess:
     """One peer: its home, its process (the newest, if it was restarted) and its journal."""
 
     def __init__(
-        self, folder: Path, arguments: Sequence[str], interpreter: str = sys.executable
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        host: Host | None = None,
+        interpreter: str = sys.executable,
     ) -> None:
-        self.folder, self.home = folder, folder / "home"
+        """`host` is the machine it runs on; None is this one."""
+        self.folder, self.home, self.host = folder, folder / "home", host
         self.arguments = [interpreter, *arguments]
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,8 +91,9 @@ class PeerProcess:
             "RUNNEL_DEBUG": "1",
             "PYTHONWARNINGS": "ignore",
         }
+        popen = subprocess.Popen if self.host is None else self.host.popen
         with self.out.open("ab") as out, self.err.open("ab") as err:
-            self.process = subprocess.Popen(
+            self.process = popen(
                 self.arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -262,20 +269,29 @@ class Swarm:
         self.close()
 
     def launch(
-        self, name: str = "owner", *options: str, without_daemon: str | None = None
+        self,
+        name: str = "owner",
+        *options: str,
+        without_daemon: str | None = None,
+        host: Host | None = None,
     ) -> PeerProcess:
-        """The run's first peer, by the command line; see `join` for `without_daemon`."""
+        """The run's first peer, by the command line; see `join` for what is special."""
         text = self.folder / "text.txt"
         write_text(text)
         wanted = [f"data.text={text}", *self.settings]
         sets = [part for setting in wanted for part in ("--set", setting)]
         file = self.folder / "run.toml"
         file.write_text('[run]\nname = "tiny"\n')
-        words = ("launch", str(file), *sets, "--host", "127.0.0.1", *options)
-        return self._command(name, words, without_daemon)
+        words = ("launch", str(file), *sets, *_listening(host), *options)
+        return self._command(name, words, without_daemon, host)
 
     def join(
-        self, name: str, invite: str, *options: str, without_daemon: str | None = None
+        self,
+        name: str,
+        invite: str,
+        *options: str,
+        without_daemon: str | None = None,
+        host: Host | None = None,
     ) -> PeerProcess:
         """Another peer, by the command line.
 
@@ -284,25 +300,30 @@ class Swarm:
             invite: as `invite_of` gives it.
             options: what else stands on the command line.
             without_daemon: the interpreter of a peer that uses libp2p for Python.
+            host: the machine it runs on; None is this one.
         """
-        words = ("join", invite, "--host", "127.0.0.1", *options)
-        return self._command(name, words, without_daemon)
+        words = ("join", invite, *_listening(host), *options)
+        return self._command(name, words, without_daemon, host)
 
-    def _command(self, name: str, words: Sequence[str], without_daemon: str | None) -> PeerProcess:
+    def _command(
+        self, name: str, words: Sequence[str], without_daemon: str | None, host: Host | None
+    ) -> PeerProcess:
         network = "daemon" if without_daemon is None else "libp2p"
         arguments = ("-m", "runnel", "--network", network, *words)
-        return self._started(name, arguments, without_daemon or sys.executable)
+        return self._started(name, arguments, host, without_daemon or sys.executable)
 
     def author(self, name: str, invite: str = "") -> PeerProcess:
         """A peer that runs an author's own loop; see peer_program.py."""
         return self.program(name, str(PROGRAM), str(self.folder / name), *filter(None, [invite]))
 
-    def program(self, name: str, *arguments: str) -> PeerProcess:
+    def program(self, name: str, *arguments: str, host: Host | None = None) -> PeerProcess:
         """Any Python program as a peer; started."""
-        return self._started(name, arguments, sys.executable)
+        return self._started(name, arguments, host, sys.executable)
 
-    def _started(self, name: str, arguments: Sequence[str], interpreter: str) -> PeerProcess:
-        peer = PeerProcess(self.folder / name, arguments, interpreter)
+    def _started(
+        self, name: str, arguments: Sequence[str], host: Host | None, interpreter: str
+    ) -> PeerProcess:
+        peer = PeerProcess(self.folder / name, arguments, host, interpreter)
         self.peers.append(peer)
         peer.start()
         return peer
@@ -327,6 +348,10 @@ class Swarm:
             if process.info["name"] == "p2pd" and any(mine in part for part in line):
                 found.append(process)
         return found
+
+
+def _listening(host: Host | None) -> tuple[str, str]:
+    return "--host", "127.0.0.1" if host is None else "0.0.0.0"
 
 
 def invite_of(peer: PeerProcess) -> str:

@@ -15,6 +15,7 @@ from runnel.dht.dialling import Dialler
 from runnel.dht.directory_service import DirectoryService
 from runnel.dht.framing import TakeRoom, fresh_room
 from runnel.dht.identity import to_base58
+from runnel.dht.middle import Middle
 from runnel.dht.network import NetworkSettings, require_alone
 from runnel.dht.peer_cache import PeerCache
 from runnel.dht.tending import Tending, parsed
@@ -37,16 +38,18 @@ class HivemindNetwork:
         transport: HivemindTransport,
         directory: HivemindDirectory,
         dialler: Dialler,
+        middle: Middle,
     ) -> None:
         self._daemon = daemon
         self._transport = transport
         self._directory = directory
+        self._middle = middle
         identity, clock = daemon.identity, SystemClock()
         directory.also_ask(
             AskedDirectory(transport, daemon.control, identity, clock, only_joined=True)
         )
         self._service = DirectoryService(transport, directory, directory.records, clock)
-        self._tending = Tending(daemon.control, dialler, transport.learn)
+        self._tending = Tending(daemon.control, dialler, transport.learn, middle.tend)
         daemon.on_restart(self._tending.rejoin)
 
     @property
@@ -69,9 +72,21 @@ class HivemindNetwork:
         """The process that holds the connections."""
         return self._daemon
 
+    @property
+    def middle(self) -> Middle:
+        """What stands between peers that cannot meet: who is reached how, and who helps whom."""
+        return self._middle
+
     def addresses(self) -> list[str]:
-        """Multiaddresses at which this peer believes to be reachable, with its id; the newest known."""
-        return self._tending.addresses()
+        """Multiaddresses at which this peer believes to be reachable, with its id; the newest known.
+
+        Those that others have tried come first, those that lead through other peers last.
+        """
+        name = to_base58(self._daemon.identity.peer_id)
+        tried, through_others = self._middle.tried_addresses(), self._middle.borrowed_addresses()
+        others = [f"{address}/p2p/{name}" for address in through_others]
+        known = [f"{address}/p2p/{name}" for address in tried]
+        return list(dict.fromkeys([*known, *self._tending.addresses(), *others]))
 
     def learn(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """Notes where `peer` may be reached; see `runnel.dht.address_book.AddressBook`."""
@@ -144,7 +159,9 @@ async def start_hivemind(
             cache=PeerCache(settings.cache_path),
             timeout_s=settings.dial_timeout_s,
         )
-        network = HivemindNetwork(daemon, transport, directory, dialler)
+        middle = Middle(daemon, transport, listens=not settings.dial_out)
+        await middle.serve(relay=settings.relay)
+        network = HivemindNetwork(daemon, transport, directory, dialler, middle)
         await network.begin(allow_alone=settings.allow_alone)
         stack.pop_all()
         return network
@@ -157,6 +174,6 @@ def _options(settings: NetworkSettings) -> DaemonOptions:
         port=settings.port,
         announce=settings.announce,
         port_mapping=settings.port_mapping,
-        relay=settings.relay,
+        dial_out=settings.dial_out,
         startup_timeout_s=settings.startup_timeout_s,
     )

@@ -57,6 +57,11 @@ class Libp2pNetwork:
         """The TCP port on which this peer listens."""
         return self._port
 
+    @property
+    def middle(self) -> None:
+        """Nothing helps peers that cannot meet: there are no relays here."""
+        return
+
     def addresses(self) -> list[str]:
         """Multiaddresses at which this peer believes to be reachable, with its id."""
         return self._tending.addresses()

@@ -86,8 +86,8 @@ class Libp2pTransport:
     async def aclose(self) -> None:
         """Stops serving, closes all streams, cancels all handlers. Idempotent."""
         self._closed = True
-        for protocol in self._incoming.take_all():
-            self._host.leave_streams(PREFIX + protocol)
+        for name in self._incoming.take_all():
+            self._host.leave_streams(name)
         tasks = self._tasks - {asyncio.current_task()}
         for task in tasks:
             task.cancel()

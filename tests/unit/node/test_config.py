@@ -120,3 +120,9 @@ def test_a_folder_in_the_place_of_the_key_file_says_what_to_do(tmp_path: Path) -
     (tmp_path / "identity.key").mkdir()
     with pytest.raises(InputFileError, match=r"is a folder.*move the folder away"):
         MachineConfig.at(tmp_path, host="127.0.0.1").prepare()
+
+
+def test_a_run_that_nobody_could_join_is_not_launched(tmp_path: Path) -> None:
+    machine = MachineConfig.at(tmp_path, host="none")
+    with pytest.raises(ConfigError, match="nobody could join"):
+        LaunchPlan(machine=machine, spec=RunSpec(run=RunSection(name="lonely")))

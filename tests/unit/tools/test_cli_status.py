@@ -19,6 +19,7 @@ from runnel.tools.cli_status import (
     find_run,
     find_runs,
     json_lines,
+    reach_lines,
     status_lines,
 )
 
@@ -60,6 +61,32 @@ def test_a_slow_link_shows(facts: dict[str, object], shown: str) -> None:
     heading, line = status_lines([RunFolder(Path("/x/demo"), facts)], now_unix_s=1e9)
     place = heading.index("shares")
     assert line[place:].split("  ")[0].strip() == shown
+
+
+@given(
+    json_values
+    | st.dictionaries(st.sampled_from(("outside", "helpers", "carried_bytes", "ways")), json_values)
+)
+def test_any_word_on_how_members_are_reached_is_shown_or_left_out(reach: object) -> None:
+    assert all("\n" not in line or "\n" in str(reach) for line in reach_lines(reached(reach)))
+
+
+def reached(reach: object) -> RunFolder:
+    return RunFolder(Path("/x/demo"), {"reach": reach})
+
+
+def test_how_members_are_reached_is_said_in_a_few_lines() -> None:
+    ways = {"aaaa": "directly", "bbbb": "through aaaa", "cccc": "in no way"}
+    reach = {"outside": "none", "helpers": ["aaaa"], "carried_bytes": 2_000_000, "ways": ways}
+    assert reach_lines(reached(reach)) == [
+        "reaches 1 directly, bbbb through aaaa, cccc in no way",
+        "nobody can open connections to this peer, but through aaaa",
+        "carried 2 MB for others",
+    ]
+    assert reach_lines(reached({"outside": "all", "ways": {"aaaa": "directly"}})) == [
+        "reaches 1 directly"
+    ]
+    assert reach_lines(RunFolder(Path("/x/demo"), {})) == []
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])
