@@ -111,8 +111,13 @@ class Deadlines:
         Half of the time between two rounds holds nobody up, as their exchange runs behind the training:
         so much is left to slow links, whatever most arrivals take.
         """
+        return max(self.data.deadline_s(), self.sure_s)
+
+    @property
+    def sure_s(self) -> float:
+        """How long all others wait for slices at least, whatever arrivals they have seen."""
         behind_s = min(_BEHIND_SHARE * self.interval_s, self.limits.ceiling_s)
-        return max(self.data.deadline_s(), behind_s)
+        return max(behind_s, self.limits.floor_s)
 
     @property
     def patience_s(self) -> float:

@@ -213,7 +213,10 @@ class Elections:
             for peer in missing:
                 self._state.members.missed(peer, place.half_at, now)
             return True
-        return not any(self._expected(peer, now) for peer in missing)
+        return not any(
+            self._expected(peer, now) and not self._state.lags(peer, place.key.number)
+            for peer in missing
+        )
 
     def _expected(self, peer: PeerId, now: float) -> bool:
         """Whether to wait for `peer`: one that fell silent costs a deadline once, not in each round."""

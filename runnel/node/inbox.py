@@ -63,8 +63,10 @@ class Inbox:
         key = RoundKey(commitment.round, commitment.base)
         place = self._state.rounds.get(key)
         if place is None:
-            if commitment.peer in self._state.chain.head.view and self._is_signed(commitment):
-                self._state.deadlines.too_late(key, commitment.peer, now)
+            state, peer = self._state, commitment.peer
+            timed = peer in state.chain.head.view and not state.lags(peer, state.chain.number + 1)
+            if timed and self._is_signed(commitment):
+                state.deadlines.too_late(key, peer, now)
             return []
         self._take(place, commitment, now)
         return self._tell_set(sender, Instance("set", commitment.round, commitment.base))

@@ -152,6 +152,12 @@ class ProtocolState:
         near = set(self.branches.reach(head, now, orphaned=False)) & set(voters)
         return len(near) >= majority(len(voters))
 
+    def lags(self, peer: PeerId, number: int) -> bool:
+        """Whether `peer` stands so far behind on our path that round `number` is not open for it."""
+        head = self.branches.head_of(peer)
+        reached = None if head is None else self.chain.number_of(head)
+        return reached is not None and reached + self.chain.open_rounds < number
+
     def has_quorum_elsewhere(self, now: float) -> bool:
         """Whether a quorum of the next round's voters was just heard at heads that are not on our path."""
         voters = self.chain.voters_of(self.chain.number + 1)

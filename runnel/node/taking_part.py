@@ -64,7 +64,7 @@ def _withheld(state: ProtocolState, handover: Handover) -> tuple[int, ...]:
         handover.key.number % len(state.settings.fragment_sizes),
         slices,
         max(1, handover.payload_bytes // slices),
-        time_s=state.deadlines.data_s,
+        time_s=state.deadlines.sure_s,
         interval_s=state.deadlines.interval_s,
     )
 
