@@ -51,6 +51,11 @@ class Identity:
         return cls._of(Ed25519PrivateKey.generate())
 
     @classmethod
+    def from_seed(cls, seed: bytes) -> Identity:
+        """The identity whose secret is `seed`, 32 bytes: for simulations, in which nothing is secret."""
+        return cls._of(Ed25519PrivateKey.from_private_bytes(seed))
+
+    @classmethod
     def load(cls, path: Path) -> Identity:
         """The identity in a key file.
 

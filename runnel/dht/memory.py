@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from typing import TYPE_CHECKING
 
 from runnel.dht.framing import FramedStream, run_handler
@@ -50,6 +51,7 @@ class MemoryTransport:
         self._handlers: dict[str, StreamHandler] = {}
         self._tasks: dict[asyncio.Task[None], None] = {}  # in order: histories must repeat
         self._closed = False
+        self._context = contextvars.copy_context()  # handlers run in ours, not in the dialler's
         network.attach(peer_id, self)
 
     @property
@@ -88,7 +90,9 @@ class MemoryTransport:
         if handler is None:
             return False
         framed = FramedStream(stream, self._traffic, protocol)
-        task = asyncio.get_running_loop().create_task(run_handler(handler, framed))
+        task = asyncio.get_running_loop().create_task(
+            run_handler(handler, framed), context=self._context
+        )
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop)
         return True

@@ -8,8 +8,10 @@ directions and drops what is still under way.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import random
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -101,12 +103,27 @@ class Endpoint(Protocol):
 
 
 @dataclass(slots=True)
+class _Queue:
+    """What waits for one direction of a link."""
+
+    free_s: float = 0.0
+
+    def take(self, now: float, seconds: float) -> float:
+        """Joins the queue for so long a transfer; when it begins."""
+        begins = max(now, self.free_s)
+        self.free_s = begins + seconds
+        return begins
+
+
+@dataclass(slots=True)
 class _Node:
     link: Link
     endpoint: Endpoint | None = None
     streams: dict[MemoryByteStream, None] = field(default_factory=dict)  # a set, in order
-    up_free_s: float = 0.0
-    down_free_s: float = 0.0
+    up: _Queue = field(default_factory=lambda: _Queue())
+    down: _Queue = field(default_factory=lambda: _Queue())
+    bulk_up: _Queue = field(default_factory=lambda: _Queue())
+    bulk_down: _Queue = field(default_factory=lambda: _Queue())
     dies_after_bytes: int | None = None
 
 
@@ -120,18 +137,29 @@ class MemoryNetwork:
         links: Mapping[PeerId, Link] | None = None,
         default_link: Link | None = None,
         window_bytes: int = 1024 * 1024,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
+        """`weights`: how many bytes one byte of a protocol stands for, where small data plays large data.
+
+        Such data has queues of its own: its few large writes are many packets, between which others get
+        their turn.
+        """
+        self.killed: Callable[[PeerId], None] = lambda _: None
+        """Told of each peer whose process has died."""
         self.records: dict[str, dict[PeerId, tuple[bytes, float]]] = {}
         """The directory's: key -> peer -> value and the loop time at which it expires."""
         self._rng = random.Random(seed)
-        self._links = dict(links or {})
-        self._default_link = default_link or Link()
+        usual = default_link or Link()
+        self._links = defaultdict(lambda: usual, links or {})
         self._window_bytes = window_bytes
+        self._weights = dict(weights or {})
         self._nodes: dict[PeerId, _Node] = {}
         self._cuts: set[frozenset[PeerId]] = set()
         self._groups: dict[PeerId, int] = {}
         self._stalled: dict[Pipe, None] = {}
         self._dialling: dict[asyncio.Future[None], None] = {}
+        # What is under way arrives whatever becomes of its sender: timers are nobody's in particular.
+        self._context = contextvars.copy_context()
 
     def cut(self, a: PeerId, b: PeerId) -> None:
         """See `Cut`."""
@@ -159,6 +187,7 @@ class MemoryNetwork:
             stream.end(lose_under_way=False)
         if endpoint is not None:
             endpoint.die()
+            self.killed(peer)
 
     def relink(self, peer: PeerId, link: Link) -> None:
         """See `Relink`; what is under way keeps its arrival time."""
@@ -230,7 +259,8 @@ class MemoryNetwork:
         endpoint = self._node(target).endpoint
         if source == target or endpoint is None or not self.alive(source):
             raise NetworkError(f"peer {short(target)} cannot be reached; is it running?")
-        there, back = Pipe(source, target), Pipe(target, source)
+        weight = self._weights.get(protocol, 1.0)
+        there, back = Pipe(source, target, weight), Pipe(target, source, weight)
         ours = MemoryByteStream(self, reads=back, writes=there)
         theirs = MemoryByteStream(self, reads=there, writes=back)
         if not endpoint.accept(protocol, theirs):
@@ -265,27 +295,26 @@ class MemoryNetwork:
     def carry(self, pipe: Pipe, num_bytes: int) -> None:
         """Makes the newest entry of `pipe`, `num_bytes` long, arrive when the two links allow."""
         sender, receiver = self._node(pipe.source), self._node(pipe.target)
-        now = asyncio.get_running_loop().time()
-        start = max(now, sender.up_free_s)
-        sender.up_free_s = start + 8 * num_bytes / sender.link.up_bits_s
+        now, bits = asyncio.get_running_loop().time(), 8 * num_bytes * pipe.weight
+        queue = sender.up if pipe.weight == 1.0 else sender.bulk_up
+        start = queue.take(now, bits / sender.link.up_bits_s)
         delay = self.latency_s(pipe.source, pipe.target)
         if num_bytes and self._rng.random() < sender.link.loss:
             delay += sender.link.retransmit_s
         # Entries of one pipe never overtake each other. An event delivers whichever is the oldest,
         # so it does no harm that timers set for the same time fire in any order.
         pipe.first_s = max(pipe.first_s, start + delay)
-        pipe.last_s = max(pipe.last_s, sender.up_free_s + delay)
+        pipe.last_s = max(pipe.last_s, queue.free_s + delay)
         if math.isinf(receiver.link.down_bits_s):
-            _at(pipe.last_s, self._arrive, pipe)
+            self._at(pipe.last_s, self._arrive, pipe)
         else:  # the downlink's queue is joined on arrival, not when it is known that one will come
-            _at(pipe.first_s, self._queue_down, pipe, num_bytes, pipe.last_s)
+            self._at(pipe.first_s, self._queue_down, pipe, bits, pipe.last_s)
 
-    def _queue_down(self, pipe: Pipe, num_bytes: int, last_s: float) -> None:
+    def _queue_down(self, pipe: Pipe, bits: float, last_s: float) -> None:
         receiver, now = self._node(pipe.target), asyncio.get_running_loop().time()
-        receiver.down_free_s = (
-            max(now, receiver.down_free_s) + 8 * num_bytes / receiver.link.down_bits_s
-        )
-        _at(max(last_s, receiver.down_free_s), self._arrive, pipe)
+        queue = receiver.down if pipe.weight == 1.0 else receiver.bulk_down
+        queue.take(now, bits / receiver.link.down_bits_s)
+        self._at(max(last_s, queue.free_s), self._arrive, pipe)
 
     def _arrive(self, pipe: Pipe) -> None:
         if self.separated(pipe.source, pipe.target):
@@ -307,13 +336,12 @@ class MemoryNetwork:
 
     def _node(self, peer: PeerId) -> _Node:
         if peer not in self._nodes:
-            self._nodes[peer] = _Node(self._links.get(peer, self._default_link))
+            self._nodes[peer] = _Node(self._links[peer])
         return self._nodes[peer]
 
-
-def _at(at_s: float, step: Callable[..., None], *args: object) -> None:
-    loop = asyncio.get_running_loop()
-    if at_s <= loop.time():
-        step(*args)
-    else:
-        loop.call_at(at_s, step, *args)
+    def _at(self, at_s: float, step: Callable[..., None], *args: object) -> None:
+        loop = asyncio.get_running_loop()
+        if at_s <= loop.time():
+            step(*args)
+        else:
+            loop.call_at(at_s, step, *args, context=self._context)

@@ -38,10 +38,14 @@ class Carrier(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Pipe:
-    """One direction of a stream. An entry is a piece of data, or None: the other end has closed."""
+    """One direction of a stream. An entry is a piece of data, or None: the other end has closed.
+
+    Each byte takes the links as long as `weight` bytes do.
+    """
 
     source: PeerId
     target: PeerId
+    weight: float = 1.0
     under_way: deque[bytes | None] = field(default_factory=deque)
     arrived: deque[bytes] = field(default_factory=deque)
     num_bytes: int = 0  # under way or arrived, not yet read

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runnel.clock import SystemClock
 from runnel.dht.blob_shelf import BlobShelf
 from runnel.dht.blobs import tree_root
 from runnel.errors import ConfigError, NetworkError, PeerError, RunMismatchError
@@ -76,7 +75,7 @@ def assemble(entrance: Entrance, model: nn.Module) -> Assembly:
         NetworkError: the run's state cannot be had.
         InputFileError, StorageError: the state on disk is damaged or cannot be written.
     """
-    began_s = SystemClock().monotonic_s()
+    began_s = entrance.clock.monotonic_s()
     spec = entrance.manifest.spec if entrance.manifest else entrance.place.spec  # type: ignore[union-attr]
     plan = plan_model(model, spec.outer.fragments)
     binding = ModelBinding(model, plan)
@@ -125,7 +124,7 @@ def _found(entrance: Entrance, plan: FragmentPlan, first: bytes) -> SignedManife
     genesis = Genesis(
         state_root=digest(first),
         members=members,
-        created_unix_s=int(SystemClock().unix_s()),
+        created_unix_s=int(entrance.clock.unix_s()),
         data_root=place.data_root,
     )
     return SignedManifest.issue(owner, published.model_copy(update={"model": model}), genesis)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
+from runnel.clock import Clock
 from runnel.errors import PeerError, RunnelError
 from runnel.node import actions as act
 from runnel.node.actions import RoundKey
@@ -71,6 +72,7 @@ class DriverParts:
     run: bytes
     max_slice_bytes: int
     snapshot_every: int
+    clock: Clock
 
 
 class Driver:
@@ -111,7 +113,9 @@ class Driver:
                 max_slice_bytes=parts.max_slice_bytes,
             )
         )
-        self._narrator = Narrator(parts.protocol.state, parts.note, parts.transport.traffic)
+        self._narrator = Narrator(
+            parts.protocol.state, parts.note, parts.transport.traffic, parts.clock
+        )
 
     # -- life
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from runnel.clock import SystemClock
+from runnel.clock import Clock, SystemClock
 from runnel.dht.daemon_process import free_port
 from runnel.dht.identity import Identity
 from runnel.dht.network import Network, NetworkSettings
 from runnel.dht.network_choice import DAEMON, choose, start_network
 from runnel.dht.socket_folder import remove_stale
 from runnel.errors import NetworkError, PeerError, RunMismatchError
+from runnel.hashing import digest
 from runnel.node.announcer import find_peers
 from runnel.node.atomic import write_atomically
 from runnel.node.config import ANY_HOST, MachineConfig
@@ -27,9 +28,10 @@ from runnel.node.invite import Invite
 from runnel.node.manifest import SignedManifest
 from runnel.node.place import Joined, Local, Place
 from runnel.node.run_service import MANIFEST, ask
-from runnel.node.runtime import Runtime
-from runnel.node.ticket import Ticket, run_name
+from runnel.node.runtime import PeerRuntime, Runtime
+from runnel.node.ticket import NONCE_BYTES, Ticket, run_name
 from runnel.optim.buffers import BufferPool
+from runnel.protocols import Signer
 from runnel.types import PeerId
 
 logger = logging.getLogger(__name__)
@@ -53,12 +55,13 @@ class Entrance:
     """
 
     place: Place
-    runtime: Runtime
+    runtime: PeerRuntime
     network: Network
-    identity: Identity
+    identity: Signer
     owner: Identity | None
     manifest: SignedManifest | None
     lock: DirectoryLock
+    clock: Clock = field(default_factory=SystemClock)
 
     @property
     def peers(self) -> tuple[PeerId, ...]:
@@ -79,8 +82,9 @@ class Entrance:
             return self.place.invite.ticket.encode()
         if self.owner is None or self.manifest is None:
             return b""
-        expires = int(SystemClock().unix_s()) + _TICKET_YEARS_S
-        return Ticket.issue(self.owner, self.manifest.run_id, expires_unix_s=expires).encode()
+        expires = int(self.clock.unix_s()) + _TICKET_YEARS_S
+        run_id, nonce = self.manifest.run_id, digest(self.identity.peer_id)[:NONCE_BYTES]
+        return Ticket.issue(self.owner, run_id, expires_unix_s=expires, nonce=nonce).encode()
 
     def close(self) -> None:
         """Takes the network and the runtime down."""
@@ -108,7 +112,7 @@ def enter(place: Place) -> Entrance:
         Identity.load_or_create(machine.home / "owner.key") if isinstance(place, Local) else None
     )
     kind = choose(machine.network)
-    known = _known_manifest(place, owner)
+    known = known_manifest(place, owner)
     if isinstance(place, Joined) and known is None:  # a member returns whenever it likes
         place.invite.require_valid(SystemClock().unix_s())
     lock = DirectoryLock(machine.home)  # one identity, one network: never two at once
@@ -130,7 +134,7 @@ def enter(place: Place) -> Entrance:
         if not machine.dials_only:
             _keep_port(machine, network.port)
         if known is None and isinstance(place, Joined):
-            entrance.manifest = runtime.call(_ask_manifest, entrance, timeout_s=_ASK_S)
+            entrance.manifest = runtime.call(ask_manifest, entrance, timeout_s=_ASK_S)
     except BaseException:
         entrance.close()
         raise
@@ -166,7 +170,7 @@ def _keep_port(machine: MachineConfig, port: int) -> None:
     write_atomically(machine.home / _PORT_NAME, str(port).encode())
 
 
-def _known_manifest(place: Place, owner: Identity | None) -> SignedManifest | None:
+def known_manifest(place: Place, owner: Identity | None) -> SignedManifest | None:
     """The manifest of a run this machine has taken part in before."""
     runs = sorted((place.machine.home / "runs").glob("*/manifest.bin"))
     for path in runs:
@@ -185,7 +189,7 @@ def _same_run(place: Local, manifest: SignedManifest) -> bool:
     return wanted.model_copy(update={"model": wanted.model.model_copy(update=fingerprint)}) == found
 
 
-async def _ask_manifest(entrance: Entrance) -> SignedManifest:
+async def ask_manifest(entrance: Entrance) -> SignedManifest:
     """Asks those whom the invite names, then those whom the directory names."""
     invite = entrance.place.invite  # type: ignore[union-attr]  # only called for Joined
     reasons: list[str] = []

@@ -36,7 +36,7 @@ from runnel.verification.agreement import (
 )
 
 TELL_AFTER_S = 0.5
-"""A vote on a set decided less than this ago was probably under way: its sender will know soon."""
+"""What comes for a set decided less than this ago was probably under way: its sender will know soon."""
 
 
 class Inbox:
@@ -69,7 +69,8 @@ class Inbox:
                 state.deadlines.too_late(key, peer, now)
             return []
         self._take(place, commitment, now)
-        return self._tell_set(sender, Instance("set", commitment.round, commitment.base))
+        instance = Instance("set", commitment.round, commitment.base)
+        return self._tell_set(sender, instance, since=now - TELL_AFTER_S)
 
     def on_propose_set(self, sender: PeerId, message: ProposeSet, now: float) -> list[Action]:
         """A proposed set with its commitments."""
@@ -216,9 +217,7 @@ class Inbox:
             self._state.news.add(instance.round)
         return []
 
-    def _tell_set(
-        self, sender: PeerId, instance: Instance, since: float = float("inf")
-    ) -> list[Action]:
+    def _tell_set(self, sender: PeerId, instance: Instance, since: float) -> list[Action]:
         """A peer still commits to, or votes on, a set that was decided here before `since`: tell it."""
         place = self._state.round_of(instance)
         if place is None or place.decided is None or place.set_certificate is None:

@@ -82,8 +82,11 @@ class Invite:
         *,
         expires_unix_s: int,
         grants_vote: bool = True,
+        nonce: bytes | None = None,
     ) -> Self:
         """An invite to the run `run_id` with multiaddresses `addresses`, repeated ones once.
+
+        `nonce` is its ticket's; drawn if not given.
 
         Raises:
             ConfigError: no address, too many or an unusable one, or an impossible expiry.
@@ -100,6 +103,7 @@ class Invite:
             expires_unix_s=expires_unix_s,
             grants_vote=grants_vote,
             addresses=_packed(bootstraps, owner.peer_id),
+            nonce=nonce,
         )
         return cls(
             run_id=run_name(run_id), owner=owner.peer_id, bootstraps=bootstraps, ticket=ticket

@@ -16,7 +16,7 @@ import re
 import threading
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from runnel.node.disk import storage_error, sync_directory, sync_file, write_all
 from runnel.node.event_lines import from_json, to_json
@@ -45,6 +45,18 @@ class JournalLimits:
     def __post_init__(self) -> None:
         if self.max_file_bytes < 1 or self.old_files < 0 or self.queue_events < 1:
             raise ValueError(f"journal limits must be positive, got {self}")
+
+
+class EventSink(Protocol):
+    """Where a peer's events are kept; `Journal` is one."""
+
+    def append(self, event: Event) -> None:
+        """Takes an event over; any thread, never waits."""
+        ...
+
+    def close(self) -> None:
+        """Returns once all is kept. Idempotent."""
+        ...
 
 
 class Journal:

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runnel.clock import SystemClock
+from runnel.clock import Clock
 from runnel.dht.blob_server import BlobServer
 from runnel.dht.blob_shelf import BlobShelf
 from runnel.dht.circuits import is_circuit
@@ -35,7 +35,7 @@ from runnel.node.events import (
     RunEnded,
 )
 from runnel.node.invite import Invite
-from runnel.node.journal import Journal
+from runnel.node.journal import EventSink, Journal
 from runnel.node.last_checkpoint import LastCheckpoint
 from runnel.node.mailbox import ChainView, HandedOver, Mailbox
 from runnel.node.narrator import stamped
@@ -70,18 +70,22 @@ _INVITE_DAYS_S = 30 * 86_400
 class PeerNode:
     """One peer of one run: what its trainer talks to, and the owner of everything behind it."""
 
-    def __init__(self, entrance: Entrance, parts: Assembly) -> None:
-        clock = SystemClock()
+    def __init__(
+        self, entrance: Entrance, parts: Assembly, journal: EventSink | None = None
+    ) -> None:
+        """`journal` keeps the events; a file in the run's folder if not given."""
         self.spec = parts.manifest.spec
         self.schedule = WindowSchedule(parts.plan.num_fragments, self.spec.outer.every_steps)
         self.mailbox = Mailbox(self._hand_over)
         self._entrance, self._parts = entrance, parts
-        self._journal = Journal(parts.folder / "journal.jsonl", on_error=self._journal_failed)
+        self._journal = journal or Journal(
+            parts.folder / "journal.jsonl", on_error=self._journal_failed
+        )
         self._status = StatusFile(
             parts.folder / "status.json",
             self._fixed_facts(),
             entrance.network.transport.traffic,
-            clock,
+            entrance.clock,
         )
         self._driver = self._build_driver()
         self._last = LastCheckpoint(
@@ -107,9 +111,9 @@ class PeerNode:
     # -- what the session reads
 
     @property
-    def clock(self) -> SystemClock:
+    def clock(self) -> Clock:
         """Where seconds come from."""
-        return SystemClock()
+        return self._entrance.clock
 
     @property
     def plan(self) -> FragmentPlan:
@@ -176,7 +180,7 @@ class PeerNode:
         owner = self._entrance.owner
         if owner is None:
             raise ConfigError("only the run's owner can invite: ask whoever launched it")
-        expires = int(SystemClock().unix_s()) + _INVITE_DAYS_S
+        expires = int(self.clock.unix_s()) + _INVITE_DAYS_S
         known = (a for a in self._entrance.network.addresses() if not is_circuit(a))
         reachable = list(addresses or known)[:3]
         return str(Invite.issue(owner, self.run_id, reachable, expires_unix_s=expires))
@@ -187,7 +191,7 @@ class PeerNode:
 
     def note(self, event: Event) -> None:
         """Journals a fact and tells whoever listens."""
-        event = stamped(event, SystemClock())
+        event = stamped(event, self.clock)
         self._journal.append(event)
         self._status.take(event)
         line = event.diary()
@@ -223,7 +227,7 @@ class PeerNode:
             unix_s=0.0,
             round=self._parts.protocol.state.chain.number,
             members=len(members),
-            seconds=SystemClock().monotonic_s() - self._parts.began_s,
+            seconds=self.clock.monotonic_s() - self._parts.began_s,
         )
         self.note(ready)
 
@@ -274,7 +278,7 @@ class PeerNode:
 
     def _build_driver(self) -> Driver:
         entrance, parts, runtime = self._entrance, self._parts, self._entrance.runtime
-        progress = Progress(self.spec, parts.manifest.genesis.created_unix_s, SystemClock())
+        progress = Progress(self.spec, parts.manifest.genesis.created_unix_s, self.clock)
         chain = parts.protocol.state.chain
         return Driver(
             DriverParts(
@@ -291,6 +295,7 @@ class PeerNode:
                 run=self.run_id,
                 max_slice_bytes=parts.max_slice_bytes,
                 snapshot_every=self.spec.rounds.snapshot_every,
+                clock=self.clock,
             )
         )
 

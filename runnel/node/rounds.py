@@ -49,6 +49,14 @@ class RoundFacts:
     opened: float
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Contributors in the order in which they reduce: those who send whole shares, and those who do not."""
+
+    whole: tuple[PeerId, ...]
+    slow: tuple[PeerId, ...]
+
+
 @dataclass(slots=True)
 class Round:
     """A round between its opening and its outcome."""
@@ -63,8 +71,8 @@ class Round:
     sets: dict[Digest, tuple[Commitment, ...]] = field(default_factory=dict)
     candidates: dict[Digest, Record] = field(default_factory=dict)
     prepared: dict[tuple[SliceResult, ...], Digest | None] = field(default_factory=dict)
-    drawn: tuple[PeerId, ...] = ()
-    slow: tuple[PeerId, ...] = ()
+    drawn: Drawn = field(default_factory=lambda: Drawn((), ()))
+    repeat_at: float = 0.0
 
     @property
     def key(self) -> RoundKey:
@@ -115,9 +123,9 @@ class Round:
 
         Those whose links are slow, as they say by withholding slices, only stand in for a lone worker.
         """
-        drawn, slow = self.drawn, self.slow
-        worker, standby = drawn[index % len(drawn)], drawn[(index + 1) % len(drawn)]
-        return worker, slow[index % len(slow)] if len(drawn) == 1 and slow else standby
+        whole, slow = self.drawn.whole, self.drawn.slow
+        worker, standby = whole[index % len(whole)], whole[(index + 1) % len(whole)]
+        return worker, slow[index % len(slow)] if len(whole) == 1 and slow else standby
 
     def decide(
         self, commitments: tuple[Commitment, ...], certificate: Certificate | None, now: float
@@ -126,9 +134,9 @@ class Round:
         self.decided, self.decided_at, self.set_certificate = commitments, now, certificate
         base, number = self.key.base, self.key.number.to_bytes(8, "big")
         order = sorted((c.peer for c in commitments), key=lambda peer: digest(base, number, peer))
-        slow = {c.peer for c in commitments if c.withheld}
-        self.slow = tuple(peer for peer in order if peer in slow)
-        self.drawn = tuple(peer for peer in order if peer not in slow) or self.slow
+        names = {c.peer for c in commitments if c.withheld}
+        slow = tuple(peer for peer in order if peer in names)
+        self.drawn = Drawn(tuple(peer for peer in order if peer not in names) or slow, slow)
         for record in self.candidates.values():
             self._take_results(record)
 

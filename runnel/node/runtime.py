@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from runnel.errors import BugError, RunnelError
 from runnel.node.io_loop import IoLoop
@@ -31,6 +31,39 @@ T = TypeVar("T")
 
 class RuntimeClosedError(RunnelError):
     """The runtime takes no more work: it is closed, or belongs to the parent of a forked process."""
+
+
+class PeerRuntime(Protocol):
+    """What a peer needs of its runtime: `Runtime` has threads for it, a simulation a loop in virtual time."""
+
+    @property
+    def failure(self) -> BaseException | None:
+        """See `Runtime.failure`."""
+        ...
+
+    def submit(self, function: CoroutineFunction[T], *args: Any) -> concurrent.futures.Future[T]:
+        """See `Runtime.submit`."""
+        ...
+
+    def call(self, function: CoroutineFunction[T], *args: Any, timeout_s: float) -> T:
+        """See `Runtime.call`."""
+        ...
+
+    def own(self, function: CoroutineFunction[None], *args: Any) -> None:
+        """See `Runtime.own`."""
+        ...
+
+    async def codec(self, function: Callable[..., T], *args: Any) -> T:
+        """See `Runtime.codec`."""
+        ...
+
+    async def disk(self, function: Callable[..., T], *args: Any) -> T:
+        """See `Runtime.disk`."""
+        ...
+
+    def close(self) -> None:
+        """See `Runtime.close`."""
+        ...
 
 
 class Runtime:

@@ -8,6 +8,9 @@ from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import Commitment
 from runnel.node.rounds import Round, RoundFacts, SliceState, slice_bounds
 
+_REPEAT_SHARE = 0.5
+"""A commitment is repeated after this share of its round's age: whoever trains long says it as seldom."""
+
 
 def open_round(state: ProtocolState, key: RoundKey, now: float) -> Round:
     """Opens a round, with what this peer promised in it before it closed or before a restart."""
@@ -86,7 +89,10 @@ def repeat(state: ProtocolState, place: Round, now: float) -> list[Action]:
         return []
     own, key = place.commits.get(state.me), place.key
     late = now - place.decided_at > state.deadlines.data_s
-    actions: list[Action] = [Send(Commit(own))] if own and place.decided is None else []
+    actions: list[Action] = []
+    if own and place.decided is None and now >= place.repeat_at:
+        place.repeat_at = now + _REPEAT_SHARE * (now - place.opened)
+        actions.append(Send(Commit(own)))
     for index, piece in enumerate(place.slices):
         for result, size in piece.results.items():
             if (late or result.reducer == state.me) and result.root in state.held:

@@ -27,7 +27,7 @@ from runnel.node.wording import count_text, size_text
 if TYPE_CHECKING:
     from runnel.node.entrance import Entrance
     from runnel.node.manifest import RunSpec
-    from runnel.node.runtime import Runtime
+    from runnel.node.runtime import PeerRuntime
     from runnel.protocols import Transport
     from runnel.types import Digest, PeerId
 
@@ -305,7 +305,10 @@ def _keep_index(wanted: TextRequest, index: CorpusIndex) -> None:
 
 
 def _result_of(
-    runtime: Runtime, stop: threading.Event, work: Callable[..., Coroutine[Any, Any, T]], *args: Any
+    runtime: PeerRuntime,
+    stop: threading.Event,
+    work: Callable[..., Coroutine[Any, Any, T]],
+    *args: Any,
 ) -> T:
     """Runs a coroutine on the I/O thread for as long as it takes."""
     future = runtime.submit(work, *args)

@@ -52,6 +52,7 @@ class Ticket:
         expires_unix_s: int,
         grants_vote: bool = True,
         addresses: bytes = b"",
+        nonce: bytes | None = None,
     ) -> Self:
         """A ticket for the run `run_id` (16 bytes or more), signed by its owner.
 
@@ -61,6 +62,7 @@ class Ticket:
             expires_unix_s: at most 2**32 - 1.
             grants_vote: see the class.
             addresses: packed addresses of the invite that it belongs to.
+            nonce: 4 bytes; drawn if not given.
 
         Raises:
             ConfigError: it would expire before 1970 or after 2106.
@@ -69,7 +71,8 @@ class Ticket:
             raise ConfigError(
                 f"expiry is {expires_unix_s}, expected seconds since 1970, at most {_MAX_UNIX_S}"
             )
-        nonce, binding = secrets.token_bytes(NONCE_BYTES), binding_of(addresses)
+        nonce = secrets.token_bytes(NONCE_BYTES) if nonce is None else nonce
+        binding = binding_of(addresses)
         name = run_name(run_id)
         message = _signed_message(name, nonce, expires_unix_s, binding, grants_vote=grants_vote)
         return cls(

@@ -102,9 +102,10 @@ def read_cells(folder: Path, slots: Mapping[PeerId, int]) -> list[Cell]:
 
 
 def _place(plan: FragmentPlan) -> Place:
+    cells = next((shape.numel for shape in plan.shapes if shape.name == LEDGER), 0)
     for fragment, pieces in enumerate(plan.fragments):
         for piece in pieces:
-            if piece.parameter == LEDGER and piece.numel == CELLS:
+            if piece.parameter == LEDGER and piece.numel == cells:
                 return Place(fragment, plan.num_fragments, piece.offset, plan.sizes[fragment])
     raise BugError("the ledger is not in one fragment")
 
