@@ -103,7 +103,15 @@ class Note:
     event: Event
 
 
-Action = Store | Send | WantHandover | Scatter | Reduce | Fetch | Prepare | Adopt | Note
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """Lowers the standing of a peer, for a reason."""
+
+    peer: PeerId
+    reason: str
+
+
+Action = Store | Send | WantHandover | Scatter | Reduce | Fetch | Prepare | Adopt | Note | Blame
 
 
 @dataclass(frozen=True, slots=True)

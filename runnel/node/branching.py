@@ -46,8 +46,6 @@ def stalled_since(state: ProtocolState, now: float) -> float:
     place = state.rounds.get(RoundKey(chain.number + 1, chain.base_of(chain.number + 1)))
     if place is None or chain.head.hash in state.saved.stops or not state.has_quorum_near(now):
         return since
-    if place.decided is None and place.half_at is None:
-        return now
     begun = place.half_at if place.decided is None else place.decided_at
     return max(since, (begun or now) + 4 * state.deadlines.abort_s)
 

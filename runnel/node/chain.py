@@ -61,11 +61,6 @@ class Chain:
         """Whether a record is on the path followed."""
         return name in self._places
 
-    def number_of(self, name: Digest) -> int | None:
-        """The number of a record on the path followed; None for others."""
-        place = self._places.get(name)
-        return None if place is None else place - 1
-
     def record(self, name: Digest) -> Record:
         """A known record by hash."""
         return self._records[name]

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from statistics import median
 
+from runnel.node.pace import Pace
 from runnel.types import PeerId
 
 _SPREAD_FACTOR = 6.0
@@ -58,10 +59,14 @@ class Limits:
 
 
 class Deadlines:
-    """The waits of a round: for commitments after the half, for data, for votes, and for all of its work."""
+    """The waits of a round: for commitments after the half, for data, for votes, and for all of its work.
+
+    `pace` is what this peer's own link carries meanwhile.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self.pace = Pace()
         self.commits = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s)
         self.data = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s)
         self.votes = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s / 2)

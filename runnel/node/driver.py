@@ -285,6 +285,8 @@ class Driver:
                 self._spawn(self._prepare(action), "driver:prepare")
             case act.Note(event=event):
                 self._note(event)
+            case act.Blame(peer=peer, reason=reason):
+                self._links.blame(peer, reason)
 
     async def _adopt(self, step: act.Adopt) -> None:
         parts = self._parts

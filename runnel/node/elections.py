@@ -19,6 +19,7 @@ from runnel.verification.agreement import (
     Electorate,
     Instance,
     Proposal,
+    StoreProposal,
     StoreVote,
     Vote,
     majority,
@@ -51,7 +52,9 @@ class Elections:
         step_s = state.deadlines.votes.deadline_s()
         run = state.settings.run
         opened = Agreement(instance, electorate, state.signer, run, now=now, step_s=step_s)
-        opened.restore(state.saved.votes.get(instance, []), state.saved.locks.get(instance.key))
+        saved = state.saved
+        lock = saved.locks.get(instance.key)
+        opened.restore(saved.votes.get(instance, []), lock, saved.proposals.get(instance, []))
         self._open[instance] = opened
         return opened
 
@@ -153,7 +156,9 @@ class Elections:
         decided: Decided | None = None
         for result in results:
             if isinstance(result, StoreVote):
-                actions.append(Store(self._keep(result)))
+                actions.append(Store(self._keep_vote(result)))
+            elif isinstance(result, StoreProposal):
+                actions.append(Store(self._keep_proposal(result.proposal)))
             elif isinstance(result, Proposal):
                 actions += self._publish(result)
             elif isinstance(result, Vote):
@@ -163,29 +168,36 @@ class Elections:
                 self.close(agreement.instance)
         return actions, decided
 
-    def _keep(self, stored: StoreVote) -> storage_keys.Updates:
+    def _keep_proposal(self, proposal: Proposal) -> storage_keys.Updates:
+        """Notes a proposal and its value; what must be durable of them."""
+        self._state.saved.proposals.setdefault(proposal.instance, []).append(proposal)
+        updates = storage_keys.proposal_updates(proposal)
+        return updates | self._keep_value(proposal.instance, proposal.value)
+
+    def _keep_vote(self, stored: StoreVote) -> storage_keys.Updates:
         """Notes a vote, the lock it brings and the value it is for; what must be durable of it."""
         vote, saved = stored.vote, self._state.saved
         saved.votes.setdefault(vote.instance, []).append(vote)
         if stored.lock is not None:
             saved.locks[vote.instance.key] = stored.lock
         updates = storage_keys.vote_updates(stored)
-        place = self._state.round_of(vote.instance)
-        if not vote.value or place is None:
-            return updates
-        if vote.instance.kind == "set":
+        return updates | self._keep_value(vote.instance, vote.value) if vote.value else updates
+
+    def _keep_value(self, instance: Instance, value: Digest) -> storage_keys.Updates:
+        place, saved = self._state.round_of(instance), self._state.saved
+        if place is None:
+            return {}
+        if instance.kind == "set":
             proposed = saved.proposed.setdefault(place.key, {})
-            if vote.value not in proposed:
-                proposed[vote.value] = place.sets[vote.value]
-                updates |= storage_keys.proposed_set_updates(
-                    place.key, vote.value, proposed[vote.value]
-                )
-            return updates
-        candidates = saved.candidates.setdefault(vote.instance.round, {})
-        if vote.value not in candidates:
-            candidates[vote.value] = place.candidates[vote.value]
-            updates |= storage_keys.candidate_updates(candidates[vote.value])
-        return updates
+            if value in proposed:
+                return {}
+            proposed[value] = place.sets[value]
+            return storage_keys.proposed_set_updates(place.key, value, proposed[value])
+        candidates = saved.candidates.setdefault(instance.round, {})
+        if value in candidates:
+            return {}
+        candidates[value] = place.candidates[value]
+        return storage_keys.candidate_updates(candidates[value])
 
     def _publish(self, proposal: Proposal) -> list[Action]:
         place = self._state.round_of(proposal.instance)

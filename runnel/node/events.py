@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from runnel.node.event import Event
+from runnel.node.refusals import ContributionRefused, Equivocated, MessageRefused
 from runnel.node.round_events import (
     Branched,
     CaughtUp,
-    ContributionRefused,
     ContributionWithheld,
     MergeApplied,
     RoundCommitted,
@@ -31,6 +31,7 @@ __all__ = [
     "Checkpointed",
     "ContributionRefused",
     "ContributionWithheld",
+    "Equivocated",
     "Evaluated",
     "Event",
     "InnerProgress",
@@ -127,19 +128,6 @@ class PeerReached(Event):
     def diary(self) -> str | None:
         """See `Event.diary`."""
         return f"peer {self.peer} is reached {self.way}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MessageRefused(Event):
-    """Messages of a peer were dropped; `count` of this reason since the event before."""
-
-    peer: str
-    reason: str
-    count: int
-
-    def diary(self) -> str | None:
-        """See `Event.diary`."""
-        return f"refused {count_text(self.count, 'message')} of peer {self.peer}: {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -264,6 +252,7 @@ KINDS: Mapping[str, type[Event]] = {
         RoundLate,
         ContributionRefused,
         MessageRefused,
+        Equivocated,
         InnerProgress,
         Evaluated,
         StateFetched,

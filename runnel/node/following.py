@@ -56,6 +56,7 @@ def greet(state: ProtocolState, now: float) -> list[Action]:
 def on_hello(state: ProtocolState, sender: PeerId, message: Hello, now: float) -> list[Action]:
     """A peer's head: ask for what we lack."""
     state.branches.hello(sender, message.head, now)
+    state.members.stands_at(sender, message.number)
     head, place = message.head, message.number + 1
     if state.chain.follows(head):
         return []

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from runnel.errors import PeerError
 from runnel.node import storage_keys
-from runnel.node.actions import Action, Note, RoundKey, Send, Store
+from runnel.node.actions import Action, Blame, Note, RoundKey, Send, Store
 from runnel.node.chain import Certificate
 from runnel.node.commitments import MAX_NORM
 from runnel.node.elections import Elections
+from runnel.node.events import Equivocated
 from runnel.node.events import SetDecided as SetDecidedEvent
+from runnel.node.evidence import SignedProposal, Statement, evidence_updates
 from runnel.node.messages import (
     Cast,
     Commit,
@@ -26,10 +30,12 @@ from runnel.node.records import Commitment, set_value
 from runnel.node.rounds import Round
 from runnel.types import PeerId, short
 from runnel.verification.agreement import (
+    NIL,
     Decided,
     Electorate,
     Instance,
     Proposal,
+    Step,
     Vote,
     check_certificate,
     majority,
@@ -39,12 +45,24 @@ TELL_AFTER_S = 0.5
 """What comes for a set decided less than this ago was probably under way: its sender will know soon."""
 
 
+_MAX_PROPOSALS = 64
+
+
+@dataclass(slots=True)
+class _Passed:
+    """The proposal of an attempt that came first, and to whom it was passed on."""
+
+    message: ProposeSet | ProposeOutcome
+    to: set[PeerId] = field(default_factory=set)
+
+
 class Inbox:
     """Takes in what members say about open rounds."""
 
     def __init__(self, state: ProtocolState, elections: Elections) -> None:
         self._state = state
         self._elections = elections
+        self._proposals: OrderedDict[tuple[Instance, int], _Passed] = OrderedDict()
 
     def handlers(self) -> dict[type, Handler]:
         """Who takes in what, by type of message."""
@@ -68,9 +86,9 @@ class Inbox:
             if timed and self._is_signed(commitment):
                 state.deadlines.too_late(key, peer, now)
             return []
-        self._take(place, commitment, now)
+        told = self._take(place, commitment, now)
         instance = Instance("set", commitment.round, commitment.base)
-        return self._tell_set(sender, instance, since=now - TELL_AFTER_S)
+        return told + self._tell_set(sender, instance, since=now - TELL_AFTER_S)
 
     def on_propose_set(self, sender: PeerId, message: ProposeSet, now: float) -> list[Action]:
         """A proposed set with its commitments."""
@@ -85,12 +103,14 @@ class Inbox:
             raise PeerError("malformed", "the proposed set is not what its digest says")
         if len(peers) != len(names):
             raise PeerError("malformed", "the proposed set names a peer twice")
+        actions: list[Action] = []
         for commitment in message.commitments:
-            self._take(place, commitment, now)
+            actions += self._take(place, commitment, now)
         if proposal.value not in place.sets:
             place.sets[proposal.value] = message.commitments
             self._state.news.add(place.key.number)
-        return self._to_agreement(sender, proposal.instance, proposal, now)
+        actions += self._proposed(message)
+        return actions + self._to_agreement(sender, proposal.instance, proposal, now)
 
     def on_propose_outcome(
         self, sender: PeerId, message: ProposeOutcome, now: float
@@ -106,16 +126,20 @@ class Inbox:
         if record.hash not in place.candidates:
             place.take_candidate(record)
             self._state.news.add(place.key.number)
-        return self._to_agreement(sender, proposal.instance, proposal, now)
+        actions = self._proposed(message)
+        return actions + self._to_agreement(sender, proposal.instance, proposal, now)
 
     def on_vote(self, sender: PeerId, message: Cast, now: float) -> list[Action]:
         """A vote."""
         vote = message.vote
-        if self._state.round_of(vote.instance) is None:
+        place = self._state.round_of(vote.instance)
+        if place is None:
             return []
         if not self._state.verify_vote(vote):
             raise PeerError("signature", "vote not signed by its voter")
-        return self._to_agreement(sender, vote.instance, vote, now)
+        actions = self._witnessed(vote) if vote.voter in place.voters else []
+        actions += self._pass_on(vote) if sender == vote.voter in place.voters else []
+        return actions + self._to_agreement(sender, vote.instance, vote, now)
 
     def on_set_decided(self, _sender: PeerId, message: SetDecided, now: float) -> list[Action]:
         """A set that others decided."""
@@ -131,10 +155,14 @@ class Inbox:
         decided = Decided(instance, value, message.certificate.attempt, message.certificate.votes)
         if not check_certificate(decided.certificate, decided, electorate, self._state.verify_vote):
             raise PeerError("certificate", "a decided set lacks a quorum of its voters")
+        actions: list[Action] = []
         for commitment in message.commitments:
-            self._take(place, commitment, now)
+            actions += self._take(place, commitment, now)
+        for vote in decided.certificate:
+            if vote.voter in place.voters and self._state.verify_vote(vote):
+                actions += self._witnessed(vote)
         self._elections.close(instance)
-        return self.fix_set(place, message.commitments, message.certificate, now)
+        return actions + self.fix_set(place, message.commitments, message.certificate, now)
 
     def on_result(self, sender: PeerId, message: ResultReady, _now: float) -> list[Action]:
         """A member's announcement of a slice's result, its own or another's."""
@@ -177,24 +205,59 @@ class Inbox:
         place.decide(commitments, certificate, now)
         self._state.deadlines.set_decided(place.key, now)
         self._state.news.add(place.key.number)
-        self._state.saved.sets[place.key] = commitments
-        self._state.saved.certificates[place.key] = certificate
+        self._state.saved.sets[place.key] = (commitments, certificate)
         names = tuple(short(c.peer) for c in commitments)
         fact = SetDecidedEvent(
             unix_s=0.0, round=place.key.number, contributors=names, seconds=now - place.opened
         )
         return [Store(storage_keys.set_updates(place.key, commitments, certificate)), Note(fact)]
 
-    def _take(self, place: Round, commitment: Commitment, now: float) -> None:
+    def _take(self, place: Round, commitment: Commitment, now: float) -> list[Action]:
         known = place.commits.get(commitment.peer)
         if known is not None and known.id == commitment.id:
-            return
+            return []
         problem = commitment_problem(place, commitment, self._state)
         if problem:
             raise PeerError("commitment", problem)
         if not self._is_signed(commitment):
             raise PeerError("signature", "commitment not signed by its peer")
         self.note(place, commitment, now)
+        return self._witnessed(commitment)
+
+    def _witnessed(self, statement: Statement) -> list[Action]:
+        """Takes note of what a member signed; if it signed something else there, both are kept."""
+        witness, saved = self._state.witness, self._state.saved
+        found = witness.notes(statement)
+        if found is None or not witness.is_news(found):
+            return []
+        saved.evidence[found.name] = found
+        fact = Equivocated(
+            unix_s=0.0,
+            peer=short(found.peer),
+            round=found.round,
+            what=found.what,
+            place=found.place,
+            evidence=found.name.hex(),
+        )
+        return [Store(evidence_updates(found)), Note(fact), Blame(found.peer, "equivocation")]
+
+    def _proposed(self, message: ProposeSet | ProposeOutcome) -> list[Action]:
+        """Takes note of a checked proposal, to be passed on if others had another one."""
+        proposal = message.proposal
+        self._proposals.setdefault((proposal.instance, proposal.attempt), _Passed(message))
+        while len(self._proposals) > _MAX_PROPOSALS:
+            self._proposals.popitem(last=False)
+        return self._witnessed(SignedProposal(proposal, message.signature))
+
+    def _pass_on(self, vote: Vote) -> list[Action]:
+        """Shows a member that prevoted another value the proposal that came here, once: it has another one."""
+        known = self._proposals.get((vote.instance, vote.attempt))
+        if known is None or vote.step is not Step.PREVOTE or vote.voter in known.to:
+            return []
+        if vote.value in {NIL, known.message.proposal.value}:
+            return []
+        known.to.add(vote.voter)
+        return [Send(known.message, to=vote.voter)]
 
     def _is_signed(self, commitment: Commitment) -> bool:
         statement = commitment.statement(self._state.settings.run)

@@ -33,6 +33,7 @@ class Membership:
         self._born, self._born_number = now, number
         self._heard: dict[PeerId, tuple[float, int]] = {}
         self._overdue: dict[PeerId, None] = {}
+        self._reached: dict[PeerId, int] = {}
         self._wishes: dict[PeerId, tuple[float, bytes]] = {}
         self._goodbyes: dict[PeerId, float] = {}
         self._left: dict[PeerId, None] = {}
@@ -48,7 +49,7 @@ class Membership:
         strangers = [peer for peer in self._heard if peer not in members]
         for peer in sorted(strangers, key=self._heard.__getitem__)[:-MAX_STRANGERS]:
             del self._heard[peer]
-            for known in (self._wishes, self._goodbyes):
+            for known in (self._wishes, self._goodbyes, self._reached):
                 known.pop(peer, None)
 
     def missed(self, peer: PeerId, since: float, now: float) -> None:
@@ -65,6 +66,14 @@ class Membership:
     def is_overdue(self, peer: PeerId) -> bool:
         """Whether `peer` let a deadline pass without a word and was not heard since: nobody waits for it again."""
         return peer in self._overdue
+
+    def stands_at(self, peer: PeerId, number: int) -> None:
+        """Notes up to which record `peer` says to have come; older greetings may arrive later."""
+        self._reached[peer] = max(number, self._reached.get(peer, number))
+
+    def reached(self, peer: PeerId, default: int) -> int:
+        """Up to which record `peer` has come, as it said; `default` if it said nothing."""
+        return self._reached.get(peer, default)
 
     def heard_within(self, peer: PeerId, seconds: float, now: float) -> bool:
         """Whether `peer` was heard lately."""

@@ -63,7 +63,9 @@ __all__ = [
     "encode",
     "lock_from_wire",
     "lock_to_wire",
+    "proposal_from_wire",
     "proposal_statement",
+    "proposal_to_wire",
     "signed",
 ]
 
@@ -136,7 +138,8 @@ def lock_from_wire(fields: Any) -> Lock | None:
     return Lock(integer(attempt), digest_of(value), tuple(vote_from_wire(v) for v in items(proof)))
 
 
-def _proposal_to_wire(proposal: Proposal) -> list[Any]:
+def proposal_to_wire(proposal: Proposal) -> list[Any]:
+    """Fields in wire order."""
     instance = proposal.instance
     return [
         [instance.kind, instance.round, instance.base],
@@ -148,7 +151,8 @@ def _proposal_to_wire(proposal: Proposal) -> list[Any]:
     ]
 
 
-def _proposal_from_wire(fields: Any) -> Proposal:
+def proposal_from_wire(fields: Any) -> Proposal:
+    """Reads a proposal; PeerError for anything malformed."""
     instance, attempt, value, proposer, lock_attempt, proof = row(fields, 6)
     return Proposal(
         instance_from_wire(instance),
@@ -163,13 +167,13 @@ def _proposal_from_wire(fields: Any) -> Proposal:
 def _propose_set(fields: Any) -> Message:
     proposal, commitments, signature = row(fields, 3)
     parts = tuple(Commitment.from_wire(c) for c in items(commitments))
-    return ProposeSet(_proposal_from_wire(proposal), parts, blob(signature, 64))
+    return ProposeSet(proposal_from_wire(proposal), parts, blob(signature, 64))
 
 
 def _propose_outcome(fields: Any) -> Message:
     proposal, record, signature = row(fields, 3)
     return ProposeOutcome(
-        _proposal_from_wire(proposal), Record.from_wire(record), blob(signature, 64)
+        proposal_from_wire(proposal), Record.from_wire(record), blob(signature, 64)
     )
 
 
@@ -232,9 +236,9 @@ _ENCODERS: dict[type, Callable[[Any], tuple[int, list[Any]]]] = {
     Commit: lambda m: (2, m.commitment.to_wire()),
     ProposeSet: lambda m: (
         3,
-        [_proposal_to_wire(m.proposal), [c.to_wire() for c in m.commitments], m.signature],
+        [proposal_to_wire(m.proposal), [c.to_wire() for c in m.commitments], m.signature],
     ),
-    ProposeOutcome: lambda m: (4, [_proposal_to_wire(m.proposal), m.record.to_wire(), m.signature]),
+    ProposeOutcome: lambda m: (4, [proposal_to_wire(m.proposal), m.record.to_wire(), m.signature]),
     Cast: lambda m: (5, vote_to_wire(m.vote)),
     SetDecided: lambda m: (
         6,

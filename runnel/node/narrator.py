@@ -70,7 +70,7 @@ class Narrator:
 
     def committed(self, handed: HandedOver, handover: Handover) -> None:
         """A share was encoded and, if it is in time, committed to."""
-        pace, commitment = self._state.pace, self._state.saved.commits.get(handover.key)
+        pace, commitment = self._state.deadlines.pace, self._state.saved.commits.get(handover.key)
         withheld = len(commitment.withheld) if commitment else 0
         rate = pace.meter.bits_s()
         paced, self._withheld = withheld != self._withheld, withheld

@@ -11,9 +11,9 @@ from runnel.node.branches import Brancher
 from runnel.node.chain import Chain
 from runnel.node.deadlines import Deadlines, Limits
 from runnel.node.membership import MAX_STRANGERS, Membership
-from runnel.node.pace import Pace
 from runnel.node.rounds import Round
 from runnel.node.storage_keys import Restored
+from runnel.node.witness import Witness
 from runnel.protocols import Signer
 from runnel.types import Digest, PeerId
 from runnel.verification.agreement import Instance, Vote
@@ -99,8 +99,8 @@ class ProtocolState:
     branches: Brancher
     deadlines: Deadlines
     pulse: Pulse
+    witness: Witness
     rounds: dict[RoundKey, Round] = field(default_factory=dict)
-    pace: Pace = field(default_factory=Pace)
     held: dict[Digest, int] = field(default_factory=dict)
     pursuit: Pursuit = field(default_factory=Pursuit)
     news: set[int] = field(default_factory=set)
@@ -118,6 +118,7 @@ class ProtocolState:
             Brancher(signer.peer_id, stall_s=settings.limits.stall_s),
             Deadlines(settings.limits),
             Pulse(ticked=now, moved=now),
+            Witness(saved.evidence),
             held=dict.fromkeys(saved.results, saved.chain.number),
         )
 
@@ -153,10 +154,8 @@ class ProtocolState:
         return len(near) >= majority(len(voters))
 
     def lags(self, peer: PeerId, number: int) -> bool:
-        """Whether `peer` stands so far behind on our path that round `number` is not open for it."""
-        head = self.branches.head_of(peer)
-        reached = None if head is None else self.chain.number_of(head)
-        return reached is not None and reached + self.chain.open_rounds < number
+        """Whether `peer` is so far behind, as it says, that round `number` is not open for it."""
+        return self.members.reached(peer, number) + self.chain.open_rounds < number
 
     def has_quorum_elsewhere(self, now: float) -> bool:
         """Whether a quorum of the next round's voters was just heard at heads that are not on our path."""

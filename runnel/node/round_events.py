@@ -128,20 +128,6 @@ class RoundLate(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ContributionRefused(Event):
-    """A check turned down what a peer contributed."""
-
-    round: int
-    peer: str
-    check: str
-    reason: str
-
-    def diary(self) -> str | None:
-        """See `Event.diary`."""
-        return f"round {self.round}: peer {self.peer} refused by {self.check}: {self.reason}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ContributionWithheld(Event):
     """This peer did not offer its own work for a round: a NaN in the loss or gradients, for instance."""
 

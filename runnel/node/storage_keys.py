@@ -10,12 +10,15 @@ from runnel.dht.wire import pack, unpack
 from runnel.errors import InputFileError, PeerError
 from runnel.node.actions import RoundKey
 from runnel.node.chain import Certificate, Chain
+from runnel.node.evidence import Evidence, read_evidence
 from runnel.node.fields import integer
 from runnel.node.messages import (
     certificate_from_wire,
     certificate_to_wire,
     lock_from_wire,
     lock_to_wire,
+    proposal_from_wire,
+    proposal_to_wire,
 )
 from runnel.node.records import (
     Commitment,
@@ -26,7 +29,7 @@ from runnel.node.records import (
     vote_to_wire,
 )
 from runnel.types import Digest
-from runnel.verification.agreement import Instance, Lock, StoreVote, Vote
+from runnel.verification.agreement import Instance, Lock, Proposal, StoreVote, Vote
 
 HEAD = "head"
 _MAX_VALUE_BYTES = 1 << 20
@@ -42,6 +45,11 @@ def vote_updates(stored: StoreVote) -> Updates:
     if stored.lock is not None:
         updates[f"lock/{vote.instance.key}"] = pack(lock_to_wire(stored.lock))
     return updates
+
+
+def proposal_updates(proposal: Proposal) -> Updates:
+    """What to write before a proposal is sent."""
+    return {_proposal_name(proposal): pack(proposal_to_wire(proposal))}
 
 
 def record_updates(record: Record, certificate: Certificate | None) -> Updates:
@@ -103,13 +111,14 @@ class Restored:
     chain: Chain
     candidates: dict[int, dict[Digest, Record]] = field(default_factory=dict)
     proposed: dict[RoundKey, dict[Digest, Proposed]] = field(default_factory=dict)
-    certificates: dict[RoundKey, Certificate] = field(default_factory=dict)
     votes: dict[Instance, list[Vote]] = field(default_factory=dict)
     locks: dict[str, Lock] = field(default_factory=dict)
-    sets: dict[RoundKey, Proposed] = field(default_factory=dict)
+    proposals: dict[Instance, list[Proposal]] = field(default_factory=dict)
+    sets: dict[RoundKey, tuple[Proposed, Certificate | None]] = field(default_factory=dict)
     commits: dict[RoundKey, Commitment] = field(default_factory=dict)
     results: set[Digest] = field(default_factory=set)
     stops: set[Digest] = field(default_factory=set)
+    evidence: dict[Digest, Evidence] = field(default_factory=dict)
     floor: int = -1
 
     def expire(self, number: int) -> Updates:
@@ -120,6 +129,8 @@ class Restored:
                 updates[_vote_name(vote)] = None
             if self.locks.pop(instance.key, None) is not None:
                 updates[f"lock/{instance.key}"] = None
+        for instance in [i for i in self.proposals if i.round <= number]:
+            updates |= {_proposal_name(p): None for p in self.proposals.pop(instance)}
         for place in [n for n in self.candidates if n <= number]:
             updates |= {f"candidate/{place}/{v.hex()}": None for v in self.candidates.pop(place)}
         for key in [k for k in self.proposed if k.number <= number]:
@@ -127,7 +138,6 @@ class Restored:
             updates |= {f"proposed/{where}/{v.hex()}": None for v in self.proposed.pop(key)}
         for key in [k for k in self.sets if k.number <= number]:
             del self.sets[key]
-            self.certificates.pop(key, None)
             updates[f"set/{_place(key)}"] = None
         for key in [k for k in self.commits if k.number <= number]:
             del self.commits[key]
@@ -174,6 +184,15 @@ def _read_vote(found: Restored, _rest: str, value: Any) -> None:
     found.votes.setdefault(vote.instance, []).append(vote)
 
 
+def _read_proposal(found: Restored, _rest: str, value: Any) -> None:
+    proposal = proposal_from_wire(value)
+    found.proposals.setdefault(proposal.instance, []).append(proposal)
+
+
+def _read_evidence(found: Restored, rest: str, value: Any) -> None:
+    found.evidence[Digest(bytes.fromhex(rest))] = read_evidence(pack(value))
+
+
 def _read_lock(found: Restored, rest: str, value: Any) -> None:
     lock = lock_from_wire(value)
     if lock is not None:
@@ -182,10 +201,8 @@ def _read_lock(found: Restored, rest: str, value: Any) -> None:
 
 def _read_set(found: Restored, rest: str, value: Any) -> None:
     parts, proof = row(value, 2)
-    key, certificate = _round_key(rest), certificate_from_wire(proof)
-    found.sets[key] = tuple(Commitment.from_wire(part) for part in items(parts))
-    if certificate is not None:
-        found.certificates[key] = certificate
+    decided = tuple(Commitment.from_wire(part) for part in items(parts))
+    found.sets[_round_key(rest)] = (decided, certificate_from_wire(proof))
 
 
 def _read_proposed(found: Restored, rest: str, value: Any) -> None:
@@ -218,6 +235,8 @@ def _read_floor(found: Restored, _rest: str, value: Any) -> None:
 _READERS: dict[str, Callable[[Restored, str, Any], None]] = {
     "record": _read_record,
     "vote": _read_vote,
+    "proposal": _read_proposal,
+    "evidence": _read_evidence,
     "lock": _read_lock,
     "set": _read_set,
     "proposed": _read_proposed,
@@ -231,6 +250,10 @@ _READERS: dict[str, Callable[[Restored, str, Any], None]] = {
 
 def _vote_name(vote: Vote) -> str:
     return f"vote/{vote.instance.key}/{vote.attempt}/{int(vote.step)}"
+
+
+def _proposal_name(proposal: Proposal) -> str:
+    return f"proposal/{proposal.instance.key}/{proposal.attempt}"
 
 
 def _place(key: RoundKey) -> str:

@@ -30,7 +30,7 @@ def open_round(state: ProtocolState, key: RoundKey, now: float) -> Round:
     for record in saved.candidates.get(key.number, {}).values():
         place.take_candidate(record)
     if key in saved.sets:
-        place.decide(saved.sets[key], saved.certificates.get(key), now)
+        place.decide(*saved.sets[key], now)
     return place
 
 
@@ -63,7 +63,7 @@ def _withheld(state: ProtocolState, handover: Handover) -> tuple[int, ...]:
     slices = len(handover.slice_norms)
     if state.rounds[handover.key].view == (state.me,):
         return ()
-    return state.pace.withheld(
+    return state.deadlines.pace.withheld(
         handover.key.number % len(state.settings.fragment_sizes),
         slices,
         max(1, handover.payload_bytes // slices),

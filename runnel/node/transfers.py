@@ -105,7 +105,7 @@ class Transfers:
 
     async def _send(self, action: Scatter, piece: PayloadSlice) -> None:
         loop, state = asyncio.get_running_loop(), self._parts.protocol.state
-        moved, meter = 0, state.pace.meter
+        moved, meter = 0, state.deadlines.pace.meter
         meter.begin(loop.time())
         try:
             deadline = loop.time() + state.settings.limits.ceiling_s

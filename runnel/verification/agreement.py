@@ -4,7 +4,7 @@ Follows *The latest gossip on BFT consensus* (Buchman, Kwon, Milosevic), Algorit
 separate valid value and without views of time: its inner rounds are called attempts here, and a
 proposal repeats the locked value together with the prevotes that justify it. Pure: no clock, no
 sockets, no disk. Inputs are methods with `now`; outputs are actions, in order, and a `Persist` must
-be durable before the actions after it are carried out. So a vote can never be forgotten.
+be durable before the actions after it are carried out. So a vote or proposal is never forgotten.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from runnel.verification.votes import (
     Lock,
     Proposal,
     Step,
+    StoreProposal,
     StoreVote,
     Vote,
     check_certificate,
@@ -42,6 +43,7 @@ __all__ = [
     "Lock",
     "Proposal",
     "Step",
+    "StoreProposal",
     "StoreVote",
     "Vote",
     "check_certificate",
@@ -81,8 +83,13 @@ class Agreement:
         self._ballots: dict[tuple[int, Step], Ballots] = {}
         self._lock = Lock(-1, NIL, ())
 
-    def restore(self, votes: Sequence[Vote], lock: Lock | None) -> None:
-        """Resumes exactly where the votes read from disk left off: silence proves there was no vote."""
+    def restore(
+        self, votes: Sequence[Vote], lock: Lock | None, proposals: Sequence[Proposal] = ()
+    ) -> None:
+        """Resumes exactly where what was read from disk left off: silence proves there was no vote."""
+        for proposal in proposals:
+            self._proposals[proposal.attempt] = proposal
+            self.attempt = max(self.attempt, proposal.attempt)
         for vote in votes:
             self._cast(vote)
             if (vote.attempt, vote.step) >= (self.attempt, self.step):
@@ -209,7 +216,7 @@ class Agreement:
             return
         proposal = Proposal(self.instance, self.attempt, value, me, lock.attempt, lock.proof)
         self._proposals[self.attempt] = proposal
-        actions.append(proposal)
+        actions.extend((StoreProposal(proposal), proposal))
 
     def _prevote(self, host: AgreementHost, now: float, actions: list[Action]) -> None:
         if self.step is not Step.PROPOSE:

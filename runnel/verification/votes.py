@@ -91,7 +91,14 @@ class StoreVote:
     lock: Lock | None = None
 
 
-Action = StoreVote | Proposal | Vote | Decided
+@dataclass(frozen=True, slots=True)
+class StoreProposal:
+    """To be durable before anything after it is sent: a proposer says the same again after a crash."""
+
+    proposal: Proposal
+
+
+Action = StoreVote | StoreProposal | Proposal | Vote | Decided
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runnel.dht.wire import unpack
+from runnel.dht.identity import NullSigner
+from runnel.dht.wire import pack, unpack
 from runnel.node.actions import RoundKey
-from runnel.node.records import Record, RecordKind
+from runnel.node.evidence import read_evidence
+from runnel.node.messages import (
+    BranchSign,
+    Cast,
+    Commit,
+    Message,
+    ProposeOutcome,
+    ProposeSet,
+    ResultReady,
+)
+from runnel.node.records import Record, RecordKind, vote_to_wire
 from runnel.optim.store import Reduced
 from runnel.types import Digest, PeerId
-from runnel.verification.votes import Step
-from tests.support.sim_peer import VALUES, SimPeer, bounds_of, peer_name
+from runnel.verification.votes import Step, Vote
+from tests.support.sim_peer import RUN, VALUES, SimPeer, bounds_of, peer_name
 
 if TYPE_CHECKING:
     from tests.support.world import World
@@ -65,12 +76,58 @@ class Checks:
         for key, value in updates.items():
             if value is None:
                 continue
-            if key.startswith("vote/") and self.votes.setdefault((peer.index, key), value) != value:
+            bound = key.startswith(("vote/", "proposal/", "com/"))
+            if bound and self.votes.setdefault((peer.index, key), value) != value:
                 raise Broken("S1 equivocation")
+            if key.startswith("evidence/"):
+                self._justified(value)
             if key.startswith("set/"):
                 decided = unpack(value, max_bytes=1 << 20)[0]  # beside it: one of several proofs
                 if self.sets.setdefault(key, decided) != decided:
                     raise Broken("S1 two sets for one round")
+
+    def _justified(self, value: bytes) -> None:
+        """Evidence proves to anybody what it says, and is never against whoever is honest."""
+        found = read_evidence(value)
+        problem = found.problem(RUN, NullSigner(found.peer).verify)
+        if problem or found.peer not in map(peer_name, self.world.liars):
+            raise Broken(f"E  an honest peer was accused of {found.what}: {problem}")
+
+    def sent(self, peer: SimPeer, message: Message) -> None:
+        """What binds its sender must be on its disk by now."""
+        keys = peer.disk.keys
+        match message:
+            case _ if peer.index in self.world.liars:
+                kept = True
+            case Cast(vote=vote):
+                name = f"vote/{vote.instance.key}/{vote.attempt}/{int(vote.step)}"
+                kept = keys.get(name) == pack(vote_to_wire(vote)) and self._has_value(peer, vote)
+            case Commit(commitment=own):
+                kept = f"com/{own.round}/{own.base.hex()}" in keys
+            case ResultReady(result=result):
+                kept = f"result/{result.root.hex()}" in keys
+            case ProposeSet(proposal=own) | ProposeOutcome(proposal=own):
+                name = f"proposal/{own.instance.key}/{own.attempt}"
+                kept = name in keys or own.proposer != peer.name
+            case BranchSign(vote=vote):
+                kept = f"stop/{vote.instance.base.hex()}" in keys
+            case _:
+                kept = True
+        if not kept:
+            raise Broken(f"S1 a {type(message).__name__} was sent before it was on disk")
+
+    def _has_value(self, peer: SimPeer, vote: Vote) -> bool:
+        """Whether what a vote is for is on its voter's disk: a set, or a record with all its results."""
+        if not vote.value:
+            return True
+        keys, instance = peer.disk.keys, vote.instance
+        if instance.kind == "set":
+            return f"proposed/{instance.round}/{instance.base.hex()}/{vote.value.hex()}" in keys
+        data = keys.get(f"candidate/{instance.round}/{vote.value.hex()}")
+        if data is None:
+            return False
+        record = Record.from_wire(unpack(data, max_bytes=1 << 20))
+        return all(f"result/{piece.root.hex()}" in keys for piece in record.slices)
 
     def reduced(self, root: Digest, reduced: Reduced) -> None:
         self.values[root] = np.frombuffer(reduced.payload, "<i8")
@@ -98,6 +155,8 @@ class Checks:
         if not peers or all(p.chain.number < 0 and p.index >= self.world.count for p in peers):
             return  # nobody who ever held the run is alive
         best = max(peers, key=lambda p: len(p.chain.path))
+        if self.world.kind == "quiet":
+            self._undisturbed(best)
         for peer in peers:
             self._one_chain(peer, best)
             if peer.chain.number - mark.get(peer.index, 0) < 3:
@@ -108,6 +167,15 @@ class Checks:
         if set(best.chain.head.view) - {p.name for p in peers}:
             raise Broken("L  a dead member stays in the view")
         self.world.stats["rounds"] += best.chain.number
+
+    def _undisturbed(self, best: SimPeer) -> None:
+        """Where nothing fails nothing is given up, and hardly anybody left out: a message may be late."""
+        records = [best.chain.record(name) for name in best.chain.path[1:]]
+        if any(record.kind is not RecordKind.ROUND for record in records):
+            raise Broken("C  something was given up without a fault")
+        without = sum(len(record.contributors) < len(record.view) for record in records)
+        if without > 0.05 * len(records):
+            raise Broken(f"C  somebody was left out in {without} of {len(records)} rounds")
 
     def _one_chain(self, peer: SimPeer, best: SimPeer) -> None:
         meet = min(len(peer.chain.path), len(best.chain.path))
@@ -145,6 +213,10 @@ class Checks:
             return change
         path = peer.chain.lineage(record.parent)
         key = RoundKey(record.number, peer.chain.base_of(record.number, path))
+        used = {place for piece in record.slices for place in piece.included}
+        tokens = sum(record.shares[place].tokens for place in used)
+        if record.tokens != peer.chain.record(record.parent).tokens + tokens:
+            raise Broken("S3 tokens were lost or counted twice")
         fragment, bounds = record.number % self.world.fragments, bounds_of(len(record.slices))
         for index, ((low, high), piece) in enumerate(zip(bounds, record.slices, strict=True)):
             total = np.zeros(high - low, dtype=np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,41 @@ if TYPE_CHECKING:
     from tests.support.world import World
 
 QUIET_AT = 120.0
-"""From here on nothing fails any more."""
+"""From here on nothing fails any more, in most schedules."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is particular to schedules of one kind.
+
+    `forwards`: whether members pass on what others cannot send each other. `pace` scales the time
+    that training takes.
+    """
+
+    quiet_at: float = QUIET_AT
+    forwards: bool = True
+    pace: float = 1.0
+
+
+SHAPES = {
+    "halves": Shape(forwards=False),
+    "line": Shape(forwards=False),
+    "apart": Shape(quiet_at=300.0, forwards=False, pace=0.1),
+    "shrink": Shape(),
+    "joiners": Shape(),
+    "clock": Shape(),
+    "late": Shape(),
+}
+"""Schedules of one kind of fault only; they are asked for by name."""
+
+FOUNDERS = {
+    "halves": (2, 4, 6),
+    "line": (3, 4, 5),
+    "apart": (4, 5, 6),
+    "shrink": (2, 3, 4),
+    "joiners": (1, 2, 3),
+}
+"""How many founders they have, where that matters."""
 
 KINDS = (
     "calm",
@@ -31,16 +65,24 @@ TAGS = ("Store", "Send", "Scatter", "Reduce", "Adopt", "Prepare", "Fetch", None)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens, to which peer; `tag` for a crash, `until` for a freeze."""
+    """What happens, to which peer (-1: all).
+
+    `tag` for a crash, `until` for a freeze, `blocked` for a cut of a set shape, `seconds` for a clock.
+    """
 
     kind: str
     index: int = -1
     tag: str | None = None
     until: float = 0.0
+    blocked: frozenset[tuple[int, int]] | None = None
+    seconds: float = 0.0
 
 
 def plan(rng: Random, kind: str, count: int) -> list[tuple[float, Fault]]:
     """The faults of a schedule of `count` founders, with their times."""
+    if kind in SHAPES:
+        quiet_at = SHAPES[kind].quiet_at
+        return [*_PLANS[kind](rng, count), (quiet_at, Fault("quiet"))]
     faults: list[tuple[float, Fault]] = []
     if kind in ("crash", "both", "minority"):
         for _ in range(rng.randint(1, 6)):
@@ -87,6 +129,96 @@ def _comings_and_goings(rng: Random, kind: str, count: int) -> list[tuple[float,
     return faults
 
 
+def _halves(rng: Random, count: int) -> list[tuple[float, Fault]]:
+    """Two equal halves that cannot meet, once or twice, with a crash now and then."""
+    faults: list[tuple[float, Fault]] = []
+    for start in (3.0, 60.0)[: rng.randint(1, 2)]:
+        one = set(rng.sample(range(count), count // 2))
+        when = rng.uniform(start, start + 20)
+        faults += _between(_across(one, count), when, when + rng.uniform(5, 45))
+    return [*faults, *(_crash(rng, rng.randrange(count)) if rng.random() < 0.5 else ())]
+
+
+def _line(rng: Random, count: int) -> list[tuple[float, Fault]]:
+    """Each reaches its neighbours only, and nobody forwards: A-B, B-C, not A-C."""
+    order = rng.sample(range(count), count)
+    near = {frozenset(pair) for pair in pairwise(order)}
+    apart = frozenset(pair for pair in combinations(range(count), 2) if {*pair} not in near)
+    when = rng.uniform(3, 30)
+    faults = _between(apart, when, rng.uniform(when + 30, QUIET_AT))
+    return [*faults, *(_crash(rng, rng.randrange(count)) if rng.random() < 0.5 else ())]
+
+
+def _apart(rng: Random, count: int) -> list[tuple[float, Fault]]:
+    """Two groups, none of them a single peer, that go on without each other for over a hundred rounds."""
+    one = set(rng.sample(range(count), count // 2))
+    return _between(_across(one, count), rng.uniform(3, 10), SHAPES["apart"].quiet_at - 1)
+
+
+def _shrink(rng: Random, count: int) -> list[tuple[float, Fault]]:
+    """All but one die or leave, one after the other; later some of them and newcomers come."""
+    faults: list[tuple[float, Fault]] = []
+    *others, last = rng.sample(range(count), count)
+    when = rng.uniform(3, 10)
+    for index in others:
+        kind = rng.choice(("leave", "doom", "doom"))
+        faults.append((when, Fault(kind, index, rng.choice(TAGS))))
+        if kind == "doom":
+            faults.append((rng.uniform(80, QUIET_AT), Fault("restart", index)))
+        when += rng.choice((0.5, 10, 25))
+    if rng.random() < 0.5:
+        faults += _crash(rng, last)
+    joins = [(rng.uniform(60, QUIET_AT), Fault("join", count + i)) for i in range(2)]
+    return [*faults, *joins]
+
+
+def _joiners(rng: Random, count: int) -> list[tuple[float, Fault]]:
+    """Newcomers all the time, most of which die soon: before they are let in, or right after."""
+    faults: list[tuple[float, Fault]] = []
+    for index in range(count, count + 8):
+        when = rng.uniform(3, QUIET_AT - 10)
+        faults.append((when, Fault("join", index)))
+        if rng.random() < 0.7:
+            faults.append((when + rng.uniform(0.5, 15), Fault("dead", index, rng.choice(TAGS))))
+    return faults
+
+
+def _clock(rng: Random, count: int) -> list[tuple[float, Fault]]:
+    """Clocks jump ahead, by the same amount for all or for one of them alone, up to an hour."""
+    faults: list[tuple[float, Fault]] = []
+    for _ in range(rng.randint(1, 4)):
+        index = rng.choice((-1, rng.randrange(count)))
+        jump = Fault("clock", index, seconds=rng.choice((7.0, 60.0, 3600.0)))
+        faults.append((rng.uniform(3, QUIET_AT), jump))
+    return faults
+
+
+def _late(rng: Random, count: int) -> list[tuple[float, Fault]]:
+    """Messages come twice and up to a minute late (see `Links`), while peers crash."""
+    return [fault for _ in range(rng.randint(0, 3)) for fault in _crash(rng, rng.randrange(count))]
+
+
+_PLANS = {
+    "halves": _halves,
+    "line": _line,
+    "apart": _apart,
+    "shrink": _shrink,
+    "joiners": _joiners,
+    "clock": _clock,
+    "late": _late,
+}
+
+
+def _across(one: set[int], count: int) -> frozenset[tuple[int, int]]:
+    return frozenset((a, b) for a, b in combinations(range(count), 2) if (a in one) != (b in one))
+
+
+def _between(
+    blocked: frozenset[tuple[int, int]], start: float, end: float
+) -> list[tuple[float, Fault]]:
+    return [(start, Fault("cut", blocked=blocked)), (end, Fault("heal"))]
+
+
 def strike(world: World, fault: Fault) -> None:
     """Lets a fault happen."""
     index = fault.index
@@ -108,9 +240,14 @@ def strike(world: World, fault: Fault) -> None:
         case "leave" if index in world.peers:
             world.peers[index].protocol.state.members.leaving = True
         case "cut":
-            world.blocked = _cut(world.rng, list(world.disks))
+            world.blocked = (
+                _cut(world.rng, list(world.disks)) if fault.blocked is None else fault.blocked
+            )
         case "heal":
             world.blocked = frozenset()
+        case "clock":
+            for peer in list(world.peers) if index < 0 else [index]:
+                world.ahead[peer] = world.ahead.get(peer, 0.0) + fault.seconds
         case "quiet":
             _quiet(world)
 

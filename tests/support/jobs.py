@@ -12,7 +12,6 @@ from runnel.node import actions as act
 from runnel.node.records import Record, RecordKind, SliceResult
 from runnel.optim.store import Outcome
 from tests.support.checks import Broken
-from tests.support.faults import QUIET_AT
 from tests.support.integers import drift_of
 from tests.support.sim_peer import VALUES, SimPeer, bounds_of, peer_name
 
@@ -61,7 +60,7 @@ class Jobs:
 
     def _training_s(self, peer: SimPeer) -> float:
         """Rounds take longer once nothing happens any more, so that a schedule does not."""
-        calm = 4.0 if self.world.now > QUIET_AT + 40 else 1.0
+        calm = 4.0 if self.world.now > self.world.shape.quiet_at + 40 else self.world.shape.pace
         return calm * self.world.slow.get(peer.index, 1.0) * self.world.rng.uniform(0.3, 2)
 
     def _transfer_s(self) -> float:
@@ -98,8 +97,8 @@ class Jobs:
         peer.disk.in_w[fragment] = drift_of(encoded, unsent)
         world.checks.handed(peer, fragment)
         root = digest(*encoded.payloads)
-        handover = act.Handover(action.key, root, encoded.norms, 1, 1, 0.0, 8, {})
-        world.carry(peer, peer.protocol.handed_over(handover, 0, world.now))
+        handover = act.Handover(action.key, root, encoded.norms, peer.index + 1, 1, 0.0, 8, {})
+        world.carry(peer, peer.protocol.handed_over(handover, 0, world.time_of(peer)))
         world.checks.conserved(peer)
 
     def _deliver(self, peer: SimPeer, action: act.Scatter) -> None:
@@ -113,7 +112,7 @@ class Jobs:
             world.at(world.now + RETRY_S, "later", peer, peer.protocol.scatter_failed, *failed)
             return
         arrived = (action.key, action.slice_index, action.commitment)
-        world.carry(target, target.protocol.slice_arrived(*arrived, world.now))
+        world.carry(target, target.protocol.slice_arrived(*arrived, world.time_of(target)))
 
     def _reduce(self, peer: SimPeer, action: act.Reduce) -> None:
         world, index = self.world, action.slice_index
@@ -132,7 +131,7 @@ class Jobs:
         peer.disk.results[root], peer.disk.losses[root] = reduced.payload, reduced.loss
         world.checks.reduced(root, reduced)
         result = SliceResult(root, peer.name, action.included)
-        world.carry(peer, peer.protocol.reduced(action.key, index, result, 8, world.now))
+        world.carry(peer, peer.protocol.reduced(action.key, index, result, 8, world.time_of(peer)))
 
     def _fetch(self, peer: SimPeer, action: act.Fetch) -> None:
         world = self.world
@@ -141,7 +140,7 @@ class Jobs:
                 held = action.root in other.disk.results and other is not peer
                 if held and world.reachable(peer.index, other.index):
                     peer.disk.results[action.root] = other.disk.results[action.root]
-                    world.carry(peer, peer.protocol.result_held(action.root, world.now))
+                    world.carry(peer, peer.protocol.result_held(action.root, world.time_of(peer)))
                     world.checks.conserved(peer)
                     return
         failed = peer.protocol.fetch_failed
@@ -154,7 +153,7 @@ class Jobs:
         payloads = [peer.disk.results[piece.root] for piece in action.slices]
         bounds = bounds_of(len(action.slices))
         root = peer.store.prepare(action.slices, place.fragment, bounds, payloads, final=False)
-        now = self.world.now
+        now = self.world.time_of(peer)
         self.world.carry(peer, peer.protocol.prepared(action.key, action.slices, root, now))
         self.world.checks.conserved(peer)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -106,6 +108,23 @@ class Ledger:
         self.on_chain = self.on_chain + mine - array(losses)
         self.records.append((outcome, *before))
 
+    def live(self, rng: Random, events: int) -> None:
+        """So many random events, checked one by one."""
+        happen: tuple[Callable[[], None], ...] = (
+            lambda: self.train(_pair(rng)),
+            self.merge,
+            self.hand_over,
+            lambda: self.decide(rng.randrange(4), _flags(rng), _pair(rng), _flags(rng)),
+            lambda: self.decide(rng.randrange(4), (True, True), _pair(rng), _flags(rng)),
+            self.abort,
+            self.give_up,
+            self.restart,
+        )
+        often = (6, 4, 6, 4, 2, 1, 1, 1)
+        for event in rng.choices(happen, often, k=events):
+            event()
+            self.check()
+
     def abort(self) -> None:
         for key in self.open:
             self.store.forget(key)
@@ -133,3 +152,11 @@ class Ledger:
 
     def _take(self, delta: Any) -> None:
         self.merges.append(delta)
+
+
+def _pair(rng: Random) -> Pair:
+    return rng.randint(-9, 9), rng.randint(-9, 9)
+
+
+def _flags(rng: Random) -> Flags:
+    return rng.random() < 0.5, rng.random() < 0.5

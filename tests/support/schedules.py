@@ -14,13 +14,13 @@ from tests.support.world import World
 __all__ = ["Broken", "World", "run_seed"]
 
 
-def run_seed(seed: int, *, calm: bool = False) -> Counter[str]:
-    """Runs one schedule.
+def run_seed(seed: int, *, calm: bool = False, kind: str = "") -> Counter[str]:
+    """Runs one schedule; of one of `faults.SHAPES` if a `kind` is given.
 
     Raises:
         Broken: with the seed and the first promise that did not hold.
     """
     try:
-        return World(seed, calm=calm).run()
+        return World(seed, calm=calm, kind=kind).run()
     except Broken as error:
-        raise Broken(f"seed {seed}: {error}") from error
+        raise Broken(f"seed {seed} {kind}: {error}") from error

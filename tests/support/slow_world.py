@@ -16,6 +16,7 @@ from runnel.node.actions import RoundKey, WantHandover
 from runnel.node.outcomes import genesis_record
 from runnel.node.records import Record, RecordKind
 from tests.support.checks import Checks
+from tests.support.faults import Shape
 from tests.support.jobs import Jobs
 from tests.support.sim_peer import SimPeer, peer_name
 from tests.support.world import Links, World
@@ -75,7 +76,8 @@ class SlowWorld(World):
         self.now, self.queue = 0.0, []
         self.disks, self.peers = {}, {}
         self.gone, self.doomed, self.blocked = set(), {}, frozenset()
-        self.frozen, self.slow, self.stats = {}, {}, Counter()
+        self.frozen, self.slow, self.ahead, self.stats = {}, {}, {}, Counter()
+        self.shape = Shape()
         self.checks = Checks(self)
         self._jobs = self._slow_jobs = SlowJobs(self)
         self._ordered = self._sent = 0

@@ -20,19 +20,22 @@ from tests.support.checks import Broken, Checks
 from tests.support.jobs import Jobs
 from tests.support.sim_peer import RUN, Disk, SimPeer, peer_name
 
-END = 340.0
-_MARK = END - 80
+SETTLING_S = 220.0
+"""How long a schedule goes on once nothing fails any more."""
+_MARK_S = 80.0
 _CODED_EVERY = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """How bad the network is: chances of loss (of messages, of transfers) and duplication, delay."""
+    """How bad the network is: chances of loss (of messages, of transfers), duplication, delay and of being late."""
 
     loss: float
     bulk_loss: float
     duplicates: float
     delay_s: float
+    late: float = 0.02
+    latest_s: float = 4.0
 
     @staticmethod
     def drawn(rng: Random) -> Links:
@@ -44,17 +47,20 @@ class Links:
         )
 
     def calmed(self) -> Links:
-        return replace(self, loss=min(self.loss, 0.02), bulk_loss=0.0)
+        return replace(self, loss=min(self.loss, 0.02), bulk_loss=0.0, late=0.02, latest_s=4.0)
 
 
 class World:
     """Peers, the events to come, and what went wrong so far. Equal seeds give equal worlds."""
 
-    def __init__(self, seed: int, *, calm: bool = False) -> None:
+    liars: frozenset[int] = frozenset()
+
+    def __init__(self, seed: int, *, calm: bool = False, kind: str = "") -> None:
         self.rng = rng = Random(seed)
         whole = rng.random() < 0.3
         self.open_rounds, self.fragments = (1, 1) if whole else (2, 4)
-        self.count = rng.choice((1, 2, 2, 3, 3, 4, 5, 6))
+        self.count = rng.choice(self.founders(kind))
+        self.shape = faults.SHAPES.get(kind, faults.Shape())
         self.links = Links.drawn(rng)
         self.genesis = genesis_record(tuple(map(peer_name, range(self.count))), digest(b"zero"))
         self.now = 0.0
@@ -66,6 +72,7 @@ class World:
         self.blocked: frozenset[tuple[int, int]] = frozenset()
         self.frozen: dict[int, float] = {}
         self.slow: dict[int, float] = {}
+        self.ahead: dict[int, float] = {}
         self.stats: Counter[str] = Counter()
         self.checks = Checks(self)
         self._jobs = Jobs(self)
@@ -73,13 +80,19 @@ class World:
         self._near: dict[Any, set[int]] = {}
         for index in range(self.count):
             self.boot(index)
-        self.kind = self._prepare_faults(calm=calm)
+        self.kind = self._prepare_faults(kind, calm=calm)
 
-    def _prepare_faults(self, *, calm: bool) -> str:
+    def founders(self, kind: str) -> tuple[int, ...]:
+        """How many founders there may be, in a schedule of this kind."""
+        return faults.FOUNDERS.get(kind, (1, 2, 2, 3, 3, 4, 5, 6))
+
+    def _prepare_faults(self, kind: str, *, calm: bool) -> str:
         if calm:
             self.links = Links(0, 0, 0, self.links.delay_s)
-            return "calm"
-        kind = self.rng.choice(faults.KINDS)
+            return "quiet"
+        kind = kind or self.rng.choice(faults.KINDS)
+        if kind == "late":
+            self.links = replace(self.links, duplicates=0.5, late=0.1, latest_s=60.0)
         if self.rng.random() < 0.2:
             self.slow[self.rng.randrange(self.count)] = 4.0
         for when, fault in faults.plan(self.rng, kind, self.count):
@@ -101,7 +114,7 @@ class World:
             self.genesis,
             open_rounds=self.open_rounds,
             fragments=self.fragments,
-            now=self.now,
+            now=self.now + self.ahead.get(index, 0.0),
         )
         self.peers[index] = peer
         self.checks.booted(peer, first=first)
@@ -116,6 +129,8 @@ class World:
         """Members forward for each other: reachable while any path of live peers connects them."""
         if not self.blocked:
             return True
+        if not self.shape.forwards:
+            return (min(a, b), max(a, b)) not in self.blocked
         place = (a, tuple(self.peers), self.blocked)
         if place not in self._near:
             seen, todo = {a}, [a]
@@ -125,6 +140,10 @@ class World:
                 seen.update(near)
             self._near[place] = seen
         return b in self._near[place]
+
+    def time_of(self, peer: SimPeer) -> float:
+        """What a peer's clock shows."""
+        return self.now + self.ahead.get(peer.index, 0.0)
 
     # -- carrying out actions
 
@@ -145,6 +164,7 @@ class World:
     def _send(self, peer: SimPeer, message: Message, to: PeerId | None) -> None:
         rng, links = self.rng, self.links
         self._sent += 1
+        self.checks.sent(peer, message)
         if self._sent % _CODED_EVERY == 0:  # not each: half of the time would go there
             message = decode(RUN, encode(RUN, message))
         for other in list(self.peers.values()):
@@ -155,7 +175,7 @@ class World:
             for _ in range(1 + (rng.random() < links.duplicates)):
                 if rng.random() >= links.loss:
                     delay = rng.uniform(0.01, links.delay_s)
-                    delay += rng.uniform(0, 4) if rng.random() < 0.02 else 0
+                    delay += rng.uniform(0, links.latest_s) if rng.random() < links.late else 0
                     self.at(self.now + delay, "message", other.index, peer.name, message)
 
     # -- time
@@ -167,9 +187,10 @@ class World:
             Broken: a promise did not hold.
         """
         mark: dict[int, int] | None = None
-        while self.queue and self.now < END:
+        end = self.shape.quiet_at + SETTLING_S
+        while self.queue and self.now < end:
             self.step()
-            if mark is None and self.now > _MARK:
+            if mark is None and self.now > end - _MARK_S:
                 mark = {i: p.chain.number for i, p in self.peers.items()}
         self.checks.final(mark or {})
         return self.stats
@@ -197,12 +218,16 @@ class World:
             return
         head = peer.chain.path[-1]
         try:
-            todo = peer.protocol.receive(sender, message, self.now)
+            todo = peer.protocol.receive(sender, message, self.time_of(peer))
         except PeerError as error:
-            raise Broken(f"L  an honest message was refused: {error}") from error
+            self._refused(sender, error)
+            return
         self.carry(peer, todo)
         if peer.chain.path[-1] != head:
             self.checks.conserved(peer)
+
+    def _refused(self, sender: PeerId, error: PeerError) -> None:
+        raise Broken(f"L  an honest message was refused: {error}") from error
 
     def _on_tick(self, peer: SimPeer) -> None:
         index = peer.index
@@ -212,7 +237,7 @@ class World:
             self.at(self.frozen[index] + self.rng.random(), "tick", peer)
             return
         self._jobs.train(peer)
-        self.carry(peer, peer.protocol.tick(self.now))
+        self.carry(peer, peer.protocol.tick(self.time_of(peer)))
         self.checks.conserved(peer)
         self.at(self.now + self.rng.uniform(0.4, 0.6), "tick", peer)
         chain, numbers = peer.chain, range(peer.chain.number + 1, peer.chain.number + 3)

@@ -101,9 +101,11 @@ def test_a_higher_attempt_beats_a_lower() -> None:
 
 
 def test_between_branches_more_listed_voters_win_then_the_smaller_hash() -> None:
-    two, one = branch(PARENT, listed=2), branch(PARENT, listed=1, nonce=b"x")
-    assert fork(one, 0, two, 0)
-    assert not fork(two, 0, one, 0)
+    two = branch(PARENT, listed=2)
+    for nonce in range(64):  # whatever the hashes
+        one = branch(PARENT, listed=1, nonce=bytes([nonce]))
+        assert fork(one, 0, two, 0)
+        assert not fork(two, 0, one, 0)
     low, high = sorted(
         (branch(PARENT, listed=1, nonce=bytes([i])) for i in range(2)), key=lambda r: r.hash
     )

@@ -83,7 +83,7 @@ def test_what_was_written_comes_back() -> None:
     assert found.locks == {SET.key: Lock(0, VALUE, PROOF.votes)}
     assert found.proposed == {KEY: {VALUE: COMMITMENTS}}
     assert found.candidates == {1: {SECOND.hash: SECOND}}
-    assert (found.sets, found.certificates) == ({KEY: COMMITMENTS}, {KEY: PROOF})
+    assert found.sets == {KEY: (COMMITMENTS, PROOF)}
     assert found.commits == {KEY: COMMITMENTS[0]}
     assert (found.stops, found.results) == ({FIRST.hash}, {name("result")})
 

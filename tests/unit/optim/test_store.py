@@ -5,6 +5,7 @@ Integers stand for values, so that "exactly" means equal. Two values, two slices
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,11 @@ def test_what_a_peer_learned_is_never_lost_and_never_counted_twice(
     for name, *arguments in events:
         getattr(ledger, name)(*arguments)
         ledger.check()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_long_random_life_loses_nothing_and_counts_nothing_twice(seed: int) -> None:
+    Ledger().live(Random(seed), events=600)
 
 
 def handed(learned: Pair = (5, -3)) -> Ledger:

@@ -18,6 +18,7 @@ from runnel.verification.agreement import (
     Lock,
     Proposal,
     Step,
+    StoreProposal,
     StoreVote,
     Vote,
     check_certificate,
@@ -88,6 +89,19 @@ def test_a_locked_value_is_proposed_again_with_its_proof_after_a_restart() -> No
     proposal = next(a for a in actions if isinstance(a, Proposal))
     assert (proposal.value, proposal.attempt, proposal.lock_attempt) == (X, 1, 0)
     assert {v.voter for v in proposal.proof} == set(others)
+
+
+def test_a_restart_proposes_again_what_it_proposed() -> None:
+    me = electorate(3).proposer(0)
+    actions = machine(me, 3).advance(Host(), 0.0)
+    stored = [a for a in actions if isinstance(a, StoreProposal)]
+    sent = [a for a in actions if isinstance(a, Proposal)]
+    assert [s.proposal for s in stored] == sent
+    assert actions.index(stored[0]) < actions.index(sent[0])
+    again = machine(me, 3)
+    again.restore([], None, sent)
+    assert again.repeats() == sent
+    assert not any(isinstance(a, Proposal) for a in again.advance(Host(value=Y), 0.1))
 
 
 # -- locks and proofs
@@ -164,6 +178,16 @@ def test_a_lock_cannot_be_of_the_attempt_it_is_proposed_in() -> None:
     attempt, proposer = other_attempt(subject)
     proof = tuple(vote(p, Y, attempt=attempt) for p in others)
     assert prevoted(subject, Proposal(INSTANCE, attempt, Y, proposer, attempt, proof)) == []
+
+
+def test_a_quorum_of_prevotes_locks_and_does_not_decide() -> None:
+    subject, proposer, others = follower()
+    subject.on_proposal(Proposal(INSTANCE, 0, X, proposer), 0.0)
+    subject.on_vote(vote(others[0], X), 0.0)
+    actions = subject.advance(Host(), 0.0)
+    assert votes_in(actions)[-1] == (0, Step.PRECOMMIT, X)
+    assert not any(isinstance(action, Decided) for action in actions)
+    assert not subject.decided
 
 
 # -- certificates
