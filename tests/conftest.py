@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.util
 import os
 import signal
 import threading
@@ -35,14 +36,27 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 LEAK_GRACE_S = 5.0
 """How long a test's threads, tasks and children may take to go after it has returned."""
 
+DESCRIPTORS = "/proc/self/fd"
+SYSTEM = ("/dev/", "/proc/", "/sys/", "/memfd:")
+"""What libraries keep open: devices, and what the system says of itself."""
+
 POOLS = ("pydevd", "numba", "tqdm", "ThreadPoolExecutor-torch", "raylet", "torch", "Trio thread")
 """Names of threads that libraries start once and keep, or for ten idle seconds."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def opened_once() -> None:
+    """What uvloop's library opens with the first loop, and keeps, is no test's leak."""
+    uvloop = importlib.util.find_spec("uvloop") and importlib.import_module("uvloop")
+    if uvloop:
+        uvloop.new_event_loop().close()
+
+
 @pytest.fixture(autouse=True)
 def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fails a test that leaves a thread, a child process or an asyncio task behind."""
+    """Fails a test that leaves a thread, a child process, an asyncio task, a file, socket or pipe behind."""
     threads, children, tasks = set(threading.enumerate()), _children(), _pending_tasks()
+    opened = _open_things()
     yield
     leaks = {
         "threads": lambda: sorted(
@@ -52,6 +66,7 @@ def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
             f"{name} (pid {pid})" for pid, name in _children().items() if pid not in children
         ),
         "asyncio tasks": lambda: sorted(_pending_tasks() - tasks),
+        "open files, sockets or pipes": lambda: _opened_since(opened),
     }
     for what, remaining in leaks.items():
         left = _after_grace(remaining)
@@ -88,6 +103,30 @@ def _has_children() -> bool:
         return any(task.read_bytes() for task in Path("/proc/self/task").glob("*/children"))
     except OSError:  # another system, or a thread that ended just now
         return True
+
+
+def _opened_since(before: set[tuple[int, str]]) -> list[str]:
+    """Files, sockets and pipes that are open now and were not; what nobody holds is no leak."""
+    if _open_things() - before:
+        gc.collect()
+    return sorted(f"{target} (descriptor {number})" for number, target in _open_things() - before)
+
+
+def _open_things() -> set[tuple[int, str]]:
+    """Descriptors of this process and what they are of; Linux tells, elsewhere nothing is known."""
+    found = set()
+    try:
+        numbers = os.listdir(DESCRIPTORS)
+    except OSError:  # another system
+        return set()
+    for number in numbers:
+        try:
+            target = str(Path(DESCRIPTORS, number).readlink())
+        except OSError:  # the listing's own, or one that closed just now
+            continue
+        if target.startswith(("socket:", "pipe:", "/")) and not target.startswith(SYSTEM):
+            found.add((int(number), target))
+    return found
 
 
 def _pending_tasks() -> set[str]:

@@ -105,7 +105,7 @@ class SignedRecordValidator:
                 f"a record that expires in {expires_s - now_s:.0f} s; at most {self._max_ttl_s:.0f} s"
             )
         packed = pack(value)
-        message = _message(key_id, self._signer.peer_id, packed, expires_s)
+        message = statement(key_id, self._signer.peer_id, packed, expires_s)
         return Record(key_id, self.own_subkey, packed + self._signer.sign(message), expires_s)
 
     def check(self, record: Record) -> bool:
@@ -134,7 +134,7 @@ class SignedRecordValidator:
             self._verified.move_to_end(name)
             return
         packed, signature = record.stored[:-SIGNATURE_BYTES], record.stored[-SIGNATURE_BYTES:]
-        message = _message(record.key_id, author, packed, record.expires_s)
+        message = statement(record.key_id, author, packed, record.expires_s)
         if not self._signer.verify(author, message, signature):
             raise PeerError("signature", "not the author's for this record")
         _value(packed)
@@ -183,5 +183,6 @@ def _value(packed: bytes) -> bytes:
     return value
 
 
-def _message(key_id: bytes, author: PeerId, packed: bytes, expires_s: float) -> bytes:
+def statement(key_id: bytes, author: PeerId, packed: bytes, expires_s: float) -> bytes:
+    """The bytes that `author` signs; `packed` is the value's encoding."""
     return pack([_TYPE, key_id, author, packed, expires_s])

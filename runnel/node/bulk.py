@@ -42,9 +42,10 @@ class PayloadSlice:
     payload: bytes | memoryview
 
     def header(self) -> bytes:
-        """All but the payload, canonical."""
+        """What precedes the payload: all but that, canonical, after its length."""
         key = self.key
-        return pack([key.number, key.base, self.index, self.commitment, list(self.path)])
+        fields = pack([key.number, key.base, self.index, self.commitment, list(self.path)])
+        return _HEADER.pack(len(fields)) + fields
 
 
 SliceTaker = Callable[[PeerId, PayloadSlice], Awaitable[None]]
@@ -130,7 +131,7 @@ class Bulk:
         header = piece.header()
         stream = await self._transport.open(to, SLICE_PROTOCOL, deadline=deadline)
         try:
-            await stream.send(_HEADER.pack(len(header)), header, piece.payload, deadline=deadline)
+            await stream.send(header, piece.payload, deadline=deadline)
             answer = await stream.receive(max_bytes=1, deadline=deadline)
         finally:
             await stream.aclose()
@@ -206,7 +207,7 @@ class Bulk:
         finally:
             del self._incoming[stream]
         try:
-            await self._take(stream.remote, _read_slice(data))
+            await self._take(stream.remote, read_slice(data))
             answer = b"\x01"
         except PeerError:
             answer = b"\x00"
@@ -222,7 +223,8 @@ class Bulk:
             await stream.send(b"\x01", data, deadline=deadline)
 
 
-def _read_slice(data: memoryview) -> PayloadSlice:
+def read_slice(data: memoryview) -> PayloadSlice:
+    """The slice that a message holds; its payload is a view of `data`. PeerError for anything malformed."""
     if len(data) < _HEADER.size:
         raise PeerError("malformed", "a slice without a header")
     (size,) = _HEADER.unpack_from(data)

@@ -9,7 +9,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -23,6 +23,7 @@ HOME_VARIABLE = "RUNNEL_HOME"
 LOG_VARIABLE = "RUNNEL_LOG"
 NETWORK_VARIABLE = "RUNNEL_NETWORK"
 RELAY_VARIABLE = "RUNNEL_RELAY"
+LOOPBACK = "127.0.0.1"
 ANY_HOST = "0.0.0.0"  # noqa: S104 - a peer that others cannot reach is of little use
 NOWHERE = "none"
 """The host of peers that listen nowhere: others use the connections that they open."""
@@ -31,6 +32,42 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 NETWORKS = ("auto", "daemon", "libp2p")
 MAX_CODEC_THREADS = 16
 _ANNOUNCED = re.compile(r"/(?:ip4|ip6|dns|dns4|dns6)/[^/\s]+/tcp/[1-9][0-9]{0,4}")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsAddress:
+    """Where figures for monitoring are served: an IP address of this machine and a TCP port, 0 for any.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    host: str
+    port: int
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        _check_range("metrics port", self.port, 0, 65_535)
+        _check_ip("metrics host", self.host)
+
+    @classmethod
+    def parse(cls, text: str | int) -> Self:
+        """``9090`` is that port of this machine alone; ``0.0.0.0:9090`` and ``[::]:9090`` name a host.
+
+        Raises:
+            ConfigError: another form, or a value out of range.
+        """
+        host, colon, port = str(text).rpartition(":")
+        if not port.isascii() or not port.isdigit() or (colon and not host):
+            raise ConfigError(
+                f"metrics is {text!r}, expected a port such as 9090, or an IP address of this machine"
+                " and a port such as 0.0.0.0:9090: correct it"
+            )
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        return cls(bare or LOOPBACK, int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +84,7 @@ class MachineConfig:
         codec_threads: threads that encode, decode and apply outer steps.
         log_level: one of `LOG_LEVELS`.
         network: one of `NETWORKS`: through the daemon, by libp2p for Python, or by what is here.
+        metrics: where figures for monitoring are served; None is nowhere.
 
     Raises:
         ConfigError: a value out of range.
@@ -61,6 +99,7 @@ class MachineConfig:
     codec_threads: int = 1
     log_level: str = "INFO"
     network: str = "auto"
+    metrics: MetricsAddress | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -89,13 +128,7 @@ class MachineConfig:
                     " out --port and --announce, or --host"
                 )
             return
-        try:
-            ipaddress.ip_address(self.listen_host)
-        except ValueError:
-            raise ConfigError(
-                f"host is {self.listen_host!r}, expected an IP address of this machine: use"
-                " 0.0.0.0 for all of them or 127.0.0.1 for this machine only"
-            ) from None
+        _check_ip("host", self.listen_host)
 
     @property
     def dials_only(self) -> bool:
@@ -135,6 +168,16 @@ class MachineConfig:
             log_level=os.environ.get(LOG_VARIABLE, "INFO").upper(),
             network=network or os.environ.get(NETWORK_VARIABLE, "auto"),
         )
+
+    def serving(self, metrics: str | int | None) -> Self:
+        """With figures for monitoring at a port of this machine, or "HOST:PORT"; "" and None for none.
+
+        Raises:
+            ConfigError: not such an address.
+        """
+        if metrics in {None, ""}:
+            return self
+        return replace(self, metrics=MetricsAddress.parse(metrics))
 
     def run_folder(self, name: str, run_id: bytes) -> Path:
         """Where the state of a run lives: ``home/runs/NAME-XXXXXXXX``."""
@@ -232,6 +275,16 @@ def _check_host(host: str) -> None:
             f"host is {host!r}, which cannot be listened on ({(error.strerror or '').lower()}),"
             f" expected an IP address of this machine: use another --host, {ANY_HOST} for all of them"
             " or 127.0.0.1 for this machine only; --announce names one that others shall use"
+        ) from None
+
+
+def _check_ip(name: str, host: str) -> None:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ConfigError(
+            f"{name} is {host!r}, expected an IP address of this machine: use"
+            " 0.0.0.0 for all of them or 127.0.0.1 for this machine only"
         ) from None
 
 

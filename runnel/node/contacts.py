@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from runnel.hashing import digest
 from runnel.node.protocol_state import ProtocolState
 from runnel.types import PeerId
 
 NEAR_S = 10.0
 """How long a peer that was heard still counts as near."""
 _MAX_CONTACTS = 256
+_MAX_SEEDS = 64
 _MAX_GUESTS = 64
 """To so many peers that are no members everything is sent: whoever wants in must hear it."""
 
@@ -21,6 +23,7 @@ class Contacts:
         self._state = state
         self._heard: dict[PeerId, float] = {}
         self._seeds: set[PeerId] = set()
+        self._turn = 0
 
     def heard(self, peer: PeerId, now: float) -> None:
         """Notes that a peer of the run spoke to us."""
@@ -29,8 +32,19 @@ class Contacts:
             del self._heard[min(self._heard, key=lambda known: self._heard[known])]
 
     def seed(self, peers: Iterable[PeerId]) -> None:
-        """Notes peers that a directory or an invite named: spoken to while we hear too few others."""
-        self._seeds = set(peers) - {self._state.me}
+        """Notes peers that a directory or an invite named, and speaks to them until it names others.
+
+        Anybody may write into the directory: of many another part has its turn each time.
+        """
+        self._turn += 1
+        turn = self._turn.to_bytes(8, "big")
+        drawn = sorted({*peers} - {self._state.me}, key=lambda peer: digest(turn, peer))
+        self._seeds = set(drawn[:_MAX_SEEDS])
+
+    def others(self) -> list[PeerId]:
+        """The members of the newest view without this peer."""
+        state = self._state
+        return [peer for peer in state.chain.head.view if peer != state.me]
 
     def belongs(self, peer: PeerId) -> bool:
         """Whether a peer is a member, or was one of a round that is still open."""

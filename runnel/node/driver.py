@@ -127,9 +127,10 @@ class Driver:
         self._spawn(self._tick(), "driver:tick")
         self._spawn(self._follow_far(), "driver:follow")
 
-    async def leave(self, deadline: float) -> bool:
+    async def leave(self, within_s: float) -> bool:
         """Announces that this peer leaves and waits until the others have let it go; whether they did."""
         state, loop = self._parts.protocol.state, asyncio.get_running_loop()
+        deadline = loop.time() + within_s
         state.members.leaving = not state.is_over
         while loop.time() < deadline:
             if self._is_let_go(loop.time()):

@@ -26,6 +26,7 @@ from runnel.node.config import ANY_HOST, MachineConfig
 from runnel.node.disk import DirectoryLock
 from runnel.node.invite import Invite
 from runnel.node.manifest import SignedManifest
+from runnel.node.metrics_endpoint import MetricsEndpoint
 from runnel.node.place import Joined, Local, Place
 from runnel.node.run_service import MANIFEST, ask
 from runnel.node.runtime import PeerRuntime, Runtime
@@ -51,7 +52,7 @@ class Entrance:
     """A started runtime and network, and what is known of the run.
 
     `manifest` is None for a run that is yet to be founded. `owner` is set if this machine holds the
-    owner's key.
+    owner's key; `metrics` if it serves figures for monitoring.
     """
 
     place: Place
@@ -62,6 +63,7 @@ class Entrance:
     manifest: SignedManifest | None
     lock: DirectoryLock
     clock: Clock = field(default_factory=SystemClock)
+    metrics: MetricsEndpoint | None = None
 
     @property
     def peers(self) -> tuple[PeerId, ...]:
@@ -95,6 +97,8 @@ class Entrance:
         finally:
             self.runtime.close()
             self.lock.close()
+            if self.metrics is not None:
+                self.metrics.close()
 
 
 def enter(place: Place) -> Entrance:
@@ -116,6 +120,11 @@ def enter(place: Place) -> Entrance:
     if isinstance(place, Joined) and known is None:  # a member returns whenever it likes
         place.invite.require_valid(SystemClock().unix_s())
     lock = DirectoryLock(machine.home)  # one identity, one network: never two at once
+    try:
+        metrics = MetricsEndpoint(machine.metrics) if machine.metrics else None
+    except BaseException:
+        lock.close()
+        raise
     runtime = Runtime().start()
     try:
         if kind == DAEMON:
@@ -128,8 +137,10 @@ def enter(place: Place) -> Entrance:
     except BaseException:
         runtime.close()
         lock.close()
+        if metrics is not None:
+            metrics.close()
         raise
-    entrance = Entrance(place, runtime, network, identity, owner, known, lock)
+    entrance = Entrance(place, runtime, network, identity, owner, known, lock, metrics=metrics)
     try:
         if not machine.dials_only:
             _keep_port(machine, network.port)

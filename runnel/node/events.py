@@ -132,7 +132,11 @@ class PeerReached(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InnerProgress(Event):
-    """Where the trainer is: inner steps so far, mean loss and tokens since the event before."""
+    """Where the trainer is: inner steps and tokens so far, mean loss of the newest steps.
+
+    Since the event before, `exchange_s` seconds went into handing over and merging, and `waited_s` into
+    waiting for others.
+    """
 
     step: int
     round: int
@@ -140,6 +144,8 @@ class InnerProgress(Event):
     tokens: int
     tokens_per_s: float
     lr: float
+    exchange_s: float = 0.0
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

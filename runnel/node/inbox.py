@@ -56,6 +56,10 @@ class _Passed:
     to: set[PeerId] = field(default_factory=set)
 
 
+MAX_TOLD = 8
+"""Results of one slice that one member may be the first to tell of: there are two, and a few after restarts."""
+
+
 class Inbox:
     """Takes in what members say about open rounds."""
 
@@ -174,9 +178,13 @@ class Inbox:
         problem = place.misfit(message.slice_index, message.result)
         if problem:
             raise PeerError("result", problem)
-        results = place.slices[message.slice_index].results
-        if not results.get(message.result):
-            results[message.result] = message.size_bytes
+        piece = place.slices[message.slice_index]
+        if message.result not in piece.results:
+            if piece.told[sender] >= MAX_TOLD:
+                return []
+            piece.told[sender] += 1
+        if not piece.results.get(message.result):
+            piece.results[message.result] = message.size_bytes
             self._state.news.add(place.key.number)
         return []
 

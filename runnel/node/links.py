@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 CONTROL_PROTOCOL = "control"
 _QUEUE_MESSAGES = 256
+_MAX_LINKS = 512
+"""More than there are members, seeds and guests: answers to strangers make way for those to others."""
 _MAX_BATCH_BYTES = 2 * MAX_MESSAGE_BYTES + 4096
 _SEND_S = 15.0
 _IDLE_S = 60.0
@@ -44,6 +46,7 @@ class Links:
         self._wake: dict[PeerId, asyncio.Event] = {}
         self._tasks: dict[PeerId, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
+        self._wanted: set[PeerId] = set()
         self._closed = False
 
     async def serve(self) -> None:
@@ -60,8 +63,8 @@ class Links:
 
     def keep(self, peers: Iterable[PeerId]) -> None:
         """Ends the links to all others."""
-        wanted = set(peers)
-        for peer in [peer for peer in self._tasks if peer not in wanted]:
+        self._wanted = set(peers)
+        for peer in [peer for peer in self._tasks if peer not in self._wanted]:
             self._drop(peer)
 
     def blame(self, peer: PeerId, reason: str) -> None:
@@ -91,6 +94,9 @@ class Links:
 
     def _queue(self, peer: PeerId) -> deque[bytes]:
         if peer not in self._queues:
+            while len(self._tasks) >= _MAX_LINKS:
+                strangers = (known for known in self._tasks if known not in self._wanted)
+                self._drop(next(strangers, next(iter(self._tasks))))
             self._queues[peer] = deque(maxlen=_QUEUE_MESSAGES)
             self._wake[peer] = asyncio.Event()
             loop = asyncio.get_running_loop()

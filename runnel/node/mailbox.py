@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from runnel.node.actions import RoundKey, WantHandover
+from runnel.node.records import FULL_PROGRESS, Record
 from runnel.optim.store import Array, Merge
+from runnel.types import PeerId, short
 
 _MANY = 8
 """Merges that wait before those of a fragment are summed up; a trainer that steps leaves fewer."""
@@ -56,6 +58,19 @@ class ChainView:
     beacon: bytes = b""
     is_over: bool = False
     is_member: bool = False
+
+    @staticmethod
+    def at(head: Record, me: PeerId, *, fragments: int) -> ChainView:
+        """As of a record, for a peer, of a run of so many fragments."""
+        return ChainView(
+            number=head.number,
+            tokens=head.tokens // fragments,  # each counts once per fragment
+            progress=head.progress / FULL_PROGRESS,
+            members=tuple(short(peer) for peer in head.view),
+            beacon=head.hash,
+            is_over=len(head.finished) == fragments,
+            is_member=me in head.view,
+        )
 
 
 @dataclass(slots=True)

@@ -40,6 +40,7 @@ __all__ = [
     "new_run_toml",
     "parse_overrides",
     "spec_to_toml",
+    "statement",
 ]
 
 VERSION = 1
@@ -96,7 +97,7 @@ class SignedManifest:
         if problem := _genesis_problem(sorted_genesis):
             raise BugError(f"genesis: {problem}")
         body = _body(spec, owner.peer_id, sorted_genesis)
-        signature = owner.sign(_signed_message(digest(body)))
+        signature = owner.sign(statement(digest(body)))
         return cls(spec=spec, owner=owner.peer_id, genesis=sorted_genesis, signature=signature)
 
     @property
@@ -141,7 +142,7 @@ class SignedManifest:
         if _body(manifest.spec, manifest.owner, genesis) != body:
             raise PeerError("malformed", "not the canonical encoding of its values")
         if len(signature) != SIGNATURE_BYTES or not Identity.verify(
-            manifest.owner, _signed_message(digest(body)), signature
+            manifest.owner, statement(digest(body)), signature
         ):
             raise PeerError("signature", "not signed by the owner it names")
         return manifest
@@ -193,7 +194,8 @@ def _body(spec: RunSpec, owner: PeerId, genesis: Genesis) -> bytes:
     )
 
 
-def _signed_message(run_id: Digest) -> bytes:
+def statement(run_id: Digest) -> bytes:
+    """The bytes that the owner signs."""
     return _DOMAIN + run_id
 
 

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import runnel
 from runnel.clock import Clock
 from runnel.dht.blob_server import BlobServer
 from runnel.dht.blob_shelf import BlobShelf
@@ -42,7 +43,7 @@ from runnel.node.narrator import stamped
 from runnel.node.pinning import Pinning
 from runnel.node.progress import Progress
 from runnel.node.reach import ReachWatch
-from runnel.node.records import FULL_PROGRESS
+from runnel.node.readings import read_home, read_protocol
 from runnel.node.runtime import RuntimeClosedError
 from runnel.node.sampling import window_seed
 from runnel.node.status import StatusFile
@@ -63,6 +64,7 @@ _JOIN_S = 1200.0
 _WARNINGS = (ContributionWithheld, PeerWarned)
 _STATUS_S = 2.0
 _TRAFFIC_TURNS = 3
+_HOME_TURNS = 15
 _LAST_S = 600.0
 _INVITE_DAYS_S = 30 * 86_400
 
@@ -97,6 +99,9 @@ class PeerNode:
         )
         self._closed = False
         self._listeners: list[Any] = []
+        if entrance.metrics is not None:
+            entrance.metrics.figures.attach(self.status)
+            self.listen(entrance.metrics.figures.take)
 
     @classmethod
     def attach(cls, entrance: Entrance, model: nn.Module) -> PeerNode:
@@ -218,7 +223,8 @@ class PeerNode:
         runtime.call(runtime.codec, warm_up, timeout_s=_JOIN_S)
         runtime.call(self._start, timeout_s=_CALL_S)
         runtime.own(self._keep_status)
-        runtime.own(self._announcer().run)
+        announcer = Announcer(self._entrance.network, self.run_id, self._driver.contacts.seed)
+        runtime.own(announcer.run)
         middle = self._entrance.network.middle
         if middle is not None:
             runtime.own(self._reach_watch(middle).run)
@@ -244,7 +250,7 @@ class PeerNode:
                 self._entrance.runtime.call(self._last.write, timeout_s=_LAST_S)
                 # whoever is still fetching the last results needs somebody who has them
                 timeout_s = max(timeout_s, self.spec.rounds.deadline_ceiling_s)
-            self._entrance.runtime.call(self._leave, timeout_s, timeout_s=timeout_s + 5)
+            self._entrance.runtime.call(self._driver.leave, timeout_s, timeout_s=timeout_s + 5)
         except Exception as error:  # noqa: BLE001 - whatever ended the loop, what follows must be done
             logger.warning("left without the others' consent: %s", error)
         self.close("left")
@@ -322,16 +328,13 @@ class PeerNode:
         self._tell(chain.path)
         await self._driver.start()
 
-    def _announcer(self) -> Announcer:
-        return Announcer(self._entrance.network, self.run_id, self._driver.contacts.seed)
-
     def _reach_watch(self, middle: Middle) -> ReachWatch:
-        network, state = self._entrance.network, self._parts.protocol.state
+        listens = not self._entrance.place.machine.dials_only
         middle.belongs(self._driver.contacts.belongs)
         return ReachWatch(
             middle,
-            lambda: [peer for peer in state.chain.head.view if peer != self.peer],
-            port=0 if self._entrance.place.machine.dials_only else network.port,
+            self._driver.contacts.others,
+            port=self._entrance.network.port if listens else 0,
             note=self.note,
             tell=self._status.reach,
         )
@@ -339,15 +342,23 @@ class PeerNode:
     async def _near(self) -> tuple[PeerId, ...]:
         return self._driver.contacts.near(asyncio.get_running_loop().time())
 
-    async def _leave(self, timeout_s: float) -> None:
-        await self._driver.leave(asyncio.get_running_loop().time() + timeout_s)
-
     async def _keep_status(self) -> None:
         for turn in count():
             await self._entrance.runtime.disk(self._status.write, self.mailbox.chain)
             if turn % _TRAFFIC_TURNS == 0:
                 self.note(self._status.traffic())
+            await self._read_figures(turn)
             await asyncio.sleep(_STATUS_S)
+
+    async def _read_figures(self, turn: int) -> None:
+        if self._entrance.metrics is None:
+            return
+        figures, state = self._entrance.metrics.figures, self._parts.protocol.state
+        now = asyncio.get_running_loop().time()
+        read_protocol(figures, state, self._driver.contacts, self._pinning, now)
+        if turn % _HOME_TURNS == 0:
+            home = self._entrance.place.machine.home
+            await self._entrance.runtime.disk(read_home, figures, home)
 
     def _journal_failed(self, error: StorageError) -> None:
         text = f"{error}; until then events are lost, training goes on"
@@ -375,22 +386,12 @@ class PeerNode:
 
     def _tell(self, path: Sequence[Digest]) -> None:
         """Tells the trainer what is carried out and on disk; the protocol may be further."""
-        state = self._parts.protocol.state
-        head = state.chain.record(path[-1])
-        self.mailbox.tell(
-            ChainView(
-                number=head.number,
-                tokens=head.tokens // self.plan.num_fragments,  # each counts once per fragment
-                progress=head.progress / FULL_PROGRESS,
-                members=tuple(short(peer) for peer in head.view),
-                beacon=head.hash,
-                is_over=len(head.finished) == self.plan.num_fragments,
-                is_member=state.me in head.view,
-            )
-        )
+        head = self._parts.protocol.state.chain.record(path[-1])
+        self.mailbox.tell(ChainView.at(head, self.peer, fragments=self.plan.num_fragments))
 
     def _fixed_facts(self) -> dict[str, Any]:
         return {
+            "version": runnel.__version__,
             "run": self.spec.run.name,
             "run_id": self.run_id.hex(),
             "peer": short(self.peer),

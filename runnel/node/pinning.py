@@ -38,6 +38,16 @@ class Pinning:
         self._shown: dict[str, Digest] = {}
         self._unneeded: set[str] = set()
 
+    @property
+    def every(self) -> int:
+        """Rounds between two pins."""
+        return self._every
+
+    @property
+    def shown(self) -> int:
+        """States of fragments that are ready for newcomers; any thread."""
+        return len(self._shown)
+
     def renew(self, chain: Chain, path: Sequence[Digest]) -> None:
         """Shows the pinned states of `path` and deletes what is neither pinned, current nor recent."""
         newest = pins(path, self._every)

@@ -53,6 +53,7 @@ def local(
     port: int = 0,
     members: Sequence[PeerId] = (),
     network: str | None = None,
+    metrics: str | int | None = None,
 ) -> Local:
     """A run of your own, open to others by `peer.invite`: ``local("outer.every_steps=50")``.
 
@@ -65,6 +66,7 @@ def local(
         members: peers that are members, with a vote, from the start: they come by the invite as
             others do, and until most of them have, no round is decided within ``rounds.stall_s``.
         network: "daemon", "libp2p", or "auto" for what is installed; see `MachineConfig.at`.
+        metrics: port of this machine, or "HOST:PORT", at which figures for Prometheus are served.
 
     Raises:
         ConfigError: an unknown setting, a value out of range, or a member that is no peer id.
@@ -74,7 +76,7 @@ def local(
     for member in members:
         _check_member(member)
     folder = Path(home) if home is not None else _scratch_folder()
-    machine = MachineConfig.at(folder, host=host, port=port, network=network)
+    machine = MachineConfig.at(folder, host=host, port=port, network=network).serving(metrics)
     return Local(spec=spec, machine=machine, members=tuple(members), scratch=home is None)
 
 
@@ -85,6 +87,7 @@ def invited(
     host: str = ANY_HOST,
     port: int = 0,
     network: str | None = None,
+    metrics: str | int | None = None,
 ) -> Joined:
     """The run that an invite names, where the invite's text alone is not enough.
 
@@ -95,6 +98,7 @@ def invited(
         host: IP address to listen on; 127.0.0.1 stays on this machine.
         port: TCP port; 0 lets the system choose.
         network: "daemon", "libp2p", or "auto" for what is installed; see `MachineConfig.at`.
+        metrics: port of this machine, or "HOST:PORT", at which figures for Prometheus are served.
 
     Raises:
         ConfigError: an unusable invite, or a value out of range.
@@ -102,7 +106,8 @@ def invited(
     parsed = Invite.parse(invite) if isinstance(invite, str) else invite
     folder = Path(home) if home is not None else None
     return Joined(
-        invite=parsed, machine=MachineConfig.at(folder, host=host, port=port, network=network)
+        invite=parsed,
+        machine=MachineConfig.at(folder, host=host, port=port, network=network).serving(metrics),
     )
 
 

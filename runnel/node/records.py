@@ -176,7 +176,7 @@ class Record:
             listed,
             nonce,
         ) = row(fields, 13)
-        if kind not in tuple(RecordKind):
+        if integer(kind) not in tuple(RecordKind):
             raise PeerError("malformed", f"record kind {kind!r}")
         return Record(
             integer(number, low=-1),

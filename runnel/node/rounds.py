@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -29,12 +30,17 @@ def slice_bounds(numel: int, members: int) -> tuple[tuple[int, int], ...]:
 
 @dataclass(slots=True)
 class SliceState:
-    """What is known of one slice. `results` are announced encodings and their sizes in bytes."""
+    """What is known of one slice.
+
+    `results` are announced encodings and their sizes in bytes; `told` is how many of them each member
+    was the first to tell of.
+    """
 
     arrived: set[Digest] = field(default_factory=set)
     sent_to: set[PeerId] = field(default_factory=set)
     reducing: bool = False
     results: dict[SliceResult, int] = field(default_factory=dict)
+    told: Counter[PeerId] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

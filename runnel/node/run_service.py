@@ -1,4 +1,4 @@
-"""What any member tells a newcomer: the manifest, the names of the first state, the corpus, the chain.
+"""What any member tells a newcomer: the manifest, the names of the first state, the chain.
 
 Request and answer are one message each. A newcomer checks everything against the run id in its
 invite; nothing here is believed.
@@ -8,22 +8,44 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from runnel.dht.wire import pack, unpack
-from runnel.errors import NetworkError
+from runnel.errors import NetworkError, PeerError
 from runnel.node.records import blob, digest_of, items, row
 from runnel.node.ticket import RUN_ID_BYTES
 from runnel.protocols import Stream, Transport
 from runnel.types import Digest, PeerId
 
 RUN_PROTOCOL = "run"
-MANIFEST, GENESIS, CORPUS, RECORDS = "manifest", "genesis", "corpus", "records"
+MANIFEST, GENESIS, RECORDS = "manifest", "genesis", "records"
 _MAX_REQUEST_BYTES = 16 << 10
 _MAX_ANSWER_BYTES = 4 << 20
 _ANSWER_S = 10.0
 
 Answer = Callable[[list[Digest]], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a newcomer asks of the run `run` (see `ask`); `names` are records that it has, newest first."""
+
+    run: bytes
+    kind: str
+    names: tuple[Digest, ...] = ()
+
+    def encode(self) -> bytes:
+        """Canonical bytes."""
+        return pack([self.run, self.kind, list(self.names)])
+
+    @staticmethod
+    def decode(data: bytes) -> Question:
+        """Reads a question; PeerError for anything malformed."""
+        run, kind, names = row(unpack(data, max_bytes=_MAX_REQUEST_BYTES), 3)
+        if not isinstance(kind, str):
+            raise PeerError("malformed", "a question without a kind")
+        return Question(blob(run, 32), kind, tuple(digest_of(name) for name in items(names, 256)))
 
 
 class RunService:
@@ -39,13 +61,12 @@ class RunService:
     async def _on_stream(self, stream: Stream) -> None:
         deadline = asyncio.get_running_loop().time() + _ANSWER_S
         data = await stream.receive(max_bytes=_MAX_REQUEST_BYTES, deadline=deadline)
-        run, kind, names = row(unpack(bytes(data), max_bytes=_MAX_REQUEST_BYTES), 3)
-        answer = self._answers.get(kind) if isinstance(kind, str) else None
-        if answer is None or not self._is_ours(blob(run, 32)):
+        question = Question.decode(bytes(data))
+        answer = self._answers.get(question.kind)
+        if answer is None or not self._is_ours(question.run):
             await stream.send(pack([False, b"this peer is not in that run"]), deadline=deadline)
             return
-        content = answer([digest_of(name) for name in items(names, 256)])
-        await stream.send(pack([True, content]), deadline=deadline)
+        await stream.send(pack([True, answer(list(question.names))]), deadline=deadline)
 
     def _is_ours(self, run: bytes) -> bool:
         """Whether `run` is this run's id or the beginning of it that invites carry."""
@@ -65,7 +86,8 @@ async def ask(
     deadline = asyncio.get_running_loop().time() + _ANSWER_S
     stream = await transport.open(peer, RUN_PROTOCOL, deadline=deadline)
     try:
-        await stream.send(pack([run, kind, list(names or [])]), deadline=deadline)
+        question = Question(run, kind, tuple(names or ()))
+        await stream.send(question.encode(), deadline=deadline)
         data = await stream.receive(max_bytes=_MAX_ANSWER_BYTES, deadline=deadline)
     finally:
         await stream.aclose()

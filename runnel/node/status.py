@@ -71,6 +71,9 @@ class StatusFile:
             "sent_by_purpose": {
                 name: self._traffic.sent(name) for name in self._traffic.purposes()
             },
+            "received_by_purpose": {
+                name: self._traffic.received(name) for name in self._traffic.purposes()
+            },
             "updated_unix_s": self._clock.unix_s(),
         }
 

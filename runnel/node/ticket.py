@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from runnel.dht.identity import SIGNATURE_BYTES, Identity
@@ -74,27 +74,25 @@ class Ticket:
         nonce = secrets.token_bytes(NONCE_BYTES) if nonce is None else nonce
         binding = binding_of(addresses)
         name = run_name(run_id)
-        message = _signed_message(name, nonce, expires_unix_s, binding, grants_vote=grants_vote)
-        return cls(
+        unsigned = cls(
             run_id=name,
             nonce=nonce,
             expires_unix_s=expires_unix_s,
             grants_vote=grants_vote,
             binding=binding,
-            signature=owner.sign(message),
+            signature=b"",
         )
+        return replace(unsigned, signature=owner.sign(unsigned.statement()))
+
+    def statement(self) -> bytes:
+        """The bytes that the signature covers."""
+        terms = self.expires_unix_s.to_bytes(4, "big") + bytes([self.grants_vote])
+        return _DOMAIN + self.run_id + self.nonce + terms + self.binding
 
     def is_genuine(self, owner: PeerId, run_id: bytes) -> bool:
         """Whether `owner` signed it for this run. Says nothing of its expiry."""
-        message = _signed_message(
-            self.run_id,
-            self.nonce,
-            self.expires_unix_s,
-            self.binding,
-            grants_vote=self.grants_vote,
-        )
         same_run = self.run_id == run_name(run_id)
-        return same_run and Identity.verify(owner, message, self.signature)
+        return same_run and Identity.verify(owner, self.statement(), self.signature)
 
     def check(self, owner: PeerId, run_id: bytes, now_unix_s: float) -> Verdict:
         """ACCEPT, or REJECT with the reason: another run, not signed by the owner, expired."""
@@ -159,13 +157,6 @@ def run_name(run_id: bytes) -> bytes:
 def binding_of(addresses: bytes) -> bytes:
     """What a ticket says of the packed addresses that it was issued with."""
     return digest(addresses)[:_BINDING_BYTES]
-
-
-def _signed_message(
-    run_id: bytes, nonce: bytes, expires_unix_s: int, binding: bytes, *, grants_vote: bool
-) -> bytes:
-    terms = expires_unix_s.to_bytes(4, "big") + bytes([grants_vote])
-    return _DOMAIN + run_id + nonce + terms + binding
 
 
 def _duration(seconds: float) -> str:

@@ -6,6 +6,7 @@ Runs in the caller's thread, at step boundaries only.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +23,10 @@ _REPORT_STEPS = 10
 
 @dataclass(slots=True)
 class Window:
-    """What lies behind the next hand-overs. Tokens are by fragment, since its last included one."""
+    """What lies behind the next hand-overs. Tokens are by fragment, since its last included one.
+
+    `step_s` and `waited_s` are seconds in `Trainer.step`, and of these in waiting, since the last report.
+    """
 
     tokens: list[int]
     steps: int = 0
@@ -33,6 +37,8 @@ class Window:
     handed_at: dict[int, int] = field(default_factory=dict)
     withheld: str = ""
     withheld_round: int = -1
+    step_s: float = 0.0
+    waited_s: float = 0.0
 
 
 class Trainer:
@@ -58,10 +64,12 @@ class Trainer:
             RunnelError: what ended the peer's network side, or that it has left.
         """
         self._node.check()
+        began_s = self._node.clock.monotonic_s()
         self._count(loss, tokens)
         self._merge()
         self._hand_over_due()
         self._wait_if_asked()
+        self.window.step_s += self._node.clock.monotonic_s() - began_s
         if self.window.steps % _REPORT_STEPS == 0:
             self._report()
 
@@ -182,11 +190,16 @@ class Trainer:
         ]
         if due:
             newest = max(due)
-            mailbox.wait(lambda: mailbox.chain.is_over or mailbox.chain.number >= newest, wait_s)
+            self._wait(lambda: mailbox.chain.is_over or mailbox.chain.number >= newest, wait_s)
             self._merge()
         if window.steps_since_commit >= self._node.schedule.steps_before(window.next_round):
-            mailbox.wait(lambda: mailbox.chain.is_over or bool(mailbox.wants()), wait_s)
+            self._wait(lambda: mailbox.chain.is_over or bool(mailbox.wants()), wait_s)
             self._hand_over_due()
+
+    def _wait(self, until: Callable[[], bool], wait_s: float) -> None:
+        began_s = self._node.clock.monotonic_s()
+        self._node.mailbox.wait(until, wait_s)
+        self.window.waited_s += self._node.clock.monotonic_s() - began_s
 
     def _report(self) -> None:
         window, now = self.window, self._node.clock.monotonic_s()
@@ -202,5 +215,8 @@ class Trainer:
                 tokens=window.total_tokens,
                 tokens_per_s=rate,
                 lr=self.lr,
+                exchange_s=window.step_s - window.waited_s,
+                waited_s=window.waited_s,
             )
         )
+        window.step_s = window.waited_s = 0.0

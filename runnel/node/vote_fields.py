@@ -27,7 +27,7 @@ def vote_to_wire(vote: Vote) -> list[Any]:
 def vote_from_wire(fields: Any) -> Vote:
     """Reads a vote; PeerError for anything malformed."""
     kind, number, base, attempt, step, value, voter, signature = row(fields, 8)
-    if step not in (1, 2):
+    if integer(step) not in (Step.PREVOTE, Step.PRECOMMIT):
         raise PeerError("malformed", f"vote in step {step!r}")
     return Vote(
         instance_from_wire([kind, number, base]),

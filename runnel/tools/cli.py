@@ -12,25 +12,9 @@ import typer
 
 import runnel
 from runnel.tools.cli_errors import exit_code_of
+from runnel.tools.cli_machine import HomeOption, MachineOptions, takes_machine
 from runnel.tools.cli_signals import exit_on_interrupt
 
-HomeOption = Annotated[
-    Path | None,
-    typer.Option(help="Folder of your key and of the runs' state; default: $RUNNEL_HOME."),
-]
-PortOption = Annotated[
-    int, typer.Option(min=0, max=65_535, help="TCP port to listen on; 0: the system chooses.")
-]
-HostOption = Annotated[
-    str,
-    typer.Option(
-        help="IP address to listen on; 0.0.0.0: all of them; none: nowhere, this peer dials the others."
-    ),
-]
-AnnounceOption = Annotated[
-    list[str] | None,
-    typer.Option(help="Address for others, such as /ip4/203.0.113.5/tcp/4001. Repeatable."),
-]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Replaces a setting. Repeatable."),
@@ -104,47 +88,43 @@ def new(
 
 
 @app.command()
+@takes_machine
 def launch(
     file: Annotated[Path, typer.Argument(help="The run's file, as `runnel new` writes it.")],
     overrides: SetOption = None,
-    home: HomeOption = None,
-    port: PortOption = 0,
-    host: HostOption = "0.0.0.0",  # noqa: S104 - others must reach the first peer
-    announce: AnnounceOption = None,
+    *,
+    machine: MachineOptions,
 ) -> None:
     """Start a run: its first peer trains here and prints the invite for others."""
     with exit_on_interrupt():
-        from runnel.node.config import LaunchPlan, MachineConfig
+        from runnel.node.config import LaunchPlan
         from runnel.node.manifest_text import load_spec
 
         spec = load_spec(file, overrides or ())
-        machine = MachineConfig.at(home, port=port, host=host, announce=announce or ())
+        config = machine.config()
         from runnel.tools.cli_run import run
-    run(LaunchPlan(machine=machine, spec=spec))
+    run(LaunchPlan(machine=config, spec=spec))
 
 
 @app.command()
+@takes_machine
 def join(
     invite: Annotated[str, typer.Argument(help="The text that starts with runnel:")],
-    home: HomeOption = None,
-    port: PortOption = 0,
-    host: HostOption = "0.0.0.0",  # noqa: S104 - the more peers can be dialled, the better
-    announce: AnnounceOption = None,
     threads: Annotated[int, typer.Option(min=1, max=16, help="For encoding and decoding.")] = 1,
+    *,
+    machine: MachineOptions,
 ) -> None:
     """Train with a swarm until Ctrl-C (first: leave in order; second: exit now)."""
     with exit_on_interrupt():
         from runnel.clock import SystemClock
-        from runnel.node.config import LaunchPlan, MachineConfig
+        from runnel.node.config import LaunchPlan
         from runnel.node.invite import Invite
 
         parsed = Invite.parse(invite)
         parsed.require_valid(SystemClock().unix_s())
-        machine = MachineConfig.at(
-            home, port=port, host=host, announce=announce or (), threads=threads
-        )
+        config = machine.config(threads=threads)
         from runnel.tools.cli_run import run
-    run(LaunchPlan(machine=machine, invite=parsed))
+    run(LaunchPlan(machine=config, invite=parsed))
 
 
 @app.command()

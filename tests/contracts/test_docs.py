@@ -41,7 +41,8 @@ def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
 
 def test_each_message_type_is_in_the_protocol_page_under_its_number() -> None:
     page = (ROOT / "docs" / "protocol.md").read_text()
-    rows = {int(n): name for n, name in re.findall(r"^\| (\d+) \| `(\w+)`", page, re.MULTILINE)}
+    table = page.split("## Control messages")[1].split("\n## ")[0]
+    rows = {int(n): name for n, name in re.findall(r"^\| (\d+) \| `(\w+)`", table, re.MULTILINE)}
     sources = (ROOT / "runnel" / "node" / "messages.py").read_text()
     coded = {
         int(n): name
@@ -50,6 +51,12 @@ def test_each_message_type_is_in_the_protocol_page_under_its_number() -> None:
     assert coded, "messages.py is written differently now: adapt this test"
     assert rows == coded
     assert f"Version {messages.WIRE_VERSION}" in page
+
+
+def test_the_tables_and_examples_of_the_protocol_page_are_those_of_the_code() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "protocol.py"), "--check"]
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert outcome.returncode == 0, f"run scripts/protocol.py: {outcome.stdout}{outcome.stderr}"
 
 
 def sources() -> str:

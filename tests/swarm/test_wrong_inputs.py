@@ -109,6 +109,14 @@ def test_a_port_in_use(tmp_path: Path, owner: PeerProcess) -> None:
     assert not run_files(tmp_path)
 
 
+def test_a_metrics_port_in_use(tmp_path: Path, owner: PeerProcess) -> None:
+    pytest.importorskip("prometheus_client", reason="scripts/install --dev brings it")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = command(tmp_path, "join", invite_of(owner), "--metrics", str(port))
+    assert_refused(done, NetworkError, f"127.0.0.1:{port}", "address already in use", "--metrics")
+
+
 def test_a_damaged_key_file(tmp_path: Path, owner: PeerProcess) -> None:
     key = tmp_path / "identity.key"
     key.write_bytes(b"not a key")

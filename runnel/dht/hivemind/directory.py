@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from runnel.clock import Clock, SystemClock
 from runnel.dht.clock_skew import ClockSkew
 from runnel.dht.hivemind.side_effects import undone
+from runnel.dht.hivemind.storage import MAX_AUTHORS, BoundedStorage
 from runnel.dht.record_shelf import Found, merge
 from runnel.dht.records import (
     MAX_TTL_S,
@@ -59,9 +60,6 @@ PARALLEL = 8
 CALL_S = 3.0
 """How long a node may take to answer."""
 
-MAX_KEYS = 10_000
-"""Keys held for others; beyond them those that expire first are dropped."""
-
 _DEPTH_MODULO = 5
 _MAX_CALLS = 64
 _ATTACH_S = 10.0
@@ -86,6 +84,8 @@ class DirectoryProtocol(DHTProtocol):  # type: ignore[misc] # untyped library
     _rpc_handlers = None  # cached per class: these belong to the other one's name
 
     def _validate_dictionary(self, key_bytes: bytes, dictionary: DictionaryDHTValue) -> bool:
+        for subkey in tuple(dictionary.data)[MAX_AUTHORS:]:
+            del dictionary[subkey]  # unchecked: each check takes time
         with dictionary.freeze():
             bad = [
                 subkey
@@ -139,7 +139,7 @@ class HivemindDirectory:
                 _MAX_CALLS,
                 record_validator=_Validator(directory._records),
             )
-        directory._protocol.storage.maxsize = MAX_KEYS
+        directory._protocol.storage = BoundedStorage()
         directory._protocol.cache.maxsize = 0  # nobody's records but those we are asked to hold
         daemon.on_restart(directory._reattach)
         return directory
@@ -322,4 +322,7 @@ def _merge(found: Found, held: Any) -> None:
     """Adds records that were checked when they came, the latest of each author."""
     if held is None or not isinstance(held.value, DictionaryDHTValue):
         return
-    merge(found, {PeerId(subkey): tuple(item) for subkey, item in held.value.items()})
+    for subkey, item in held.value.items():
+        author = PeerId(subkey)
+        if author in found or len(found) < MAX_AUTHORS:
+            merge(found, {author: tuple(item)})

@@ -120,7 +120,7 @@ def test_an_oversized_record_is_refused_before_its_signature_is_looked_at() -> N
 def stored_raw(identity: Identity, packed: bytes) -> Record:
     """What a peer with its own software could sign."""
     record = signed_by(identity)
-    message = records._message(KEY, identity.peer_id, packed, record.expires_s)
+    message = records.statement(KEY, identity.peer_id, packed, record.expires_s)
     return dataclasses.replace(record, stored=packed + identity.sign(message))
 
 

@@ -97,6 +97,38 @@ def test_links_that_nobody_needs_end() -> None:
     run_virtual(main)
 
 
+def test_answers_to_very_many_strangers_open_a_bounded_number_of_links() -> None:
+    async def main() -> None:
+        pair = Pair()
+        pair.links.keep([THEM])
+        strangers = [null_peer_id(number) for number in range(1000, 2000)]
+        pair.links.send(HELLO, [THEM])
+        for stranger in strangers:
+            pair.links.send(HELLO, [stranger])
+        assert len(pair.links._tasks) == len(pair.links._queues) == len(pair.links._wake) == 512
+        assert THEM in pair.links._tasks
+        assert set(strangers[-511:]) <= set(pair.links._tasks)
+        await asyncio.sleep(0.1)
+        assert not pair.links._ending
+        await pair.links.aclose()
+
+    run_virtual(main)
+
+
+def test_of_very_many_peers_that_a_directory_names_a_part_is_spoken_to_and_another_one_each_time() -> (
+    None
+):
+    contacts = Contacts(state_of())
+    named = [null_peer_id(number) for number in range(100, 1100)]
+    spoken_to: set[PeerId] = set()
+    for _ in range(50):
+        contacts.seed(named)
+        audience = set(contacts.audience(1.0)) - set(PEERS[:3])
+        assert len(audience) == 64
+        spoken_to |= audience
+    assert len(spoken_to) > 900
+
+
 def test_everybody_is_told_everything_but_only_the_newest_guests() -> None:
     contacts = Contacts(state_of())
     guests = [null_peer_id(number) for number in range(100, 300)]

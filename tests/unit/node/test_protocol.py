@@ -9,6 +9,7 @@ from runnel.node import storage_keys
 from runnel.node.actions import (
     Action,
     Adopt,
+    Fetch,
     Handover,
     Prepare,
     Reduce,
@@ -18,11 +19,19 @@ from runnel.node.actions import (
     WantHandover,
 )
 from runnel.node.chain import Certificate
-from runnel.node.messages import Cast, Commit, Message, ProposeOutcome, SetDecided
+from runnel.node.messages import (
+    Cast,
+    Commit,
+    Message,
+    ProposeOutcome,
+    ResultReady,
+    SetDecided,
+)
 from runnel.node.protocol import RoundProtocol
 from runnel.node.records import RecordKind, SliceResult, set_value
 from runnel.types import PeerId
 from runnel.verification.votes import Instance, Lock, Step, StoreVote
+from tests.support import round_table
 from tests.support.members import (
     PEERS,
     certificate,
@@ -99,6 +108,20 @@ def test_a_lone_peer_takes_a_round_to_its_record() -> None:
     assert (record.kind, record.number, record.state_root) == (RecordKind.ROUND, 0, name("state"))
     assert step.updates[storage_keys.HEAD] == record.hash
     assert [key.number for key in alone.wanted()] == [0, 1, 2]
+
+
+def test_a_member_that_tells_of_very_many_results_takes_no_room_from_others() -> None:
+    subject = round_table.stages("another member")[3]
+    liar, honest = round_table.others(subject)
+    for number in range(1000):
+        made = SliceResult(name(f"invented {number}"), round_table.WORKER, (0, 1, 2))
+        subject.receive(liar, ResultReady(0, round_table.FIRST.hash, 0, made, 8), 1.0)
+    results = subject.state.rounds[round_table.KEY].slices[0].results
+    assert len(results) == 8
+    told = ResultReady(0, round_table.FIRST.hash, 0, round_table.RESULT, 8)
+    actions = subject.receive(honest, told, 1.0)
+    assert [a.root for a in actions if isinstance(a, Fetch)] == [round_table.RESULT.root]
+    assert round_table.RESULT in results
 
 
 def test_what_must_be_durable_comes_before_what_is_sent() -> None:

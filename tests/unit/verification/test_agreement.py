@@ -18,6 +18,7 @@ from runnel.verification.agreement import (
     Vote,
     majority,
 )
+from tests.support.agreement_table import in_state
 from tests.support.agreements import (
     INSTANCE,
     STEP_S,
@@ -85,7 +86,7 @@ def test_proposers_take_turns() -> None:
 
 # -- all states with all inputs
 
-STATES = ("waiting", "prevoted X", "prevoted nil", "precommitted X", "precommitted nil")
+STATES = ("propose", "prevoted X", "prevoted nil", "precommitted X", "precommitted nil")
 INPUTS = (
     "nothing",
     "time",
@@ -102,10 +103,10 @@ INPUTS = (
 
 # What each input makes of each state, in votes of the same attempt, "decide", "next" attempt or nothing.
 EXPECTED: dict[tuple[str, str], str] = {
-    ("waiting", "time"): "prevote nil",
-    ("waiting", "proposal"): "prevote X",
-    ("waiting", "precommits X"): "decide",
-    ("waiting", "later vote"): "next",
+    ("propose", "time"): "prevote nil",
+    ("propose", "proposal"): "prevote X",
+    ("propose", "precommits X"): "decide",
+    ("propose", "later vote"): "next",
     ("prevoted X", "prevotes X"): "precommit X",
     ("prevoted X", "prevotes nil"): "precommit nil",
     ("prevoted X", "precommits X"): "decide",
@@ -121,23 +122,6 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("precommitted nil", "precommits nil"): "next",
     ("precommitted nil", "later vote"): "next",
 }
-
-
-def in_state(state: str) -> tuple[Agreement, list[PeerId], PeerId]:
-    """One of four members, which needs three votes, brought to `state` at time 0."""
-    subject, proposer, others = follower(4)
-    host = Host()
-    if state in {"prevoted X", "precommitted X"}:
-        subject.on_proposal(Proposal(INSTANCE, 0, X, proposer), 1.5)
-        subject.advance(host, 0.9)
-    if state in {"prevoted nil", "precommitted nil"}:
-        subject.advance(host, 1.5)
-    if state.startswith("precommitted"):
-        value = X if state.endswith("X") else NIL
-        for voter in others[:2]:
-            subject.on_vote(vote(voter, value), 1.5)
-        subject.advance(host, 1.5)
-    return subject, others, proposer
 
 
 def apply(subject: Agreement, given: str, others: list[PeerId], proposer: PeerId) -> list[Action]:
@@ -163,7 +147,7 @@ def test_every_input_in_every_state(state: str, given: str) -> None:
     before = subject.attempt
     actions = apply(subject, given, others, proposer)
     expected = EXPECTED.get((state, given), "")
-    if given == "late proposal" and state == "waiting":
+    if given == "late proposal" and state == "propose":
         expected = "prevote X"
     names = {X: "X", NIL: "nil", Y: "Y"}
     cast = [f"{s.name.lower()} {names[v]}" for a, s, v in votes_in(actions) if a == before]
