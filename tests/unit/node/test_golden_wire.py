@@ -223,6 +223,10 @@ class Overheard:
         self._stream, self._heard = stream, heard
         self.remote, self.aclose = stream.remote, stream.aclose
 
+    @property
+    def received_bytes(self) -> int:
+        return self._stream.received_bytes
+
     async def send(self, *parts: Any, deadline: float) -> None:
         self._heard.append((">", b"".join(bytes(part) for part in parts)))
         await self._stream.send(*parts, deadline=deadline)
