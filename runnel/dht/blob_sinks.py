@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from runnel.errors import PeerError, StorageError
+from runnel.files import make_folder, sync_directory, sync_file
 from runnel.hashing import digest
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class FileSink:
         """See `Sink.open`; reads and hashes all that is in the ``.part`` file."""
         with self._storage_errors(), self._lock:
             if not self._closed:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(self._path.parent)
                 self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         return [i for i in range(len(self._tree.digests)) if not self._is_here(i)]
 
@@ -133,15 +134,11 @@ class FileSink:
                 os.ftruncate(self._file, self._tree.size_bytes)
                 file = os.dup(self._file)
             try:  # outside the lock: a sync may take seconds, and `close` must not wait for it
-                os.fsync(file)
+                sync_file(file)
             finally:
                 os.close(file)
             self._part.replace(self._path)
-            folder = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_directory(self._path.parent)
 
     def close(self) -> None:
         """See `Sink.close`; an unfinished ``.part`` file stays for the next time."""

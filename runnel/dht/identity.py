@@ -6,11 +6,9 @@ Ed25519, that is ``08 01 12 40 || seed, 32 bytes || public key, 32 bytes``.
 
 from __future__ import annotations
 
-import errno
 import hmac
 import logging
 import os
-import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 
 from runnel.errors import InputFileError, StorageError
+from runnel.files import make_folder, name_new, part_beside, sync_directory, write_new
 from runnel.types import PEER_ID_BYTES, PEER_ID_PREFIX, PeerId
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class Identity:
             key = Ed25519PrivateKey.generate()
             public = key.public_key().public_bytes_raw()
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 _create(path, _FILE_PREFIX + key.private_bytes_raw() + public)
             except OSError as error:
                 raise StorageError(
@@ -224,36 +223,13 @@ def _seed_in(data: bytes, path: Path) -> bytes:
 
 def _create(path: Path, data: bytes) -> None:
     """Puts `data` at `path` with mode 0600, complete or not at all; keeps what is there already."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    part = part_beside(path)
     try:
-        _write_new(part, data)
+        write_new(part, data, mode=0o600)
         try:
-            os.link(part, path)
+            name_new(part, path)
         except FileExistsError:
             return
-        except OSError as error:
-            if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}:
-                raise
-            _create_in_place(path, data)  # file systems without hard links
     finally:
         part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _create_in_place(path: Path, data: bytes) -> None:
-    try:
-        _write_new(path, data)
-    except FileExistsError:
-        return
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    sync_directory(path.parent)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import secrets
 from typing import TYPE_CHECKING
 
 from runnel.dht.multiaddr import PeerAddress, parse_peer_address
+from runnel.files import make_folder, part_beside, write_new
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,13 +70,10 @@ def _load(path: Path) -> list[PeerAddress]:
 
 def _save(path: Path, addresses: list[PeerAddress]) -> None:
     content = {"version": _VERSION, "addresses": [str(address) for address in addresses]}
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    part = part_beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("x") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        make_folder(path.parent)
+        write_new(part, json.dumps(content, indent=1).encode())
         part.replace(path)
     except OSError as error:
         _log.warning("cannot keep known peers in %s: %s", path, error.strerror)

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runnel.dht.blob_shelf import BlobShelf
 from runnel.dht.blobs import tree_root
-from runnel.errors import ConfigError, NetworkError, PeerError, RunMismatchError
+from runnel.errors import ConfigError, InputFileError, NetworkError, PeerError, RunMismatchError
 from runnel.hashing import digest
 from runnel.node import joining, storage_keys
 from runnel.node.actions import RoundKey
 from runnel.node.announcer import find_peers
 from runnel.node.check import require_finite
 from runnel.node.deadlines import Limits
+from runnel.node.disk import clear_parts
 from runnel.node.durable import DurableLog
 from runnel.node.entrance import Entrance
 from runnel.node.joining import Fetched, Source, genesis_blob
 from runnel.node.manifest import Genesis, SignedManifest
 from runnel.node.outcomes import genesis_record
-from runnel.node.outer_state import plan_updates
+from runnel.node.outer_state import STATE_FOLDER, plan_updates
 from runnel.node.place import Local
 from runnel.node.protocol import RoundProtocol
 from runnel.node.protocol_state import ProtocolSettings, ProtocolState
@@ -46,6 +48,8 @@ _FETCH_S = 1200.0
 _KEPT_WINDOWS = 4
 """Windows (a round of each fragment) whose records can be given up one by one."""
 _LOOKUP_S = 5.0
+_INCOMING = "incoming"
+"""Folder of a state that is being fetched, so that a download that is cut off goes on."""
 
 
 @dataclass(slots=True)
@@ -136,9 +140,10 @@ def _restore(
     manifest, folder = entrance.manifest, entrance.folder()
     assert manifest is not None  # founded or found before
     spec = manifest.spec
-    folder.mkdir(parents=True, exist_ok=True)
-    log = DurableLog(folder / "state")
+    returns = (folder / "manifest.bin").exists() and (folder / STATE_FOLDER).exists()
+    log = DurableLog(folder / STATE_FOLDER)
     try:
+        clear_parts(folder)
         genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
         vault = Vault(
             store,
@@ -151,7 +156,10 @@ def _restore(
         if founding:
             _write_first(vault, log, genesis)
         else:
+            if returns:
+                _require_head(log, folder / STATE_FOLDER)
             fetched = _bring_state(entrance, manifest, vault, log, genesis)
+        shutil.rmtree(folder / _INCOMING, ignore_errors=True)
         log.write(plan_updates(plan))
         # a founder that was killed before this line founds another run: nobody can know this one
         manifest.write(folder / "manifest.bin")
@@ -181,6 +189,14 @@ def _restore(
     except BaseException:
         log.close()
         raise
+
+
+def _require_head(log: DurableLog, folder: Path) -> None:
+    if storage_keys.HEAD not in log.load():
+        raise InputFileError(
+            f"{folder} has lost what it held, and that may have been promised to others: restore it"
+            " from a backup, or move it away and join again with a new identity"
+        )
 
 
 def _write_first(vault: Vault, log: DurableLog, genesis: Record) -> None:
@@ -219,7 +235,9 @@ async def _fetch_all(
         entrance.identity, settings, saved, asyncio.get_running_loop().time()
     )
     every = manifest.spec.rounds.snapshot_every
-    fetched = await joining.catch_up(source, state, vault.store, every=every)
+    fetched = await joining.catch_up(
+        source, state, vault.store, every=every, keep=entrance.folder() / _INCOMING
+    )
     updates = vault.write_all(fetched.numbers) | storage_keys.floor_updates(fetched.number)
     updates |= {
         "genesis": await joining.fetch_genesis(source, genesis),

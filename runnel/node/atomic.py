@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 
 from runnel.errors import ConfigError, StorageError
-from runnel.node.disk import sync_directory, sync_file
-
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK})
-"""What file systems without hard links say."""
+from runnel.files import make_folder, name_new, part_beside, sync_directory, write_new
 
 
 def write_atomically(
@@ -35,14 +29,14 @@ def write_atomically(
             f"'{path}' is a folder, expected the path of a file to write: name one, ./my-file for"
             " example"
         )
-    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    part = part_beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_new(part, content, mode)
+        make_folder(path.parent)
+        write_new(part, content, mode=mode)
         if overwrite:
             part.replace(path)
         else:
-            _link_new(part, path)
+            _name_new(part, path)
         sync_directory(path.parent)
     except OSError as error:
         raise StorageError(
@@ -54,23 +48,10 @@ def write_atomically(
             part.unlink(missing_ok=True)
 
 
-def _link_new(part: Path, path: Path) -> None:
+def _name_new(part: Path, path: Path) -> None:
     try:
-        os.link(part, path)
-    except OSError as error:
-        if not path.exists() and error.errno in _NO_LINKS:
-            part.replace(path)
-        elif path.exists():
-            raise ConfigError(
-                f"{path} exists, expected no such file: choose another name or remove it first"
-            ) from None
-        else:
-            raise
-
-
-def _write_new(path: Path, content: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        sync_file(file.fileno())
+        name_new(part, path)
+    except FileExistsError:
+        raise ConfigError(
+            f"{path} exists, expected no such file: choose another name or remove it first"
+        ) from None

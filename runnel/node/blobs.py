@@ -7,11 +7,12 @@ import re
 from typing import TYPE_CHECKING
 
 from runnel.errors import BugError, InputFileError
+from runnel.files import make_folder
 from runnel.hashing import CHECKSUM_BYTES, checksum
-from runnel.node.disk import Stage, replace_file, storage_error, sync_directory
+from runnel.node.disk import Stage, replace_file, storage_error
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from typing_extensions import Buffer
@@ -29,10 +30,9 @@ class BlobFolder:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._stage = Stage()
-        directory.mkdir(exist_ok=True)
+        make_folder(directory)
         for leftover in directory.glob("*.tmp"):
             leftover.unlink()
-        sync_directory(directory.parent)
 
     def write(self, name: str, parts: Iterable[Buffer], *, large: bool = False) -> None:
         """Stores the concatenation of `parts`; durable on return. A `large` one bypasses the system's cache.
@@ -60,21 +60,42 @@ class BlobFolder:
         return self.path(name).exists()
 
     def names(self) -> set[str]:
-        """The names of all blobs."""
-        return {path.name for path in self._directory.iterdir() if path.suffix != ".tmp"}
+        """The names of all blobs; other files are not ours.
 
-    def delete(self, *, keep: Collection[str]) -> None:
-        """Deletes all blobs but those in `keep`."""
-        for name in self.names().difference(keep):
-            (self._directory / name).unlink(missing_ok=True)
+        Raises:
+            StorageError: the disk refused to read.
+        """
+        try:
+            return {path.name for path in self._directory.iterdir() if _is_name(path.name)}
+        except OSError as error:
+            raise storage_error("list", self._directory, error) from error
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Deletes these blobs; those that are not there are no error.
+
+        What is to go is named, not what stays: meanwhile another thread may write a new one.
+
+        Raises:
+            StorageError: the disk refused; some may be left.
+        """
+        for name in names:
+            path = self.path(name)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise storage_error("delete", path, error) from error
 
     def path(self, name: str) -> Path:
         """The file of the blob `name`; BugError for anything that is no name."""
-        if not _NAME.fullmatch(name) or name.endswith(".tmp"):
+        if not _is_name(name):
             raise BugError(
                 f"{name!r} is no name for a blob: letters, digits, '_', '-' and '.' only"
             )
         return self._directory / name
+
+
+def _is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and not name.endswith(".tmp")
 
 
 def read_blob(directory: Path, name: str) -> bytes:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runnel.errors import InputFileError, PeerError
+from runnel.files import make_folder, remove_parts, sync_directory, write_new
 from runnel.node.atomic import write_atomically
 from runnel.node.checkpoint_manifest import (
     MANIFEST_NAME,
@@ -35,7 +36,7 @@ from runnel.node.checkpoint_manifest import (
     read_manifest,
 )
 from runnel.node.checkpoint_tensors import FileEntry, read_tensors, write_tensors
-from runnel.node.disk import storage_error, sync_directory, sync_file
+from runnel.node.disk import storage_error
 from runnel.node.manifest import MAX_MANIFEST_BYTES, SignedManifest
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def write_checkpoint(
     _check_momentum(_shapes(content.parameters), _shapes(content.momentum))
     part = directory / f".new-{secrets.token_hex(6)}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         _remove_unfinished(directory)
         folder = directory / _folder_name(_write_files(part, content, run))
         _put(part, folder)
@@ -232,17 +233,10 @@ def _write_files(part: Path, content: CheckpointContent, run: bytes) -> Checkpoi
         content.meta, files, _shapes(content.parameters), _shapes(content.momentum)
     )
     if run:
-        _write_synced(part / RUN_NAME, run)
-    _write_synced(part / MANIFEST_NAME, manifest.encode())
+        write_new(part / RUN_NAME, run)
+    write_new(part / MANIFEST_NAME, manifest.encode())
     sync_directory(part)
     return manifest
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        sync_file(file.fileno())
 
 
 def _put(part: Path, folder: Path) -> None:
@@ -279,11 +273,13 @@ def _remove(folder: Path) -> None:
     """Deletes a checkpoint; it first loses its name, so that no half of it is ever seen under it."""
     grave = folder.with_name(f".old-{secrets.token_hex(6)}")
     folder.rename(grave)
+    sync_directory(folder.parent)
     shutil.rmtree(grave)
 
 
 def _remove_unfinished(directory: Path) -> None:
     """Deletes what a crash left behind."""
+    remove_parts(directory)
     for path in directory.iterdir():
         if _UNFINISHED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -17,7 +17,7 @@ import numpy as np
 from blake3 import blake3
 
 from runnel.errors import InputFileError
-from runnel.node.disk import sync_file, write_all
+from runnel.files import sync_file, write_all
 from runnel.types import Digest
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import secrets
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from runnel.errors import ConfigError, InputFileError, StorageError
+from runnel.files import make_folder, part_beside, write_new
 
 if TYPE_CHECKING:
     from runnel.node.invite import Invite
@@ -197,10 +197,10 @@ class MachineConfig:
                 f"{self.identity_path} is a folder, expected a key file: put your key file there, or"
                 " move the folder away and a new key is made"
             )
-        trial = self.home / f".trial.{secrets.token_hex(6)}"
+        trial = part_beside(self.home / "trial")
         try:
-            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            trial.touch(exist_ok=False)
+            make_folder(self.home, mode=0o700)
+            write_new(trial, b"trial")  # a full disk may still take an empty file
             trial.unlink()
         except OSError as error:
             reason = (error.strerror or str(error)).lower()

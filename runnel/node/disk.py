@@ -1,4 +1,4 @@
-"""Files that survive a crash: synced writes, atomic replacement, and a lock on a folder.
+"""Files that survive a crash: atomic replacement, a lock on a folder, and what to tell people.
 
 Blocking; never called from the I/O thread.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import mmap
 import os
 import threading
 from typing import TYPE_CHECKING
 
 from runnel.errors import ConfigError, StorageError
+from runnel.files import remove_parts, sync_directory, sync_file, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,37 +22,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+log = logging.getLogger(__name__)
+
 _DIRECT = getattr(os, "O_DIRECT", 0)  # Linux
 _STAGE_BYTES = 2 * 1024 * 1024
 _BLOCK_BYTES = 4096
-_FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves data in the drive
-
-
-def sync_file(descriptor: int) -> None:
-    """Returns once the file's bytes and size are on the disk."""
-    if _FULL_SYNC is not None:
-        fcntl.fcntl(descriptor, _FULL_SYNC)
-    else:
-        os.fsync(descriptor)
-
-
-def sync_directory(directory: Path) -> None:
-    """Returns once the names in `directory` are on the disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_all(descriptor: int, data: Buffer) -> None:
-    """Writes every byte: one `os.write` may take fewer, and never more than 2 GiB."""
-    view = memoryview(data).cast("B")
-    while view:
-        written = os.write(descriptor, view)
-        if written == 0:
-            raise OSError(errno.ENOSPC, "nothing more could be written")
-        view = view[written:]
 
 
 class Stage:
@@ -142,6 +118,14 @@ def storage_error(action: str, path: Path, error: OSError) -> StorageError:
     return StorageError(f"cannot {action} {path}: {error.strerror or error}; {remedy}")
 
 
+def clear_parts(folder: Path) -> None:
+    """Deletes what killed writers left in a folder that is locked; what cannot be deleted stays."""
+    try:
+        remove_parts(folder)
+    except OSError as error:
+        log.warning("%s", storage_error("delete old files of", folder, error))
+
+
 class DirectoryLock:
     """Holds a folder for one process until closed or until the process ends, however it ends.
 
@@ -167,8 +151,12 @@ class DirectoryLock:
                 f"{directory} is in use by process {holder}; "
                 f"stop that peer or give this one another home folder"
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            os.close(descriptor)
+            raise storage_error("lock", self._path, error) from error
         self._descriptor: int | None = descriptor
 
     def close(self) -> None:

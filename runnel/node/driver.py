@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any
 
 from runnel.clock import Clock
-from runnel.errors import PeerError, RunnelError
+from runnel.errors import InputFileError, PeerError, RunnelError, StorageError
 from runnel.node import actions as act
 from runnel.node.actions import RoundKey
 from runnel.node.bulk import Bulk, PayloadSlice
@@ -169,6 +169,9 @@ class Driver:
         except ValueError as error:
             self._note(ContributionWithheld(unix_s=0.0, round=key.number, reason=str(error)))
             return
+        except RunnelError as error:  # as when a task of ours fails
+            parts.mailbox.fail(error)
+            return
         finally:
             self._contributing.discard(key)
         if handover is None:
@@ -200,9 +203,12 @@ class Driver:
         )
 
     async def _result(self, root: Digest) -> bytes | memoryview | None:
-        answer: bytes | memoryview | None = await self._parts.disk(
-            self._parts.vault.results.get, root
-        )
+        """A result for whoever asks; one that the disk has lost is to be had from others."""
+        answer: bytes | memoryview | None = None
+        try:
+            answer = await self._parts.disk(self._parts.vault.results.get, root)
+        except (InputFileError, StorageError) as error:
+            logger.warning("%s; it is not given to others", error)
         return answer
 
     async def _tick(self) -> None:

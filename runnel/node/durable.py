@@ -17,19 +17,13 @@ from typing import TYPE_CHECKING, NoReturn
 import msgpack
 
 from runnel.errors import BugError, InputFileError, StorageError
+from runnel.files import make_folder, sync_directory, sync_file, write_all
 from runnel.node.blobs import BlobFolder
-from runnel.node.disk import (
-    DirectoryLock,
-    replace_file,
-    storage_error,
-    sync_directory,
-    sync_file,
-    write_all,
-)
+from runnel.node.disk import DirectoryLock, replace_file, storage_error
 from runnel.node.log_records import damaged, decode_records, encode_record
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from typing_extensions import Buffer
@@ -62,7 +56,7 @@ class DurableLog:
         self._failure: str | None = None
         self._descriptor: int | None = None
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            make_folder(directory)
         except OSError as error:
             raise storage_error("make the folder", directory, error) from error
         self._lock = DirectoryLock(directory)
@@ -136,9 +130,13 @@ class DurableLog:
         """The names of all blobs."""
         return self._blobs.names()
 
-    def delete_blobs(self, *, keep: Collection[str]) -> None:
-        """Deletes all blobs but those in `keep`."""
-        self._blobs.delete(keep=keep)
+    def delete_blobs(self, names: Iterable[str]) -> None:
+        """Deletes these blobs; those that are not there are no error.
+
+        Raises:
+            StorageError: the disk refused; some may be left.
+        """
+        self._blobs.delete(names)
 
     def close(self) -> None:
         """Lets the folder go. Idempotent; everything written is on disk already."""
@@ -153,6 +151,13 @@ class DurableLog:
         self._generation = _clean_up(self._directory)
         self._state = _written_state(self._directory, self._generation)
         path = self._path("log")
+        # it is made before all that is written beside it: what it held could have been sent
+        if not path.exists() and (self._generation or self._blobs.names()):
+            raise InputFileError(
+                f"{path} is missing and what it held may have been promised to others: restore the"
+                f" folder {self._directory} from a backup, or move it away and join again with a new"
+                " identity"
+            )
         data = path.read_bytes() if path.exists() else b""
         records, good = decode_records(self._generation, data, path)
         for updates in records:

@@ -23,7 +23,7 @@ from runnel.hashing import digest
 from runnel.node.announcer import find_peers
 from runnel.node.atomic import write_atomically
 from runnel.node.config import ANY_HOST, MachineConfig
-from runnel.node.disk import DirectoryLock
+from runnel.node.disk import DirectoryLock, clear_parts
 from runnel.node.invite import Invite
 from runnel.node.manifest import SignedManifest
 from runnel.node.metrics_endpoint import MetricsEndpoint
@@ -120,6 +120,7 @@ def enter(place: Place) -> Entrance:
     if isinstance(place, Joined) and known is None:  # a member returns whenever it likes
         place.invite.require_valid(SystemClock().unix_s())
     lock = DirectoryLock(machine.home)  # one identity, one network: never two at once
+    clear_parts(machine.home)
     try:
         metrics = MetricsEndpoint(machine.metrics) if machine.metrics else None
     except BaseException:

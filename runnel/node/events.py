@@ -163,18 +163,27 @@ class Evaluated(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateFetched(Event):
-    """The run's state came from other peers and its hashes are right."""
+    """The run's state came from other peers and its hashes are right.
+
+    `kept_bytes` of it were here from a download that was cut off; `liars` sent something else and
+    were not asked again.
+    """
 
     round: int
     size_bytes: int
     seconds: float
     donors: tuple[str, ...]
+    kept_bytes: int = 0
+    liars: tuple[str, ...] = ()
 
     def diary(self) -> str | None:
         """See `Event.diary`."""
         amount = f"{size_text(self.size_bytes)} from {count_text(len(self.donors), 'peer')}"
+        kept = f", {size_text(self.kept_bytes)} were here" if self.kept_bytes else ""
+        told = f"; wrong bytes came from {', '.join(self.liars)}" if self.liars else ""
         return (
-            f"got the state of round {self.round}: {amount} in {self.seconds:.1f} s, hashes match"
+            f"got the state of round {self.round}: {amount} in {self.seconds:.1f} s{kept},"
+            f" hashes match{told}"
         )
 
 

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from runnel.errors import RunnelError
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -118,7 +120,9 @@ class IoLoop:
         del self._tasks[task]
         error = None if task.cancelled() else task.exception()
         if error is not None and self.failure is None:
-            log.error("%s failed and ends this peer", task.get_name(), exc_info=error)
+            # what was raised on purpose is a line for a person, at the next call
+            trace = None if isinstance(error, RunnelError) else error
+            log.error("%s failed and ends this peer: %s", task.get_name(), error, exc_info=trace)
             self.failure = error
             self._stop.set()
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from runnel.dht.blob_fetch import BlobFetcher
+from runnel.dht.blob_sinks import PART_SUFFIX
 from runnel.dht.wire import pack, unpack
-from runnel.errors import NetworkError, PeerError
+from runnel.errors import NetworkError, PeerError, StorageError
 from runnel.hashing import digest
 from runnel.node import following
 from runnel.node.chain import Chain
+from runnel.node.disk import storage_error
 from runnel.node.events import StateFetched
 from runnel.node.messages import Records, decode, encode
 from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import Record, digest_of, items
 from runnel.node.run_service import GENESIS, RECORDS, ask
 from runnel.optim.store import OuterStore, raw
-from runnel.protocols import Transport
+from runnel.protocols import Float32, Transport
 from runnel.types import Digest, PeerId, short
 
 logger = logging.getLogger(__name__)
@@ -47,8 +50,10 @@ class Fetched:
 
     number: int
     size_bytes: int
+    kept_bytes: int
     seconds: float
     donors: tuple[str, ...]
+    liars: tuple[str, ...]
     numbers: tuple[int, ...]
 
     def event(self) -> StateFetched:
@@ -59,7 +64,97 @@ class Fetched:
             size_bytes=self.size_bytes,
             seconds=self.seconds,
             donors=self.donors,
+            kept_bytes=self.kept_bytes,
+            liars=self.liars,
         )
+
+
+class StateDownload:
+    """Brings the states of fragments, from several donors at once, and tells how it went.
+
+    Args:
+        fetcher: knows who sent wrong bytes before.
+        donors: see `BlobFetcher`.
+        keep: a folder in which what has arrived outlives this process; None keeps it in memory.
+    """
+
+    def __init__(
+        self, fetcher: BlobFetcher, donors: Sequence[PeerId], *, keep: Path | None = None
+    ) -> None:
+        self._fetcher, self._donors, self._keep = fetcher, donors, keep
+        self._began_s = asyncio.get_running_loop().time()
+        self._size = self._kept = 0
+        self._givers: set[PeerId] = set()
+
+    async def fetch(self, root: Digest, numel: int) -> Float32:
+        """Parameters, then momentum, of a fragment with `numel` values.
+
+        Raises:
+            NetworkError, PeerError, TimeoutError: they cannot be had.
+            StorageError: the disk refused to keep them.
+        """
+        loop, both = asyncio.get_running_loop(), np.empty(2 * numel, dtype=np.float32)
+        file = self._keep / root.hex() if self._keep is not None else None
+        report = await self._fetcher.fetch_tree(
+            root,
+            self._donors,
+            out=raw(both) if file is None else _unfinished(file),
+            max_total_bytes=both.nbytes,
+            deadline=loop.time() + _FETCH_S,
+        )
+        if report.size_bytes != both.nbytes:
+            raise PeerError("wrong-size", f"{report.size_bytes} bytes, expected {both.nbytes}")
+        if file is not None:
+            await loop.run_in_executor(None, _read_into, file, both)
+            self._kept += report.kept_bytes
+        self._size += report.size_bytes
+        self._givers |= {peer for peer, count in report.bytes_by_donor.items() if count}
+        return both
+
+    async def keep_only(self, roots: Collection[Digest]) -> None:
+        """Deletes what is kept of other states than these: they are not wanted any more."""
+        if self._keep is not None:
+            names = {root.hex() for root in roots}
+            await asyncio.get_running_loop().run_in_executor(None, _clear, self._keep, names)
+
+    def report(self, number: int, numbers: tuple[int, ...] = ()) -> Fetched:
+        """What was fetched until now: the state after record `number`."""
+        bad = set(self._fetcher.bad) & set(self._donors)
+        return Fetched(
+            number=number,
+            size_bytes=self._size,
+            kept_bytes=self._kept,
+            seconds=asyncio.get_running_loop().time() - self._began_s,
+            donors=tuple(sorted(map(short, self._givers))),
+            liars=tuple(sorted(map(short, bad))),
+            numbers=numbers,
+        )
+
+
+def _unfinished(file: Path) -> Path:
+    """The path itself; what an earlier download finished there is looked through again, not fetched."""
+    try:
+        if file.exists():
+            file.replace(file.with_name(file.name + PART_SUFFIX))
+    except OSError as error:
+        raise storage_error("go on with", file, error) from error
+    return file
+
+
+def _clear(folder: Path, names: Collection[str]) -> None:
+    try:
+        for file in list(folder.iterdir()) if folder.exists() else []:
+            if file.name.removesuffix(PART_SUFFIX) not in names:
+                file.unlink()
+    except OSError as error:
+        raise storage_error("delete old files of", folder, error) from error
+
+
+def _read_into(file: Path, both: Float32) -> None:
+    try:
+        both[:] = np.fromfile(file, dtype=np.float32)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{file} cannot be read back ({error}): check the disk") from error
 
 
 def pins(path: Sequence[Digest], every: int) -> tuple[int, ...]:
@@ -71,19 +166,28 @@ def pins(path: Sequence[Digest], every: int) -> tuple[int, ...]:
 
 
 async def catch_up(
-    source: Source, state: ProtocolState, store: OuterStore, *, every: int
+    source: Source,
+    state: ProtocolState,
+    store: OuterStore,
+    *,
+    every: int,
+    keep: Path | None = None,
 ) -> Fetched:
     """Fetches the chain and a pinned state; again with the newest records if all pins have moved on.
 
+    `keep` is a folder for what has arrived, from which the next process goes on if this one ends.
+
     Raises:
         NetworkError: nobody answered, or no state can be had.
+        StorageError: the disk refused to keep it.
     """
-    problem = NetworkError("no state was asked for")
+    problem, fetcher = NetworkError("no state was asked for"), BlobFetcher(source.transport)
     for _ in range(_ATTEMPTS):
         source = Source(source.transport, await fetch_chain(source, state), source.run)
         path = state.target or list(state.chain.path)
         try:
-            return await fetch_state(source, store, state.chain, path, every=every)
+            download = StateDownload(fetcher, source.donors, keep=keep)
+            return await fetch_state(source, store, state.chain, path, download, every=every)
         except NetworkError as error:
             problem = error
     raise problem
@@ -118,7 +222,10 @@ async def fetch_chain(source: Source, state: ProtocolState) -> tuple[PeerId, ...
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
     if not answered:
-        raise NetworkError(f"no member told the run's records: {'; '.join(reasons)}")
+        told = "; ".join(reasons) or "none is known"
+        raise NetworkError(
+            f"no member told the run's records ({told}): try again when a member is there"
+        )
     return tuple(answered)
 
 
@@ -143,7 +250,13 @@ def records_answer(chain: Chain, run: bytes, locator: list[Digest]) -> bytes:
 
 
 async def fetch_state(
-    source: Source, store: OuterStore, chain: Chain, path: Sequence[Digest], *, every: int
+    source: Source,
+    store: OuterStore,
+    chain: Chain,
+    path: Sequence[Digest],
+    download: StateDownload,
+    *,
+    every: int,
 ) -> Fetched:
     """Downloads a pinned state into the store and moves the chain to its record.
 
@@ -153,9 +266,17 @@ async def fetch_state(
         NetworkError: neither can be had.
     """
     problem: Exception | None = None
+    newest = [
+        record
+        for pin in pins(path, every)
+        for record in _newest(chain, path[: pin + 2], len(store.sizes))
+    ]
+    wanted = {record.state_root for record in newest if record is not None}
+    if None not in newest:  # what a first state is called is not known here
+        await download.keep_only(wanted)
     for pin in pins(path, every):
         try:
-            fetched = await _fetch_pin(source, store, chain, path[: pin + 2])
+            fetched = await _fetch_pin(source, store, chain, path[: pin + 2], download)
         except (NetworkError, PeerError, TimeoutError) as error:
             logger.info("the state after round %d cannot be had: %s", pin, error)
             problem = error
@@ -168,38 +289,39 @@ async def fetch_state(
 
 
 async def _fetch_pin(
-    source: Source, store: OuterStore, chain: Chain, path: Sequence[Digest]
+    source: Source,
+    store: OuterStore,
+    chain: Chain,
+    path: Sequence[Digest],
+    download: StateDownload,
 ) -> Fetched:
-    loop, fetcher = asyncio.get_running_loop(), BlobFetcher(source.transport)
-    began, size, givers = loop.time(), 0, set[str]()
     roots, numbers = await _state_roots(source, chain, path, len(store.sizes))
     for fragment, root in enumerate(roots):
         numel = store.sizes[fragment]
-        both = np.empty(2 * numel, dtype=np.float32)
-        buffer = raw(both)
-        deadline = loop.time() + _FETCH_S
-        report = await fetcher.fetch_tree(
-            root, source.donors, out=buffer, max_total_bytes=buffer.nbytes, deadline=deadline
-        )
+        both = await download.fetch(root, numel)
         store.load(fragment, both[:numel], both[numel:])
-        size += report.size_bytes
-        givers |= {short(peer) for peer, count in report.bytes_by_donor.items() if count}
-    return Fetched(len(path) - 2, size, loop.time() - began, tuple(sorted(givers)), numbers)
+    return download.report(len(path) - 2, numbers)
 
 
 async def _state_roots(
     source: Source, chain: Chain, path: Sequence[Digest], count: int
 ) -> tuple[list[Digest], tuple[int, ...]]:
-    newest: list[Record | None] = [None] * count
-    for name in path[1:]:
-        record = chain.record(name)
-        if record.slices:
-            newest[record.number % count] = record
+    newest = _newest(chain, path, count)
     roots = [record.state_root if record else Digest(b"") for record in newest]
     if not all(roots):
         first = await _genesis_roots(source, chain.record(path[0]), count)
         roots = [root or first[i] for i, root in enumerate(roots)]
     return roots, tuple(record.number if record else -1 for record in newest)
+
+
+def _newest(chain: Chain, path: Sequence[Digest], count: int) -> list[Record | None]:
+    """The newest record of each fragment on a path; None where that is genesis."""
+    newest: list[Record | None] = [None] * count
+    for name in path[1:]:
+        record = chain.record(name)
+        if record.slices:
+            newest[record.number % count] = record
+    return newest
 
 
 async def _genesis_roots(source: Source, genesis: Record, count: int) -> list[Digest]:

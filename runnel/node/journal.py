@@ -18,7 +18,8 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from runnel.node.disk import storage_error, sync_directory, sync_file, write_all
+from runnel.files import make_folder, sync_directory, sync_file, write_all
+from runnel.node.disk import storage_error
 from runnel.node.event_lines import from_json, to_json
 from runnel.node.events import Event, PeerWarned
 
@@ -186,8 +187,9 @@ class _RotatingFile:
         self._size = 0
         self._torn = False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self._open()
+            sync_directory(path.parent)
         except OSError as error:
             raise storage_error("open the journal", path, error) from error
 

@@ -230,9 +230,9 @@ class Results:
         _read_parts(self._codecs.kept, data[8:], loss, parts_of(0, loss.size))
         return loss
 
-    def roots(self) -> set[Digest]:
-        """All kept ones."""
-        return set(self._kept)
+    def at_rest(self) -> set[Digest]:
+        """Those on disk alone: no open round has touched them since they were let go of."""
+        return {root for root, payload in list(self._kept.items()) if payload is None}
 
     def forget(self, root: Digest) -> None:
         """Drops a result from memory; its blob goes when nothing names it."""

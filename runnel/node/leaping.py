@@ -10,22 +10,18 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-import numpy as np
-
 from runnel.dht.blob_fetch import BlobFetcher
 from runnel.errors import NetworkError, PeerError
-from runnel.node.joining import Fetched, Source, pins
+from runnel.node.joining import Fetched, Source, StateDownload, pins
 from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import Record, RecordKind
-from runnel.optim.store import raw
 from runnel.protocols import Float32
-from runnel.types import Digest, short
+from runnel.types import Digest
 
 logger = logging.getLogger(__name__)
 
 REPLAYED_WINDOWS = 16
 """Behind by more windows (a round of each fragment), a state is cheaper than results at four bits."""
-_FETCH_S = 600.0
 _PAUSE_S = 0.5
 
 States = dict[int, tuple[Float32, Float32]]
@@ -38,6 +34,7 @@ class Leaper:
     def __init__(self, state: ProtocolState, *, every: int) -> None:
         self._state, self._every = state, every
         self._gone: set[Digest] = set()
+        self._fetcher: BlobFetcher | None = None  # remembers who sent wrong bytes
 
     def miss(self, root: Digest) -> None:
         """Notes that no member has a result any more."""
@@ -67,30 +64,20 @@ class Leaper:
     async def fetch(self, source: Source, path: Sequence[Digest]) -> tuple[Fetched, States] | None:
         """Downloads all states that change up to the end of `path`; None if they cannot be had now."""
         states: States = {}
-        loop, size, givers = asyncio.get_running_loop(), 0, set[str]()
-        began, fetcher = loop.time(), BlobFetcher(source.transport)
+        if self._fetcher is None:
+            self._fetcher = BlobFetcher(source.transport)
+        download = StateDownload(self._fetcher, source.donors)
         try:
             for fragment, record in self._changed(path).items():
-                if record is None:
-                    continue
-                numel = self._state.settings.fragment_sizes[fragment]
-                both = np.empty(2 * numel, dtype=np.float32)
-                report = await fetcher.fetch_tree(
-                    record.state_root,
-                    source.donors,
-                    out=raw(both),
-                    max_total_bytes=both.nbytes,
-                    deadline=loop.time() + _FETCH_S,
-                )
-                states[fragment] = (both[:numel], both[numel:])
-                size += report.size_bytes
-                givers |= {short(peer) for peer, count in report.bytes_by_donor.items() if count}
+                if record is not None:
+                    numel = self._state.settings.fragment_sizes[fragment]
+                    both = await download.fetch(record.state_root, numel)
+                    states[fragment] = (both[:numel], both[numel:])
         except (NetworkError, PeerError, TimeoutError) as error:
             logger.debug("the state after round %d cannot be had: %s", len(path) - 2, error)
             await asyncio.sleep(_PAUSE_S)
             return None
-        took_s = loop.time() - began
-        return Fetched(len(path) - 2, size, took_s, tuple(sorted(givers)), ()), states
+        return download.report(len(path) - 2), states
 
     def _rounds_in(self, names: Sequence[Digest]) -> set[int]:
         """Fragments of the rounds among some records."""

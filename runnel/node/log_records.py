@@ -61,6 +61,9 @@ def _payload_at(
     """The checked payload of the record at `start`, or None if the record is unfinished."""
     rest = len(data) - start
     if rest < _HEADER_BYTES:
+        first = struct.pack(">4sQ", _MAGIC, sequence)
+        if data[start : start + len(first)] != first[:rest]:
+            _check_unfinished(data, start, path)
         return None
     position = struct.pack(">QQ", generation, sequence)
     fields = data[start : start + _FIELDS.size]
@@ -79,12 +82,10 @@ def _payload_at(
 
 
 def _check_unfinished(data: bytes, start: int, path: Path) -> None:
-    """Raises unless the file ends in zeros: some file systems lengthen a file before its bytes arrive."""
-    rest = len(data) - start
-    zeros = rest - len(data[start:].rstrip(b"\0"))
-    if zeros == rest or zeros >= _SECTOR_BYTES:
-        return
-    raise damaged(path, start)
+    """Raises unless the file's last sector is zeros: some file systems lengthen a file before its bytes arrive."""
+    sector = (len(data) - 1) // _SECTOR_BYTES * _SECTOR_BYTES
+    if any(data[max(start, sector) :]):
+        raise damaged(path, start)
 
 
 def damaged(path: Path, offset: int) -> InputFileError:

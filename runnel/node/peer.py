@@ -18,7 +18,7 @@ from runnel.clock import Clock
 from runnel.dht.blob_server import BlobServer
 from runnel.dht.blob_shelf import BlobShelf
 from runnel.dht.circuits import is_circuit
-from runnel.errors import ConfigError, StorageError
+from runnel.errors import ConfigError, InputFileError, StorageError
 from runnel.hashing import digest
 from runnel.kernels import warm_up
 from runnel.node import joining, run_service
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from runnel.dht.middle import Middle
+    from runnel.node.chain import Chain
     from runnel.optim.fragments import FragmentPlan
     from runnel.protocols import Float32
 
@@ -106,11 +107,14 @@ class PeerNode:
     @classmethod
     def attach(cls, entrance: Entrance, model: nn.Module) -> PeerNode:
         """Wires a peer of the run that `entrance` leads to; everything closes again if that fails."""
+        parts: Assembly | None = None
         try:
             parts = assemble(entrance, model)
             return cls(entrance, parts)
         except BaseException:
             entrance.close()
+            if parts is not None:
+                parts.log.close()
             raise
 
     # -- what the session reads
@@ -211,11 +215,8 @@ class PeerNode:
     def begin(self) -> None:
         """Starts to serve and to take part."""
         addresses = tuple(self._entrance.network.addresses())
-        self.note(
-            PeerStarted(
-                unix_s=0.0, peer=short(self.peer), run=self.run_id.hex(), addresses=addresses
-            )
-        )
+        me, run = short(self.peer), self.run_id.hex()
+        self.note(PeerStarted(unix_s=0.0, peer=me, run=run, addresses=addresses))
         fetched = self._parts.fetched
         if fetched is not None:
             self.note(fetched.event())
@@ -273,10 +274,7 @@ class PeerNode:
         self.note(self._status.traffic())
         self.note(PeerStopped(unix_s=0.0, reason="the run ended" if over else reason))
         self._entrance.close()
-        try:
-            self._status.write(self.mailbox.chain, "ended" if over else reason)
-        except StorageError as error:  # a full disk was reported already, and files must be let go
-            logger.warning("%s", error)
+        self._status.keep(self.mailbox.chain, "ended" if over else reason)
         self._journal.close()
         self._parts.log.close()
 
@@ -323,7 +321,7 @@ class PeerNode:
             keep_rounds=parts.protocol.state.settings.deepest_fork,
         )
         self._pinning = pinning
-        await self._entrance.runtime.disk(pinning.renew, chain, tuple(chain.path))
+        await self._renew_pins(chain, tuple(chain.path))
         self._driver.contacts.seed(self._entrance.peers)
         self._tell(chain.path)
         await self._driver.start()
@@ -344,7 +342,7 @@ class PeerNode:
 
     async def _keep_status(self) -> None:
         for turn in count():
-            await self._entrance.runtime.disk(self._status.write, self.mailbox.chain)
+            await self._entrance.runtime.disk(self._status.keep, self.mailbox.chain)
             if turn % _TRAFFIC_TURNS == 0:
                 self.note(self._status.traffic())
             await self._read_figures(turn)
@@ -372,17 +370,18 @@ class PeerNode:
         number = len(path) - 2
         chain = self._parts.protocol.state.chain
         if number % self.spec.rounds.snapshot_every == 0:
-            self._entrance.runtime.own(
-                self._entrance.runtime.disk, self._pinning.renew, chain, path
-            )
+            self._entrance.runtime.own(self._renew_pins, chain, path)
         if self.mailbox.chain.is_over:
-            root = digest(*(r for r in self._parts.vault.state_roots()))
-            self.note(
-                RunEnded(
-                    unix_s=0.0, round=number, reason="its end is reached", state_root=root.hex()
-                )
-            )
+            why, root = "its end is reached", digest(*self._parts.vault.state_roots()).hex()
+            self.note(RunEnded(unix_s=0.0, round=number, reason=why, state_root=root))
             self._entrance.runtime.own(self._last.write)
+
+    async def _renew_pins(self, chain: Chain, path: Sequence[Digest]) -> None:
+        """Training does not need it: what fails is done at the next pin, if the disk is well by then."""
+        try:
+            await self._entrance.runtime.disk(self._pinning.renew, chain, path)
+        except (InputFileError, StorageError) as error:
+            self.note(PeerWarned(unix_s=0.0, text=f"what newcomers fetch is not renewed: {error}"))
 
     def _tell(self, path: Sequence[Digest]) -> None:
         """Tells the trainer what is carried out and on disk; the protocol may be further."""

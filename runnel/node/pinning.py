@@ -27,7 +27,8 @@ class Pinning:
     """Keeps the states of the two newest pinned records on the shelf, and all results since the older.
 
     Blocking; runs on the disk thread. `keep_rounds` is how many rounds before that stay, so that
-    records of a branch can be given up.
+    records of a branch can be given up. Results that no record of the path names (of branches given
+    up, of proposals that lost) stay as long.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Pinning:
         self._every, self._keep_rounds = every, keep_rounds
         self._shown: dict[str, Digest] = {}
         self._unneeded: set[str] = set()
+        self._strays: dict[Digest, int] = {}
 
     @property
     def every(self) -> int:
@@ -61,6 +63,7 @@ class Pinning:
         for name in sorted(set(wanted) - set(self._shown)):
             self._shown[name] = self._shelf.add_file(self._log.blob_path(name), 0, wanted[name])
         self._expire(chain, path, min(newest) - self._keep_rounds)
+        self._expire_strays(chain, path)
         self._sweep(_named(self._log.load()) | set(wanted) | self._recent(chain, path, kept))
 
     def _sweep(self, needed: set[str]) -> None:
@@ -69,9 +72,8 @@ class Pinning:
         A blob is written before the key that names it, in another thread: what is new may look
         unneeded for a moment.
         """
-        names = self._log.blob_names()
-        unneeded = names - needed
-        self._log.delete_blobs(keep=names - (unneeded & self._unneeded))
+        unneeded = self._log.blob_names() - needed
+        self._log.delete_blobs(sorted(unneeded & self._unneeded))
         self._unneeded = unneeded
 
     def _recent(self, chain: Chain, path: Sequence[Digest], kept: set[str]) -> set[str]:
@@ -111,6 +113,22 @@ class Pinning:
                 updates[f"kept/{round_.number}/{round_.base.hex()}"] = None
         if updates:
             self._log.write(updates)
+
+    def _expire_strays(self, chain: Chain, path: Sequence[Digest]) -> None:
+        """Forgets results that the path has not named for as long as its records can be given up.
+
+        What an open round holds is in memory, or becomes a record's long before.
+        """
+        number, results = len(path) - 2, self._vault.results
+        named = {piece.root for name in path[1:] for piece in chain.record(name).slices}
+        found = results.at_rest() - named
+        self._strays = {root: self._strays.get(root, number) for root in found}
+        patience = self._keep_rounds + chain.open_rounds
+        gone = [root for root, since in self._strays.items() if number > since + patience]
+        for root in gone:
+            results.forget(root)
+        if gone:
+            self._log.write({f"result/{root.hex()}": None for root in gone})
 
 
 def _named(stored: Mapping[str, bytes]) -> set[str]:

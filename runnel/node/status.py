@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from runnel.clock import Clock
+from runnel.errors import StorageError
 from runnel.node.atomic import write_atomically
 from runnel.node.events import Evaluated, Event, InnerProgress, RoundCommitted, TrafficCounted
 from runnel.node.mailbox import ChainView
 from runnel.protocols import Traffic
+
+logger = logging.getLogger(__name__)
 
 
 class StatusFile:
@@ -18,6 +22,7 @@ class StatusFile:
 
     def __init__(self, path: Path, fixed: dict[str, Any], traffic: Traffic, clock: Clock) -> None:
         self._path, self._traffic, self._clock = path, traffic, clock
+        self._refused = False
         self._values: dict[str, Any] = {
             **fixed,
             "state": "training",
@@ -77,7 +82,14 @@ class StatusFile:
             "updated_unix_s": self._clock.unix_s(),
         }
 
-    def write(self, chain: ChainView, state: str | None = None) -> None:
-        """Replaces the file. Blocking."""
+    def keep(self, chain: ChainView, state: str | None = None) -> None:
+        """Replaces the file; a disk that refuses is named once, until it takes one again. Blocking."""
         content = json.dumps(self.describe(chain, state), allow_nan=False, indent=1).encode()
-        write_atomically(self._path, content, overwrite=True)
+        try:
+            write_atomically(self._path, content, overwrite=True)
+        except StorageError as error:
+            if not self._refused:
+                logger.warning("%s; until then `runnel status` shows what was", error)
+            self._refused = True
+        else:
+            self._refused = False

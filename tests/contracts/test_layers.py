@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("tools", "node", "dht", "optim", "verification", "kernels")
 ADAPTERS = ("hivemind", "libp2p")
-MODULES = ("__main__", "protocols", "errors", "types", "clock", "hashing")
+MODULES = ("__main__", "protocols", "errors", "types", "clock", "hashing", "files")
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:

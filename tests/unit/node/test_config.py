@@ -91,10 +91,10 @@ def test_a_home_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
 def test_a_home_without_rights_is_a_storage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path, *, exist_ok: bool) -> None:
+    def refuse(path: Path, content: bytes) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr("runnel.node.config.write_new", refuse)
     with pytest.raises(StorageError, match="permission denied"):
         MachineConfig.at(tmp_path).prepare()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runnel.errors import ConfigError, InputFileError, StorageError
-from runnel.node import disk, durable
+from runnel.node import durable
 from runnel.node.durable import DurableLog, read_snapshot
 from runnel.node.log_records import decode_records, encode_record
 
@@ -26,6 +25,8 @@ Updates = Mapping[str, bytes | None]
 
 names = st.sampled_from(["head", "vote", "lock", "pending"])
 updates = st.dictionaries(names, st.none() | st.binary(max_size=40), max_size=4)
+contents = st.binary(max_size=20).map(lambda value: value + b"!")
+"""None that look like what some file systems leave of an unfinished write."""
 histories = st.lists(updates, min_size=1, max_size=6)
 
 
@@ -108,7 +109,7 @@ def test_after_a_torn_tail_is_dropped_writing_goes_on(
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.lists(st.dictionaries(names, st.binary(max_size=20), min_size=1), min_size=1, max_size=4),
+    st.lists(st.dictionaries(names, contents, min_size=1), min_size=1, max_size=4),
     st.integers(0, 10_000),
     st.integers(1, 255),
 )
@@ -149,6 +150,17 @@ def test_records_swapped_or_taken_from_another_generation_are_refused(tmp_path: 
             DurableLog(tmp_path)
 
 
+@pytest.mark.parametrize("foreign", [b"44460", b"RNL1\0\0\0\0\0\0\0\0", b"RNL2"])
+def test_a_tail_that_is_no_beginning_of_the_next_record_is_refused(
+    tmp_path: Path, foreign: bytes
+) -> None:
+    written(tmp_path, [{"a": b"1"}])
+    path = tmp_path / "00000000.log"
+    path.write_bytes(path.read_bytes() + foreign)
+    with pytest.raises(InputFileError, match="damaged at byte"):
+        DurableLog(tmp_path)
+
+
 @pytest.mark.parametrize("kept", [0, 1, 30, 41])
 def test_zeros_where_an_unfinished_write_would_be_are_dropped(tmp_path: Path, kept: int) -> None:
     written(tmp_path, [{"a": b"1"}])
@@ -160,79 +172,17 @@ def test_zeros_where_an_unfinished_write_would_be_are_dropped(tmp_path: Path, ke
     assert path.read_bytes() == good
 
 
-class Crash(BaseException):
-    """The process ends here."""
-
-
-class CrashingDisk:
-    """Ends the process before the n-th change that reaches the disk, after a part of a write."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, before: int) -> None:
-        self.left = before
-        self._write, self._sync = disk.write_all, disk.sync_file
-        self._sync_directory, self._replace = disk.sync_directory, Path.replace
-        for module in (disk, durable):
-            patch.setattr(module, "write_all", self.write)
-            patch.setattr(module, "sync_file", self.sync)
-            patch.setattr(module, "sync_directory", self.sync_directory)
-        patch.setattr(Path, "replace", lambda path, target: self.replace(path, target))
-
-    def _count(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Crash
-
-    def write(self, descriptor: int, data: bytes) -> None:
-        if self.left == 0:
-            os.write(descriptor, bytes(data)[: len(data) // 2])
-        self._count()
-        self._write(descriptor, data)
-
-    def sync(self, descriptor: int) -> None:
-        self._count()
-        self._sync(descriptor)
-
-    def sync_directory(self, directory: Path) -> None:
-        self._count()
-        self._sync_directory(directory)
-
-    def replace(self, path: Path, target: Path) -> Path:
-        self._count()
-        return self._replace(path, target)
-
-
-HISTORY: list[Updates] = [{"a": bytes([n]) * 30, f"k{n % 3}": b"v"} for n in range(5)]
-
-
-@pytest.mark.parametrize("before", range(60))
-def test_a_crash_between_any_two_steps_leaves_an_acknowledged_or_the_next_state(
-    tmp_path: Path, before: int
+@pytest.mark.parametrize("tail", [1, 40, 511])
+def test_zeros_in_the_last_sector_of_an_unfinished_write_are_dropped(
+    tmp_path: Path, tail: int
 ) -> None:
-    acknowledged = 0
-    with pytest.MonkeyPatch.context() as patch:
-        log = DurableLog(tmp_path / "home", compact_bytes=60)
-        CrashingDisk(patch, before)
-        try:
-            for update in HISTORY:
-                log.write(update)
-                acknowledged += 1
-        except Crash:
-            pass
-        shutil.copytree(tmp_path / "home", tmp_path / "after")
-    log.close()
-    assert reopened(tmp_path / "after") in states(HISTORY)[acknowledged : acknowledged + 2]
-    written(tmp_path / "after", [{"z": b"1"}])
-    assert reopened(tmp_path / "after")["z"] == b"1"
-
-
-def test_the_crashes_above_reach_the_end_of_the_history(tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        log = DurableLog(tmp_path, compact_bytes=60)
-        crashing = CrashingDisk(patch, 60)
-        for update in HISTORY:
-            log.write(update)
-        assert 0 < crashing.left < 60
-    log.close()
+    written(tmp_path, [{"a": b"1"}])
+    path = tmp_path / "00000000.log"
+    good = path.read_bytes()
+    record = encode_record(0, 1, b"p" * (512 + tail - len(good) - len(encode_record(0, 1, b""))))
+    path.write_bytes((good + record)[:512] + bytes(tail))
+    assert reopened(tmp_path) == {"a": b"1"}
+    assert path.read_bytes() == good
 
 
 def test_compaction_bounds_the_files(tmp_path: Path) -> None:
@@ -253,6 +203,21 @@ def test_a_lost_state_file_is_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(InputFileError, match="is missing"):
         DurableLog(tmp_path)
+
+
+@pytest.mark.parametrize("compact_bytes", [10, 1 << 20])
+def test_a_lost_log_is_named_and_not_taken_for_a_new_one(
+    tmp_path: Path, compact_bytes: int
+) -> None:
+    log = DurableLog(tmp_path, compact_bytes=compact_bytes)
+    log.write_blob("contribution", [b"x"])
+    log.write({"vote": b"x" * 50})
+    log.close()
+    (path,) = tmp_path.glob("*.log")
+    path.unlink()
+    with pytest.raises(InputFileError, match=r"\.log is missing and what it held"):
+        DurableLog(tmp_path)
+    assert not list(tmp_path.glob("*.log"))
 
 
 def test_a_full_disk_leaves_the_state_as_it_was_and_later_writes_work(

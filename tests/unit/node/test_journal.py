@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runnel import files
 from runnel.errors import StorageError
-from runnel.node import disk
 from runnel.node.events import Event, MemberJoined, PeerWarned
 from runnel.node.journal import Journal, JournalLimits, checked_line, parse_line, read_events
 
@@ -119,7 +119,7 @@ def test_a_full_disk_is_reported_once_and_survived(
         if full.is_set():
             os.write(descriptor, data[: len(data) // 2])  # a real disk takes a part
             raise OSError(errno.ENOSPC, "No space left on device")
-        disk.write_all(descriptor, data)
+        files.write_all(descriptor, data)
 
     monkeypatch.setattr("runnel.node.journal.write_all", write_all)
     errors: list[StorageError] = []
@@ -190,7 +190,7 @@ def test_a_full_queue_drops_and_records_how_many(
     def write_all(descriptor: int, data: bytes) -> None:
         entered.set()
         assert gate.wait(30)
-        disk.write_all(descriptor, data)
+        files.write_all(descriptor, data)
 
     monkeypatch.setattr("runnel.node.journal.write_all", write_all)
     journal = Journal(tmp_path / "j", limits=JournalLimits(queue_events=2))

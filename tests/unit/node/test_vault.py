@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -15,173 +11,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runnel.dht.blob_shelf import BlobShelf
-from runnel.dht.blobs import tree_root
 from runnel.errors import InputFileError
 from runnel.hashing import digest
-from runnel.node.actions import Prepare, RoundKey, WantHandover
-from runnel.node.chain import Chain
-from runnel.node.durable import DurableLog
-from runnel.node.mailbox import HandedOver
 from runnel.node.moves import Landing
 from runnel.node.pinning import Pinning
-from runnel.node.records import Record, RecordKind, Share, SliceResult
-from runnel.node.rounds import SLICE_ALIGNMENT
 from runnel.node.saved_states import StateKey, state_key, state_name
-from runnel.node.vault import Vault
-from runnel.optim.codecs import codec_named
-from runnel.optim.outer import Nesterov
-from runnel.optim.store import OuterStore, StoreParts
 from runnel.protocols import Float32
-from runnel.types import Digest
-from runnel.verification.aggregators import WeightedMean
-from tests.support.members import PEERS, following_record, genesis, name
-
-ME, OTHER = PEERS[0], PEERS[1]
-FRAGMENTS, NUMEL, EVERY = 2, SLICE_ALIGNMENT + 700, 6
-GENESIS = genesis(2)
-TOKENS = 7
-"""Behind each share of ours."""
-
-
-def store_of(codec: str = "e3m0") -> OuterStore:
-    rng = np.random.default_rng(5)
-    values = [rng.standard_normal(NUMEL, dtype=np.float32) for _ in range(FRAGMENTS)]
-    parts = StoreParts(
-        codec=codec_named(codec),
-        result_codec=codec_named("int8"),
-        aggregator=WeightedMean(),
-        optimizer=Nesterov(lr=0.7, momentum=0.8),
-        root_of=tree_root,
-    )
-    return OuterStore(values, parts)
-
-
-@dataclass
-class Bench:
-    """One peer with a vault and a trainer, and a chain whose records this test decides."""
-
-    folder: Path
-    every: int = EVERY
-    chain: Chain = field(default_factory=lambda: Chain(GENESIS, open_rounds=1))
-    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
-    start: list[Float32] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=lambda: [0] * FRAGMENTS)
-
-    def __post_init__(self) -> None:
-        self.log = DurableLog(self.folder)
-        self.store = store_of()
-        self.vault = Vault(self.store, self.log, ME, snapshot_every=self.every)
-        self.log.write(self.vault.write_all([-1] * FRAGMENTS))
-        self.w = [self.store.parameters(f).copy() for f in range(FRAGMENTS)]
-        self.learned = [np.zeros(NUMEL, dtype=np.float32) for _ in range(FRAGMENTS)]
-
-    def round(self, included: Sequence[bool], *, give: bool, reducer: bool) -> Record:
-        """Trains, contributes if `give`, and decides a record that includes those slices of ours."""
-        number = self.chain.number + 1
-        fragment, key = number % FRAGMENTS, RoundKey(number, self.chain.base_of(number))
-        learned = self.rng.standard_normal(NUMEL, dtype=np.float32) * np.float32(0.01)
-        self.w[fragment] -= learned
-        self.learned[fragment] += learned
-        if give:
-            want = WantHandover(key, fragment, 2, urgent=False)
-            snapshot = self.w[fragment].copy()
-            version = self.store.version(fragment)
-            handover = self.vault.contribute(HandedOver(want, snapshot, version, 1, 1, 0.0))
-            assert handover is not None
-            self.log.write(handover.updates)
-        record = self._record(number, key, included if give else (False, False), reducer=reducer)
-        self.follow(record)
-        return record
-
-    def _record(
-        self, number: int, key: RoundKey, included: Sequence[bool], *, reducer: bool
-    ) -> Record:
-        slices = []
-        for index, (low, high) in enumerate(((0, SLICE_ALIGNMENT), (SLICE_ALIGNMENT, NUMEL))):
-            mean = self.rng.standard_normal(high - low, dtype=np.float32) * np.float32(0.01)
-            loss = np.empty_like(mean)
-            payload = codec_named("int8").encode(mean, loss)
-            root = digest(payload)
-            self.vault.results.keep(root, payload, loss if reducer else None)
-            self.log.write({f"result/{root.hex()}": b""})
-            mine = (0,) if included[index] else ()
-            slices.append(SliceResult(root, ME if reducer else OTHER, (*mine, 1)))
-        shares = (Share(ME, name("mine"), TOKENS), Share(OTHER, name("other"), 1))
-        state_root = self.vault.prepare(Prepare(key, tuple(slices), shares, final=False))
-        empty = following_record(self.chain.head, RecordKind.ROUND)
-        fields = {f: getattr(empty, f) for f in empty.__dataclass_fields__}
-        return Record(
-            **{**fields, "shares": shares, "slices": tuple(slices), "state_root": state_root}
-        )
-
-    def abort(self) -> None:
-        self.follow(following_record(self.chain.head))
-
-    def give_up(self, count: int, record: Record) -> None:
-        """Another path after the record `count` before our head."""
-        path = self.chain.path[: len(self.chain.path) - count]
-        self._move([*path, self.chain.add(record)])
-
-    def follow(self, record: Record) -> None:
-        self._move([*self.chain.path, self.chain.add(record)])
-
-    def _move(self, path: list[Digest]) -> None:
-        fork = self.chain.fork_to(path)
-        self.chain.follow(path)
-        merges, updates = self.vault.follow(self.chain, fork, path)
-        self.log.write(updates)
-        for merge in merges:
-            self.w[merge.merge.fragment] += merge.merge.delta
-            self.tokens[merge.merge.fragment] += merge.tokens
-
-    def owed(self, fragment: int) -> Float32:
-        """What this peer has learned of a fragment that is not on its chain."""
-        store = self.store
-        owed: Float32 = store.residual(fragment) + store.parameters(fragment) - self.w[fragment]
-        return owed
-
-    def land_on(self, other: Bench) -> None:
-        """Takes up the chain of another peer by the state at its head."""
-        for record in other.chain.path[1:]:
-            self.chain.add(other.chain.record(record))
-        states = {
-            f: (other.store.parameters(f).copy(), other.store.momentum(f).copy())
-            for f in range(FRAGMENTS)
-        }
-        path = list(other.chain.path)
-        self.vault.land(Landing(path[-1], len(path) - 2, states))
-        self._move(path)
-
-    # -- what a restart would find
-
-    @contextmanager
-    def restarted(self) -> Iterator[Vault]:
-        with TemporaryDirectory() as place:
-            shutil.copytree(self.folder, Path(place) / "copy")
-            log = DurableLog(Path(place) / "copy")
-            vault = Vault(store_of(), log, ME, snapshot_every=self.every)
-            try:
-                vault.resume(log.load(), self.chain, lambda _: False)
-                yield vault
-            finally:
-                log.close()
-
-    def check_restart(self) -> None:
-        """Same shared bits; what this peer owes is what it owed and what its trainer had handed over."""
-        with self.restarted() as found:
-            for f in range(FRAGMENTS):
-                assert found.store.root(f) == self.store.root(f)
-                owed = found.store.residual(f)
-                held = self.store.residual(f) + self.store.parameters(f) - self.w[f]
-                # handed over and not taken out; the newest steps of all are lost, and none were made
-                np.testing.assert_allclose(owed, held, atol=2e-4)
+from tests.support.crash_images import memory_folder
+from tests.support.members import following_record
+from tests.support.vault_bench import (
+    EVERY,
+    FRAGMENTS,
+    GENESIS,
+    NUMEL,
+    TOKENS,
+    Bench,
+)
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path / "state")
-    yield made
-    made.log.close()
+def bench() -> Iterator[Bench]:
+    with memory_folder() as folder:
+        made = Bench(folder / "state")
+        yield made
+        made.log.close()
 
 
 FLAGS = st.tuples(st.booleans(), st.booleans())
@@ -196,8 +49,8 @@ EVENTS = st.one_of(
 def test_a_restart_at_any_round_finds_the_state_and_what_is_owed(
     events: list[tuple[object, ...]],
 ) -> None:
-    with TemporaryDirectory() as place:
-        bench = Bench(Path(place) / "state")
+    with memory_folder() as place:
+        bench = Bench(place / "state")
         try:
             for event in events:
                 if event[0] == "round":
