@@ -126,9 +126,9 @@ def _port(message: object) -> int:
 
 def _sighting(message: object) -> Sighting | None:
     match message:
+        case ["", bool()]:
+            return None
         case [str(host), bool(reached)]:
-            try:
-                return Sighting(str(ipaddress.ip_address(host)), reached) if host else None
-            except ValueError:
-                pass
+            with contextlib.suppress(ValueError):  # no address: malformed, as is anything else
+                return Sighting(str(ipaddress.ip_address(host)), reached)
     raise PeerError("malformed", "an answer about reachability that names no address")

@@ -242,10 +242,6 @@ class RunSpec(Section):
         name = PurePath(self.data.text).name or self.data.text
         return self.model_copy(update={"data": self.data.model_copy(update={"text": name})})
 
-    def has_end(self) -> bool:
-        """Whether the run ends by itself."""
-        return bool(self.end.rounds or self.end.tokens or self.end.minutes)
-
 
 def section_kinds() -> Mapping[str, type[Section]]:
     """The class of each section by its name, in declared order."""

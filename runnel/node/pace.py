@@ -57,20 +57,14 @@ class LinkMeter:
 
 @dataclass(slots=True)
 class Pace:
-    """Which slices of its next share a peer sends.
+    """Which slices of its next share a peer sends; `meter` is what its link was seen to carry."""
 
-    Attributes:
-        cap_bits_s: what its owner lets it send, on average.
-        meter: what its link was seen to carry.
-    """
-
-    cap_bits_s: float = math.inf
     meter: LinkMeter = field(default_factory=LinkMeter)
     _credit: dict[int, float] = field(default_factory=dict)
     _turns: dict[int, int] = field(default_factory=dict)
 
     def withheld(
-        self, fragment: int, slices: int, slice_bytes: int, *, time_s: float, interval_s: float
+        self, fragment: int, slices: int, slice_bytes: int, *, time_s: float
     ) -> tuple[int, ...]:
         """The slices of a share that are not sent; none where the link carries all of them in time.
 
@@ -83,14 +77,9 @@ class Pace:
             slices: in the share.
             slice_bytes: the size of one.
             time_s: how long after the decision on the set slices are waited for.
-            interval_s: between two rounds; 0 if not known.
         """
         others = max(1, slices - 1)  # as a rule a peer reduces one slice itself
-        within_s = _MARGIN * time_s
-        rate = self.meter.bits_s()
-        carried = rate * within_s / (8 * slice_bytes)
-        if interval_s and math.isfinite(self.cap_bits_s):
-            carried = min(carried, self.cap_bits_s * interval_s / (8 * slice_bytes))
+        carried = self.meter.bits_s() * _MARGIN * time_s / (8 * slice_bytes)
         if carried >= others:
             self._credit.clear()
             return ()

@@ -68,7 +68,6 @@ def _withheld(state: ProtocolState, handover: Handover) -> tuple[int, ...]:
         slices,
         max(1, handover.payload_bytes // slices),
         time_s=state.deadlines.sure_s,
-        interval_s=state.deadlines.interval_s,
     )
 
 

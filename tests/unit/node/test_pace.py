@@ -24,8 +24,8 @@ def meter(bits_s: float) -> LinkMeter:
     return subject
 
 
-def sent(pace: Pace, fragment: int, slices: int, *, time_s: float, interval_s: float = 0.0) -> int:
-    held = pace.withheld(fragment, slices, SLICE, time_s=time_s, interval_s=interval_s)
+def sent(pace: Pace, fragment: int, slices: int, *, time_s: float) -> int:
+    held = pace.withheld(fragment, slices, SLICE, time_s=time_s)
     return slices - len(held)
 
 
@@ -84,16 +84,16 @@ def test_a_link_that_never_rests_is_measured_too() -> None:
 
 
 def test_a_link_that_was_never_measured_sends_all() -> None:
-    assert Pace().withheld(0, 4, SLICE, time_s=0.5, interval_s=1.0) == ()
+    assert Pace().withheld(0, 4, SLICE, time_s=0.5) == ()
 
 
 def test_a_link_that_carries_a_share_in_time_sends_all_of_it() -> None:
-    assert Pace(meter=meter(8 * MBIT)).withheld(0, 4, SLICE, time_s=0.5, interval_s=1.0) == ()
+    assert Pace(meter=meter(8 * MBIT)).withheld(0, 4, SLICE, time_s=0.5) == ()
 
 
 def test_a_slow_link_sends_what_it_carries_in_time() -> None:
     pace = Pace(meter=meter(2 * MBIT))
-    assert pace.withheld(0, 4, SLICE, time_s=1.3, interval_s=3.0) == (2, 3)
+    assert pace.withheld(0, 4, SLICE, time_s=1.3) == (2, 3)
 
 
 def test_a_link_too_slow_for_a_slice_in_each_round_takes_every_few_turns() -> None:
@@ -114,7 +114,7 @@ def test_every_slice_of_every_fragment_has_its_turn_equally_often(
     rounds = int(3 * fragments * slices / min(carried, 1)) + 2 * fragments
     for number in range(rounds):
         fragment = number % fragments
-        held = pace.withheld(fragment, slices, SLICE, time_s=1.25, interval_s=0.0)
+        held = pace.withheld(fragment, slices, SLICE, time_s=1.25)
         turns.update((fragment, i) for i in range(slices) if i not in held)
     assert len(turns) == fragments * slices
     for fragment in range(fragments):
@@ -126,14 +126,3 @@ def test_turns_of_fragments_are_spread_over_the_rounds() -> None:
     pace = Pace(meter=meter(0.5 * MBIT))
     counts = [sent(pace, r % 4, 4, time_s=1.25) for r in range(80)]  # half a slice each
     assert max(sum(counts[i : i + 4]) for i in range(76)) <= 3
-
-
-def test_a_metered_link_sends_no_more_than_it_may_on_average() -> None:
-    pace = Pace(cap_bits_s=0.25 * MBIT, meter=meter(100 * MBIT))
-    total = sum(sent(pace, r % 4, 4, time_s=5.0, interval_s=2.0) for r in range(100))
-    assert total * 8 * SLICE == pytest.approx(100 * 2.0 * 0.25 * MBIT, rel=0.05)
-
-
-def test_a_cap_above_what_is_needed_withholds_nothing() -> None:
-    pace = Pace(cap_bits_s=10 * MBIT, meter=meter(100 * MBIT))
-    assert pace.withheld(0, 4, SLICE, time_s=1.0, interval_s=2.0) == ()
