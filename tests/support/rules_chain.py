@@ -4,6 +4,23 @@ from __future__ import annotations
 
 from tests.support.mutants import Mutant
 
+BEHIND = (
+    Mutant(
+        "who hears a quorum go on elsewhere is behind, not cut off",
+        "node.branching",
+        "if state.has_quorum_elsewhere(now):",
+        "if False:",
+        ("node.test_branching:test_who_hears_a_quorum_go_on_elsewhere_branches_only_much_later",),
+    ),
+    Mutant(
+        "results that come in are no stall",
+        "node.branching",
+        "max(state.pulse.moved, state.pursuit.fed)",
+        "state.pulse.moved",
+        ("node.test_branching:test_results_that_come_in_are_no_stall",),
+    ),
+)
+
 MEMBERSHIP = (
     Mutant(
         "newcomers vote after their first decided contribution",

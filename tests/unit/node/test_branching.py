@@ -17,11 +17,12 @@ from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import Record, RecordKind
 from runnel.types import PeerId
 from runnel.verification.votes import Instance, Lock
-from tests.support.members import PEERS, RUN, following_record, genesis, vote
+from tests.support.members import PEERS, RUN, following_record, genesis, name, vote
 from tests.support.states import grown, state_of
 
 ME, OTHER, THIRD = PEERS[:3]
 NOW = 100.0  # nothing has moved since 0, which is more than the stall time
+UNKNOWN_HEAD = name("a head that nobody here knows")
 
 
 def stalled(me: PeerId = ME, *near: PeerId) -> ProtocolState:
@@ -173,3 +174,32 @@ def test_a_lock_that_no_quorum_stands_for_is_refused(fault: str) -> None:
     }
     with pytest.raises(PeerError, match="lock"):
         branching.on_sign(state, OTHER, signature(state, call, OTHER, *given[fault]), NOW)
+
+
+def branches_at(state: ProtocolState, now: float) -> bool:
+    return bool(branching.call_if_stalled(state, now))
+
+
+def test_who_hears_a_quorum_go_on_elsewhere_branches_only_much_later() -> None:
+    state = grown(state_of(), 3)
+    stall_s = state.settings.limits.stall_s
+    for peer in (OTHER, THIRD):
+        state.branches.hello(peer, UNKNOWN_HEAD, 2 * stall_s)
+    assert not branches_at(state, 2 * stall_s + 0.1)
+    for peer in (OTHER, THIRD):
+        state.branches.hello(peer, UNKNOWN_HEAD, 5 * stall_s)
+    assert branches_at(state, 5 * stall_s + 0.1)
+
+
+def test_who_hears_nobody_elsewhere_branches_after_the_stall_time() -> None:
+    state = grown(state_of(), 3)
+    state.branches.hello(OTHER, UNKNOWN_HEAD, 2 * state.settings.limits.stall_s)  # no quorum
+    assert branches_at(state, 2 * state.settings.limits.stall_s + 0.1)
+
+
+def test_results_that_come_in_are_no_stall() -> None:
+    state = grown(state_of(), 3)
+    now = 2 * state.settings.limits.stall_s
+    state.pursuit.fed = now - 1.0
+    assert not branches_at(state, now)
+    assert branches_at(state, now + state.settings.limits.stall_s)
