@@ -43,8 +43,11 @@ class LinkMeter:
         self._under_way -= 1
         self._done_bytes += num_bytes
         elapsed_s = now - self._began
-        if num_bytes and self._done_bytes >= _ENOUGH_BYTES and elapsed_s > 0:
-            self._best = max(self._best or 0.0, 8 * self._done_bytes / elapsed_s)
+        if num_bytes and elapsed_s > 0:
+            rate = 8 * self._done_bytes / elapsed_s
+            # little says nothing but that the link is not slower: enough to see that it has recovered
+            if self._done_bytes >= _ENOUGH_BYTES or rate > self.bits_s():
+                self._best = max(self._best or 0.0, rate)
         if not self._under_way or elapsed_s > _LONGEST_BURST_S:
             if self._best is not None:
                 self._bursts.append(self._best)

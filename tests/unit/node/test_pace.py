@@ -61,6 +61,14 @@ def test_small_messages_say_nothing_of_a_link() -> None:
     assert subject.bits_s() == math.inf
 
 
+def test_a_link_that_has_recovered_is_seen_by_the_little_that_it_then_carries() -> None:
+    subject = meter(0.1 * MBIT)
+    for start in (100.0, 200.0):
+        subject.begin(start)
+        subject.end(10_000, start + 0.01)
+    assert subject.bits_s() == pytest.approx(8 * MBIT)
+
+
 def test_one_bad_burst_is_not_the_link() -> None:
     subject = meter(20 * MBIT)
     for start in (10.0, 20.0):
