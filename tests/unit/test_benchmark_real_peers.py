@@ -131,6 +131,7 @@ def test_real_peers_run_with_their_method_and_not_without(
     assert len(jobs) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.swarm
 def test_real_peers_end_with_the_bits_of_a_simulation_with_their_draws(
     tmp_path: Path, path: Path
