@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from runnel.node.corpus import file_corpus, stdlib_corpus
 from runnel.node.manifest_spec import InnerSection
-from runnel.optim import clip_gradients, inner_optimizer, lr_factor
+from runnel.optim import clip_gradients, inner_optimizer, lr_factor, set_learning_rates
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -109,10 +109,10 @@ def batch_of(text: Text, task: Task, *, peer: int, step: int) -> Tensor:
     return torch.from_numpy(text.training[starts[:, None] + np.arange(task.context + 1)])
 
 
-def learning_rate(task: Task, step: int) -> float:
-    """The inner learning rate of step `step`, from 1."""
+def rate_factor(task: Task, step: int) -> float:
+    """The inner learning rates of step `step`, from 1, as a part of their peaks."""
     inner = task.inner
-    return inner.lr * lr_factor(
+    return lr_factor(
         step / task.steps, warmup_share=inner.warmup_share, final_share=inner.final_lr_share
     )
 
@@ -122,11 +122,11 @@ def inner_optimizer_of(model: nn.Module, task: Task) -> Optimizer:
     inner = task.inner
     return inner_optimizer(
         inner.optimizer,
-        model.parameters(),
+        model.named_parameters(),
         lr=inner.lr,
+        matrix_lr=inner.matrix_lr,
         weight_decay=inner.weight_decay,
-        beta1=inner.beta1,
-        beta2=inner.beta2,
+        betas=(inner.beta1, inner.beta2),
     )
 
 
@@ -141,10 +141,10 @@ def train_step(
     """One inner step of each model on its own batch, from [K, B, T + 1]; the losses before it, [K]."""
     before = losses(models, batches)
     before.sum().backward()  # type: ignore[no-untyped-call]
+    factor = rate_factor(task, step)
     for model, optimizer in zip(models, optimizers, strict=True):
         clip_gradients(model.parameters(), task.inner.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(task, step)
+        set_learning_rates(optimizer, factor)
         optimizer.step()
         optimizer.zero_grad()
     return before.detach()

@@ -111,8 +111,14 @@ class DataSection(Section):
 class InnerSection(Section):
     """The optimizer of each peer's own steps."""
 
-    optimizer: Literal["adamw"] = Field(default="adamw", description="inner optimizer")
+    optimizer: Literal["adamw", "muon", "sgd"] = Field(
+        default="adamw",
+        description="inner optimizer; muon = for the matrices of layers, adamw for the rest",
+    )
     lr: float = Field(default=2e-3, gt=0, le=1, description="highest learning rate")
+    matrix_lr: float = Field(
+        default=0.02, gt=0, le=1, description="highest learning rate of what muon steps"
+    )
     weight_decay: float = Field(default=0.1, ge=0, le=10, description="decoupled weight decay")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment, per step")
     beta2: float = Field(

@@ -25,7 +25,7 @@ from runnel.node.run_model import build_model
 from runnel.node.sampling import batches, validation_batches
 from runnel.node.session import Peer
 from runnel.node.text_source import corpus_of_run, own_corpus
-from runnel.optim.inner import clip_gradients, inner_optimizer
+from runnel.optim.inner import clip_gradients, inner_optimizer, set_learning_rates
 from runnel.optim.schedule import lr_factor
 
 logger = logging.getLogger(__name__)
@@ -159,11 +159,11 @@ def _optimizer(model: Gpt, spec: RunSpec) -> torch.optim.Optimizer:
     inner = spec.inner
     return inner_optimizer(
         inner.optimizer,
-        model.parameters(),
+        model.named_parameters(),
         lr=inner.lr,
+        matrix_lr=inner.matrix_lr,
         weight_decay=inner.weight_decay,
-        beta1=inner.beta1,
-        beta2=inner.beta2,
+        betas=(inner.beta1, inner.beta2),
     )
 
 
@@ -190,8 +190,7 @@ def _train(peer: Peer, work: Workload, stop: threading.Event) -> int:
 def _inner_step(work: Workload, batch: torch.Tensor, progress: float) -> torch.Tensor:
     inner = work.spec.inner
     factor = lr_factor(progress, warmup_share=inner.warmup_share, final_share=inner.final_lr_share)
-    for group in work.optimizer.param_groups:
-        group["lr"] = inner.lr * factor
+    set_learning_rates(work.optimizer, factor)
     loss = work.model.loss(batch)
     loss.backward()  # type: ignore[no-untyped-call]  # torch
     clip_gradients(work.model.parameters(), inner.clip_norm)

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from runnel.optim.binding import ModelBinding, plan_model
     from runnel.optim.check import ModelSurvey, survey
     from runnel.optim.fragments import FragmentPlan, ParameterShape, Piece, plan_fragments
-    from runnel.optim.inner import INNER_OPTIMIZERS, clip_gradients, inner_optimizer
+    from runnel.optim.inner import (
+        INNER_OPTIMIZERS,
+        clip_gradients,
+        inner_optimizer,
+        set_learning_rates,
+    )
+    from runnel.optim.muon import Muon
     from runnel.optim.schedule import WindowSchedule, lr_factor
 
 __all__ = [
@@ -20,6 +26,7 @@ __all__ = [
     "FragmentPlan",
     "ModelBinding",
     "ModelSurvey",
+    "Muon",
     "ParameterShape",
     "Piece",
     "WindowSchedule",
@@ -28,6 +35,7 @@ __all__ = [
     "lr_factor",
     "plan_fragments",
     "plan_model",
+    "set_learning_rates",
     "survey",
 ]
 
@@ -36,6 +44,7 @@ _HOMES = {
     "FragmentPlan": "runnel.optim.fragments",
     "ModelBinding": "runnel.optim.binding",
     "ModelSurvey": "runnel.optim.check",
+    "Muon": "runnel.optim.muon",
     "ParameterShape": "runnel.optim.fragments",
     "Piece": "runnel.optim.fragments",
     "WindowSchedule": "runnel.optim.schedule",
@@ -44,6 +53,7 @@ _HOMES = {
     "lr_factor": "runnel.optim.schedule",
     "plan_fragments": "runnel.optim.fragments",
     "plan_model": "runnel.optim.binding",
+    "set_learning_rates": "runnel.optim.inner",
     "survey": "runnel.optim.check",
 }
 

@@ -16,6 +16,7 @@ from runnel.errors import BugError, ConfigError, InputFileError, PeerError
 from runnel.hashing import digest
 from runnel.node.manifest import (
     MAX_MANIFEST_BYTES,
+    VERSION,
     Genesis,
     RunSpec,
     SignedManifest,
@@ -373,18 +374,18 @@ def test_the_run_id_depends_on_everything_but_the_signature(
     assert replace(manifest, signature=b"").run_id == manifest.run_id
 
 
-FIELDS_OF_VERSION_1 = """\
+FIELDS_OF_VERSION_2 = """\
 run: name=str description=str trust=str seed=int
 model: kind=str layers=int heads=int width=int context=int vocab=int fingerprint=str
 data: text=str batch_size=int chunk_bytes=int validation_share=float
-inner: optimizer=str lr=float weight_decay=float beta1=float beta2=float warmup_share=float final_lr_share=float clip_norm=float
+inner: optimizer=str lr=float matrix_lr=float weight_decay=float beta1=float beta2=float warmup_share=float final_lr_share=float clip_norm=float
 outer: optimizer=str lr=float momentum=float fragments=int every_steps=int overlap_steps=int mixing=float codec=str result_codec=str aggregator=str max_weight_tokens=int wait_s=float final_averaging=bool
 rounds: open=int deadline_floor_s=float deadline_ceiling_s=float stall_s=float snapshot_every=int max_members=int
 end: rounds=int tokens=int minutes=float
 """
 
 
-def test_the_signed_fields_of_version_1_do_not_drift() -> None:
+def test_the_signed_fields_of_version_2_do_not_drift() -> None:
     """Other fields are another wire format: raise `manifest.VERSION` and record them here."""
     rows = [
         f"{section}: "
@@ -394,7 +395,7 @@ def test_the_signed_fields_of_version_1_do_not_drift() -> None:
         )
         for section, kind in section_kinds().items()
     ]
-    assert rows == FIELDS_OF_VERSION_1.splitlines()
+    assert rows == FIELDS_OF_VERSION_2.splitlines()
 
 
 def test_whole_numbers_given_for_floats_sign_like_floats(tmp_path: Path) -> None:
@@ -448,7 +449,8 @@ def resigned(owner: Identity, manifest: SignedManifest, place: list[int], value:
 @pytest.mark.parametrize(
     ("place", "value", "reason"),
     [
-        ([0], 2, "version"),
+        ([0], VERSION - 1, "version"),
+        ([0], VERSION + 1, "version"),
         ([0], True, "malformed"),
         ([1, 4, 1], 7000.0, "value"),
         ([1, 4, 1], 1, "malformed"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from runnel.optim.inner import clip_gradients, inner_optimizer
 
 def test_only_matrices_decay() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
-    optimizer = inner_optimizer("adamw", model.parameters(), lr=0.1, weight_decay=0.5)
+    optimizer = inner_optimizer("adamw", model.named_parameters(), lr=0.1, weight_decay=0.5)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -25,13 +26,13 @@ def test_only_matrices_decay() -> None:
 
 def test_names_give_torch_optimizers_with_the_given_numbers() -> None:
     model = nn.Linear(3, 3)
-    adamw = inner_optimizer("adamw", model.parameters(), lr=0.1, beta1=0.8, beta2=0.9)
-    sgd = inner_optimizer("sgd", model.parameters(), lr=0.2, beta1=0.7)
+    adamw = inner_optimizer("adamw", model.named_parameters(), lr=0.1, betas=(0.8, 0.9))
+    sgd = inner_optimizer("sgd", model.named_parameters(), lr=0.2, betas=(0.7, 0.9))
     assert isinstance(adamw, AdamW)
     assert adamw.param_groups[0]["betas"] == (0.8, 0.9)
     assert isinstance(sgd, SGD)
     assert (sgd.param_groups[0]["momentum"], sgd.param_groups[0]["nesterov"]) == (0.7, True)
-    plain = inner_optimizer("sgd", model.parameters(), lr=0.2, beta1=0)
+    plain = inner_optimizer("sgd", model.named_parameters(), lr=0.2, betas=(0, 0.9))
     assert not plain.param_groups[0]["nesterov"]
 
 
@@ -39,7 +40,8 @@ def test_tied_parameters_are_taken_once_and_frozen_ones_not() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
     model[1].bias.requires_grad = False
-    optimizer = inner_optimizer("sgd", [*model[0].parameters(), *model[1].parameters()], lr=0.1)
+    named = [*model[0].named_parameters(), *model[1].named_parameters()]
+    optimizer = inner_optimizer("sgd", named, lr=0.1)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
 
 
@@ -49,13 +51,14 @@ def test_tied_parameters_are_taken_once_and_frozen_ones_not() -> None:
         ("adam", {"lr": 0.1}),
         ("adamw", {"lr": 0.0}),
         ("adamw", {"lr": math.nan}),
-        ("sgd", {"lr": 0.1, "beta1": 1.0}),
+        ("sgd", {"lr": 0.1, "betas": (1.0, 0.9)}),
         ("sgd", {"lr": 0.1, "weight_decay": -1.0}),
+        ("muon", {"lr": 0.1, "matrix_lr": 0.0}),
     ],
 )
-def test_bad_settings_are_config_errors(name: str, numbers: dict[str, float]) -> None:
+def test_bad_settings_are_config_errors(name: str, numbers: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="expected"):
-        inner_optimizer(name, nn.Linear(1, 1).parameters(), **numbers)
+        inner_optimizer(name, nn.Linear(1, 1).named_parameters(), **numbers)
 
 
 def test_nothing_to_train_is_a_config_error() -> None:
