@@ -5,7 +5,7 @@ Knows no sockets, no clock, no threads. Importing it loads numpy only; numba fol
 
 from runnel.kernels.arrays import require_vector
 from runnel.kernels.dispatch import implementation, warm_up
-from runnel.kernels.outer_step import averaging_step, nesterov_step
+from runnel.kernels.outer_step import momentum_step, plain_step
 from runnel.kernels.signatures import BlockKernels, ElementwiseKernels, Float32, Implementation
 from runnel.kernels.statistics import first_non_finite, norm, sum_of_squares
 
@@ -14,11 +14,11 @@ __all__ = [
     "ElementwiseKernels",
     "Float32",
     "Implementation",
-    "averaging_step",
     "first_non_finite",
     "implementation",
-    "nesterov_step",
+    "momentum_step",
     "norm",
+    "plain_step",
     "require_vector",
     "sum_of_squares",
     "warm_up",

@@ -150,7 +150,7 @@ def sum_of_squares(values: Float32) -> float:
     ),
     **_COMPILE,
 )
-def nesterov(
+def momentum_step(
     parameters: Float32,
     momentum: Float32,
     pseudo_gradient: Float32,
@@ -158,8 +158,8 @@ def nesterov(
     new_parameters: Float32,
     new_momentum: Float32,
 ) -> None:
-    """See `ElementwiseKernels.nesterov`."""
-    lr, mu = factors[0], factors[1]
+    """See `ElementwiseKernels.momentum_step`."""
+    lr, mu, own, gathered = factors[0], factors[1], factors[2], factors[3]
     moved = np.empty(_CHUNK, np.float32)
     pushed = np.empty(_CHUNK, np.float32)
     for start in range(0, parameters.size, _CHUNK):
@@ -171,7 +171,7 @@ def nesterov(
             b = np.float32(np.float32(mu * v[i]) + d)
             b = np.float32(0) if abs(b) < _NEGLIGIBLE else b
             pushed[i] = b
-            ahead = np.float32(d + np.float32(mu * b))
+            ahead = np.float32(np.float32(own * d) + np.float32(gathered * b))
             p = np.float32(x[i] - np.float32(lr * ahead))
             moved[i] = np.float32(0) if abs(p) < _NEGLIGIBLE else p
         new_x = new_parameters[start : start + _CHUNK]
@@ -182,15 +182,17 @@ def nesterov(
             new_v[i] = pushed[i]
 
 
-@njit(types.void(_FLOATS_IN, _FLOATS_IN, _FLOATS_OUT), **_COMPILE)
-def average(parameters: Float32, pseudo_gradient: Float32, new_parameters: Float32) -> None:
-    """See `ElementwiseKernels.average`."""
+@njit(types.void(_FLOATS_IN, _FLOATS_IN, types.float32, _FLOATS_OUT), **_COMPILE)
+def plain_step(
+    parameters: Float32, pseudo_gradient: Float32, lr: np.float32, new_parameters: Float32
+) -> None:
+    """See `ElementwiseKernels.plain_step`."""
     moved = np.empty(_CHUNK, np.float32)
     for start in range(0, parameters.size, _CHUNK):
         x = parameters[start : start + _CHUNK]
         g = pseudo_gradient[start : start + _CHUNK]
         for i in range(x.size):
-            p = np.float32(x[i] - g[i])
+            p = np.float32(x[i] - np.float32(lr * g[i]))
             moved[i] = np.float32(0) if abs(p) < _NEGLIGIBLE else p
         new_x = new_parameters[start : start + _CHUNK]
         for i in range(x.size):
@@ -205,6 +207,6 @@ ELEMENTS = ElementwiseKernels(
     float_accumulate=float_accumulate,
     first_non_finite=first_non_finite,
     sum_of_squares=sum_of_squares,
-    nesterov=nesterov,
-    average=average,
+    momentum_step=momentum_step,
+    plain_step=plain_step,
 )

@@ -66,7 +66,7 @@ def sum_of_squares(values: Float32) -> float:
     return total
 
 
-def nesterov(
+def momentum_step(
     parameters: Float32,
     momentum: Float32,
     pseudo_gradient: Float32,
@@ -74,18 +74,20 @@ def nesterov(
     new_parameters: Float32,
     new_momentum: Float32,
 ) -> None:
-    """See `ElementwiseKernels.nesterov`."""
-    lr, mu = factors[0], factors[1]
+    """See `ElementwiseKernels.momentum_step`."""
+    lr, mu, own, gathered = factors
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         new_momentum[:] = _without_negligible(mu * momentum + pseudo_gradient)
-        ahead = pseudo_gradient + mu * new_momentum
+        ahead = own * pseudo_gradient + gathered * new_momentum
         new_parameters[:] = _without_negligible(parameters - lr * ahead)
 
 
-def average(parameters: Float32, pseudo_gradient: Float32, new_parameters: Float32) -> None:
-    """See `ElementwiseKernels.average`."""
+def plain_step(
+    parameters: Float32, pseudo_gradient: Float32, lr: np.float32, new_parameters: Float32
+) -> None:
+    """See `ElementwiseKernels.plain_step`."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        new_parameters[:] = _without_negligible(parameters - pseudo_gradient)
+        new_parameters[:] = _without_negligible(parameters - lr * pseudo_gradient)
 
 
 def _without_negligible(values: npt.NDArray[Any]) -> Float32:
@@ -101,6 +103,6 @@ ELEMENTS = ElementwiseKernels(
     float_accumulate=float_accumulate,
     first_non_finite=first_non_finite,
     sum_of_squares=sum_of_squares,
-    nesterov=nesterov,
-    average=average,
+    momentum_step=momentum_step,
+    plain_step=plain_step,
 )

@@ -16,35 +16,37 @@ from runnel.kernels.dispatch import implementation
 from runnel.kernels.signatures import Float32
 
 
-def nesterov_step(
+def momentum_step(
     state: tuple[Float32, Float32],
     pseudo_gradient: Float32,
     after: tuple[Float32, Float32],
     *,
-    lr: float,
-    mu: float,
+    rates: tuple[float, float],
+    mix: tuple[float, float],
     by: str | None = None,
 ) -> None:
     """Writes new parameters and momentum to `after`, in one pass.
 
-    With d the pseudo-gradient, b the momentum, `lr` and `mu` rounded to float32 first, per value::
+    With d the pseudo-gradient, b the momentum, ``lr, mu = rates`` and ``own, gathered = mix``, all
+    rounded to float32 first, per value::
 
         s = mu * b  # rounded, as is every line
         b = s + d  # then: |b| < 2^-100 becomes +0
-        s = mu * b
-        g = d + s
+        u = own * d
+        s = gathered * b
+        g = u + s
         s = lr * g
         parameters = parameters - s  # then: below 2^-100 becomes +0
 
-    Source: Streaming DiLoCo with overlapping communication (Nesterov outer optimizer); the order
-    of operations and the threshold are ours.
+    A mix of (1, mu) is Nesterov's momentum (as in *Streaming DiLoCo with overlapping communication*),
+    (0, 1) Polyak's heavy ball. The order of operations and the threshold are ours.
 
     Args:
         state: outer parameters and momentum of a fragment, float32 [values] each.
         pseudo_gradient: float32 [values], finite.
         after: like `state`, which it may be.
-        lr: outer learning rate.
-        mu: momentum factor.
+        rates: outer learning rate and momentum factor.
+        mix: factors of the pseudo-gradient and of the new momentum in the step.
         by: forces an implementation.
 
     Raises:
@@ -55,14 +57,21 @@ def nesterov_step(
         require_vector(old, name, size=size)
         require_vector(new, f"new {name}", size=size, write=True)
     require_vector(pseudo_gradient, "pseudo_gradient", size=size)
-    step = implementation(by).elements.nesterov
-    step(*state, pseudo_gradient, np.array([lr, mu], np.float32), *after)
+    step = implementation(by).elements.momentum_step
+    step(*state, pseudo_gradient, np.array([*rates, *mix], np.float32), *after)
 
 
-def averaging_step(
-    parameters: Float32, pseudo_gradient: Float32, after: Float32, *, by: str | None = None
+def plain_step(
+    parameters: Float32,
+    pseudo_gradient: Float32,
+    after: Float32,
+    *,
+    lr: float = 1.0,
+    by: str | None = None,
 ) -> None:
-    """``after = parameters - pseudo_gradient``; below 2^-100 becomes +0. `after` may be `parameters`.
+    """``after = parameters - lr * pseudo_gradient``; below 2^-100 becomes +0. `after` may be `parameters`.
+
+    The product and the difference are rounded separately; with `lr` 1 it is plain averaging.
 
     Raises:
         ValueError: the arrays are not contiguous float32 vectors of one size.
@@ -70,4 +79,5 @@ def averaging_step(
     require_vector(parameters, "parameters")
     require_vector(pseudo_gradient, "pseudo_gradient", size=parameters.size)
     require_vector(after, "new parameters", size=parameters.size, write=True)
-    implementation(by).elements.average(parameters, pseudo_gradient, after)
+    step = implementation(by).elements.plain_step
+    step(parameters, pseudo_gradient, np.float32(lr), after)

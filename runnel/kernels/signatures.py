@@ -76,12 +76,12 @@ class ElementwiseKernels:
     sum_of_squares: Callable[[Float32], float]
     """``(values)``: in float64, over 64 lanes in a fixed order; see `statistics.sum_of_squares`."""
 
-    nesterov: Callable[[Float32, Float32, Float32, Float32, Float32, Float32], None]
-    """``(parameters, momentum, pseudo_gradient, [lr, mu], new_parameters, new_momentum)``: see
-    `outer_step.nesterov_step`."""
+    momentum_step: Callable[[Float32, Float32, Float32, Float32, Float32, Float32], None]
+    """``(parameters, momentum, pseudo_gradient, [lr, mu, own, gathered], new_parameters,
+    new_momentum)``: see `outer_step.momentum_step`."""
 
-    average: Callable[[Float32, Float32, Float32], None]
-    """``(parameters, pseudo_gradient, new_parameters)``: see `outer_step.averaging_step`."""
+    plain_step: Callable[[Float32, Float32, np.float32, Float32], None]
+    """``(parameters, pseudo_gradient, lr, new_parameters)``: see `outer_step.plain_step`."""
 
 
 @dataclass(frozen=True, slots=True)

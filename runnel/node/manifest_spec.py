@@ -139,7 +139,9 @@ class InnerSection(Section):
 class OuterSection(Section):
     """What peers exchange, how, and how often."""
 
-    optimizer: Literal["nesterov"] = Field(default="nesterov", description="outer optimizer")
+    optimizer: Literal["nesterov", "heavy-ball", "sgd"] = Field(
+        default="nesterov", description="outer optimizer; sgd has no momentum"
+    )
     lr: float = Field(default=0.7, gt=0, le=10, description="outer learning rate")
     momentum: float = Field(
         default=0.8, ge=0, lt=1, description="outer momentum, per round of a fragment"

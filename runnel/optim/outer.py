@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from runnel.errors import ConfigError
-from runnel.kernels import Float32, averaging_step, nesterov_step
+from runnel.kernels import Float32, momentum_step, plain_step
 from runnel.protocols import OuterOptimizer
+
+_State = tuple[Float32, Float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,7 @@ class Nesterov:
     """mu, from 0 to below 1."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ConfigError(f"outer lr is {self.lr}, expected a positive number such as 0.7")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(
-                f"outer momentum is {self.momentum}, expected 0 to below 1, such as 0.8"
-            )
+        _check(self.lr, self.momentum)
 
     @property
     def name(self) -> str:
@@ -48,24 +45,104 @@ class Nesterov:
         pseudo_gradient: Float32,
         *,
         final: bool,
-        out: tuple[Float32, Float32] | None = None,
+        out: _State | None = None,
     ) -> None:
         """See `OuterOptimizer.step`. A `final` step subtracts the pseudo-gradient.
 
         Raises:
             ValueError: the arrays are not contiguous float32 vectors of one size.
         """
-        after = (parameters, momentum) if out is None else out
+        state = (parameters, momentum)
         if final:
-            averaging_step(parameters, pseudo_gradient, after[0])
-            if after[1] is not momentum:
-                after[1][:] = momentum
-        else:
-            state = (parameters, momentum)
-            nesterov_step(state, pseudo_gradient, after, lr=self.lr, mu=self.momentum)
+            _average(state, pseudo_gradient, out or state)
+            return
+        rates, mix = (self.lr, self.momentum), (1.0, self.momentum)
+        momentum_step(state, pseudo_gradient, out or state, rates=rates, mix=mix)
 
 
-OUTER_OPTIMIZERS: Mapping[str, Callable[[float, float], OuterOptimizer]] = {"nesterov": Nesterov}
+@dataclass(frozen=True, slots=True)
+class HeavyBall:
+    """Polyak's momentum: ``b <- mu * b + d``, then ``parameters <- parameters - lr * b``.
+
+    The gain of a constant d is lr / (1 - mu), as Nesterov's, but a change of d comes through later.
+    """
+
+    lr: float
+    """Outer learning rate, above 0."""
+    momentum: float
+    """mu, from 0 to below 1."""
+
+    def __post_init__(self) -> None:
+        _check(self.lr, self.momentum)
+
+    @property
+    def name(self) -> str:
+        """The name under which manifests choose it."""
+        return "heavy-ball"
+
+    def step(
+        self,
+        parameters: Float32,
+        momentum: Float32,
+        pseudo_gradient: Float32,
+        *,
+        final: bool,
+        out: _State | None = None,
+    ) -> None:
+        """See `OuterOptimizer.step`. A `final` step subtracts the pseudo-gradient.
+
+        Raises:
+            ValueError: the arrays are not contiguous float32 vectors of one size.
+        """
+        state = (parameters, momentum)
+        if final:
+            _average(state, pseudo_gradient, out or state)
+            return
+        rates = (self.lr, self.momentum)
+        momentum_step(state, pseudo_gradient, out or state, rates=rates, mix=(0.0, 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Sgd:
+    """No momentum: ``parameters <- parameters - lr * d``; with lr 1 it is federated averaging.
+
+    What SparseLoCo uses, where error feedback takes the momentum's place. Momentum stays as it is.
+    """
+
+    lr: float
+    """Outer learning rate, above 0."""
+
+    def __post_init__(self) -> None:
+        _check(self.lr, 0.0)
+
+    @property
+    def name(self) -> str:
+        """The name under which manifests choose it."""
+        return "sgd"
+
+    def step(
+        self,
+        parameters: Float32,
+        momentum: Float32,
+        pseudo_gradient: Float32,
+        *,
+        final: bool,
+        out: _State | None = None,
+    ) -> None:
+        """See `OuterOptimizer.step`. A `final` step subtracts the pseudo-gradient.
+
+        Raises:
+            ValueError: the arrays are not contiguous float32 vectors of one size.
+        """
+        state = (parameters, momentum)
+        _average(state, pseudo_gradient, out or state, lr=1.0 if final else self.lr)
+
+
+OUTER_OPTIMIZERS: Mapping[str, Callable[[float, float], OuterOptimizer]] = {
+    "nesterov": Nesterov,
+    "heavy-ball": HeavyBall,
+    "sgd": lambda lr, _: Sgd(lr),
+}
 """Every outer optimizer, made from (lr, momentum), by the name under which manifests choose it."""
 
 
@@ -79,3 +156,16 @@ def optimizer_named(name: str, *, lr: float, momentum: float) -> OuterOptimizer:
         known = ", ".join(OUTER_OPTIMIZERS)
         raise ConfigError(f"outer optimizer {name!r} is unknown; known ones: {known}")
     return OUTER_OPTIMIZERS[name](lr, momentum)
+
+
+def _average(before: _State, pseudo_gradient: Float32, after: _State, *, lr: float = 1.0) -> None:
+    plain_step(before[0], pseudo_gradient, after[0], lr=lr)
+    if after[1] is not before[1]:
+        after[1][:] = before[1]
+
+
+def _check(lr: float, momentum: float) -> None:
+    if not (math.isfinite(lr) and lr > 0):
+        raise ConfigError(f"outer lr is {lr}, expected a positive number such as 0.7")
+    if not 0 <= momentum < 1:
+        raise ConfigError(f"outer momentum is {momentum}, expected 0 to below 1, such as 0.8")

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from runnel.errors import ConfigError
 from runnel.hashing import digest
 from runnel.kernels import Float32
-from runnel.optim.outer import OUTER_OPTIMIZERS, Nesterov, optimizer_named
+from runnel.optim.outer import OUTER_OPTIMIZERS, HeavyBall, Nesterov, Sgd, optimizer_named
 
+EVERY = pytest.mark.parametrize("name", OUTER_OPTIMIZERS)
 BOTH = pytest.mark.parametrize("by", ["numba", "reference"])
 
 
@@ -61,6 +62,40 @@ def test_a_step_is_nesterovs_formula_value_by_value(use: Callable[[str], None], 
     assert b.tobytes() == np.array(expected_b, f).tobytes()
 
 
+@BOTH
+def test_a_heavy_ball_moves_by_the_new_momentum_alone(use: Callable[[str], None], by: str) -> None:
+    use(by)
+    lr, mu, f = np.float32(0.7), np.float32(0.9), np.float32
+    theta, b, d = numbers(50, 1), numbers(50, 2), numbers(50, 3)
+    new_b = [f(f(mu * b[i]) + d[i]) for i in range(50)]
+    expected = [f(theta[i] - f(lr * new_b[i])) for i in range(50)]
+    HeavyBall(0.7, 0.9).step(theta, b, d, final=False)
+    assert theta.tobytes() == np.array(expected, f).tobytes()
+    assert b.tobytes() == np.array(new_b, f).tobytes()
+
+
+@BOTH
+def test_without_momentum_a_step_is_a_product_and_a_difference(
+    use: Callable[[str], None], by: str
+) -> None:
+    use(by)
+    theta, b, d = numbers(50, 1), numbers(50, 2), numbers(50, 3)
+    expected, before = theta - np.float32(0.7) * d, b.copy()
+    new = (np.empty_like(theta), np.empty_like(b))
+    Sgd(0.7).step(theta, b, d, final=False, out=new)
+    assert new[0].tobytes() == expected.tobytes()
+    assert new[1].tobytes() == before.tobytes() == b.tobytes()
+
+
+@EVERY
+def test_each_method_ends_with_a_plain_averaging(name: str) -> None:
+    theta, b, d = numbers(99, 1), numbers(99, 2), numbers(99, 3)
+    expected, before = theta - d, b.copy()
+    optimizer_named(name, lr=0.3, momentum=0.9).step(theta, b, d, final=True)
+    assert theta.tobytes() == expected.tobytes()
+    assert b.tobytes() == before.tobytes()
+
+
 @given(
     st.lists(
         st.tuples(*[st.floats(width=32, allow_nan=False, allow_infinity=False)] * 3), max_size=70
@@ -68,16 +103,17 @@ def test_a_step_is_nesterovs_formula_value_by_value(use: Callable[[str], None], 
     st.floats(0.01, 2),
     st.floats(0, 0.99),
     st.booleans(),
+    st.sampled_from(sorted(OUTER_OPTIMIZERS)),
 )
 def test_both_implementations_give_the_same_bits(
-    rows: list[tuple[float, ...]], lr: float, mu: float, final: bool
+    rows: list[tuple[float, ...]], lr: float, mu: float, final: bool, name: str
 ) -> None:
     results = []
     for by in ("numba", "reference"):
         theta, b, d = (np.array([row[i] for row in rows], np.float32) for i in range(3))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RUNNEL_KERNELS", by)
-            Nesterov(lr, mu).step(theta, b, d, final=final)
+            optimizer_named(name, lr=lr, momentum=mu).step(theta, b, d, final=final)
         results.append((theta.tobytes(), b.tobytes()))
     assert results[0] == results[1]
 
@@ -111,14 +147,18 @@ def test_subnormal_pseudo_gradients_move_nothing_so_flushing_them_changes_no_bit
     assert b_with.tobytes() == b_without.tobytes()
 
 
+@EVERY
 @pytest.mark.parametrize("final", [False, True])
-def test_a_thread_that_flushes_subnormal_numbers_finds_the_same_bits(final: bool) -> None:
+def test_a_thread_that_flushes_subnormal_numbers_finds_the_same_bits(
+    name: str, final: bool
+) -> None:
     def result() -> bytes:
         theta, b, d = theta0.copy(), b0.copy(), d0.copy()
         for _ in range(3):
-            Nesterov(0.7, 0.8).step(theta, b, d, final=final)
+            outer.step(theta, b, d, final=final)
         return theta.tobytes() + b.tobytes()
 
+    outer = optimizer_named(name, lr=0.7, momentum=0.8)
     scale = np.float32(2.0) ** (-(np.arange(5_000) % 150)).astype(np.float32)
     theta0, d0 = numbers(5_000, 1) * scale, numbers(5_000, 2) * scale[::-1].copy()
     theta0[::7] = 0
