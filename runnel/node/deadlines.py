@@ -15,7 +15,7 @@ _WINDOW = 64
 _ENOUGH = 4
 _REMEMBERED_ROUNDS = 16
 _HURRY_SHARE = 0.2
-_BEHIND_SHARE = 0.5
+BEHIND_SHARE = 0.5
 _RECENT_ROUNDS = 8
 
 
@@ -121,7 +121,7 @@ class Deadlines:
     @property
     def sure_s(self) -> float:
         """How long all others wait for slices at least, whatever arrivals they have seen."""
-        behind_s = min(_BEHIND_SHARE * self.interval_s, self.limits.ceiling_s)
+        behind_s = min(BEHIND_SHARE * self.interval_s, self.limits.ceiling_s)
         return max(behind_s, self.limits.floor_s)
 
     @property

@@ -16,7 +16,7 @@ _ENOUGH_BYTES = 1 << 16
 """Less than this in a burst says more about the way than about the link."""
 _BURSTS = 3
 _LONGEST_BURST_S = 30.0
-_MARGIN = 0.8
+MARGIN = 0.8
 """Part of the time there is that is planned with."""
 _APART = 0.618
 """Fragments begin with different credits, multiples of this, so that their turns are spread over the rounds."""
@@ -82,7 +82,7 @@ class Pace:
             time_s: how long after the decision on the set slices are waited for.
         """
         others = max(1, slices - 1)  # as a rule a peer reduces one slice itself
-        carried = self.meter.bits_s() * _MARGIN * time_s / (8 * slice_bytes)
+        carried = self.meter.bits_s() * MARGIN * time_s / (8 * slice_bytes)
         if carried >= others:
             self._credit.clear()
             return ()

@@ -88,6 +88,29 @@ def new(
 
 
 @app.command()
+def plan(
+    file: Annotated[Path, typer.Argument(help="The run's file, as `runnel new` writes it.")],
+    links: Annotated[
+        str, typer.Option(help="Who takes part: phone, home, fiber, lab, or UP/DOWN in Mbit/s.")
+    ] = "home:4",
+    step_s: Annotated[
+        float | None, typer.Option(help="Seconds of an inner step; measured here by default.")
+    ] = None,
+    parameters: Annotated[int, typer.Option(min=0, help="Values of a model of yours.")] = 0,
+    overrides: SetOption = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show what a run will ask of its members' links, before it begins."""
+    from runnel.node.manifest_text import load_spec
+
+    spec = load_spec(file, overrides or ())
+    from runnel.tools.cli_plan import plan_run, show_plan
+
+    show_plan(spec, plan_run(spec, links, step_s=step_s, parameters=parameters), as_json=as_json)
+
+
+@app.command()
 @takes_machine
 def launch(
     file: Annotated[Path, typer.Argument(help="The run's file, as `runnel new` writes it.")],

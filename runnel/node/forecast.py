@@ -1,0 +1,271 @@
+"""What a run will ask of its members' links, worked out before it begins. Pure.
+
+Bytes of payloads follow from the codecs' layouts and are exact. What comes with them (frames, proofs,
+acknowledgements) and control traffic (commitments, proposals, votes, greetings) are taken from what
+`benchmarks.control` counts. Times assume that a link carries what it is said to, and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from runnel.errors import ConfigError
+from runnel.node.deadlines import BEHIND_SHARE
+from runnel.node.manifest_spec import MAX_MEMBERS, RunSpec
+from runnel.node.pace import MARGIN
+from runnel.node.rounds import slice_bounds
+from runnel.optim.codecs import codec_named
+
+_BESIDE_PAYLOAD_BYTES = 211
+"""With each slice or result that is sent: frames, proof, request and acknowledgement."""
+
+_TOLD_BYTES = 4_060
+"""A member tells each other one in a round: commitment, four votes, results, its part of proposals; with frames."""
+
+_COMMITTED_SLICE_BYTES = 20
+"""More of it for each slice of a share: its norm and its place in the Merkle tree."""
+
+_GREETING_BYTES_S = 78
+"""What greetings to one member take in a second."""
+
+_SAID_AT_SLICES = 16
+"""Slices at which `_TOLD_BYTES` was counted."""
+
+_CROSSINGS = 5
+"""Times a message crosses the network in a round: commitment, set and its votes, outcome and its votes."""
+
+_DELAY_S = 0.05
+"""Of one crossing."""
+
+_STATE_BYTES = 8
+"""Of a value of the run's state: parameters and momentum in fp32."""
+
+_DATA_PARALLEL_BYTES = 2
+"""Of a gradient's value in data parallel training: bf16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A kind of connection: what it carries, in bits a second."""
+
+    name: str
+    up_bits_s: float
+    down_bits_s: float
+
+
+LINKS: Mapping[str, Link] = {
+    "phone": Link("phone", 5e6, 20e6),
+    "home": Link("home", 20e6, 100e6),
+    "fiber": Link("fiber", 200e6, 500e6),
+    "lab": Link("lab", 1e9, 1e9),
+}
+"""Kinds that have a name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """Members behind links of one kind."""
+
+    link: Link
+    peers: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkForecast:
+    """What the members behind one kind of link will see.
+
+    Attributes:
+        crowd: who.
+        up_bits_s: sent by one of them, on average.
+        down_bits_s: received.
+        up_share: part of the link that sending takes; above 1 for more than it carries whole.
+        exchange_s: from a round's decided set to all its results, as far as this link goes.
+        sent_slices: of a share, on average; fewer than all where the link is too slow.
+        state_s: to fetch the run's state when joining.
+    """
+
+    crowd: Crowd
+    up_bits_s: float
+    down_bits_s: float
+    up_share: float
+    exchange_s: float
+    sent_slices: float
+    state_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """What a run will cost.
+
+    Attributes:
+        parameters: exchanged values.
+        members: peers.
+        slices: of a share, at most.
+        round_s: between two rounds.
+        step_s: of an inner step.
+        share_bytes: of a contribution, the mean of the fragments.
+        result_bytes: of all results of a round.
+        control_bytes: sent by a member in a round, beside payloads and what comes with them.
+        sent_bytes: by a member in a round, everything.
+        data_parallel_bytes: that a ring all-reduce of bf16 gradients would have each member send meanwhile.
+        results_after_steps: inner steps from handing over to merging, for whoever waits for the slowest.
+        links: by kind, in the order given.
+    """
+
+    parameters: int
+    members: int
+    slices: int
+    round_s: float
+    step_s: float
+    share_bytes: float
+    result_bytes: float
+    control_bytes: float
+    sent_bytes: float
+    data_parallel_bytes: float
+    results_after_steps: float
+    links: tuple[LinkForecast, ...]
+
+    @property
+    def fewer(self) -> float:
+        """How many times fewer bytes than data parallel training a member sends."""
+        return self.data_parallel_bytes / self.sent_bytes if self.sent_bytes else math.inf
+
+
+def parse_crowds(text: str) -> tuple[Crowd, ...]:
+    """The members that ``home:18,lab:6`` describes; ``20/100:4`` are four with 20 Mbit/s up, 100 down.
+
+    Raises:
+        ConfigError: an unknown kind, a number out of range, or more members than a run has room for.
+    """
+    crowds = tuple(_crowd(part.strip()) for part in text.split(","))
+    total = sum(crowd.peers for crowd in crowds)
+    if total > MAX_MEMBERS:
+        raise ConfigError(f"--links has {total} peers, expected at most {MAX_MEMBERS}")
+    return crowds
+
+
+def _crowd(part: str) -> Crowd:
+    kind, _, count = part.rpartition(":")
+    expected = f"expected KIND:PEERS with a kind of {', '.join(LINKS)} or UP/DOWN in Mbit/s"
+    if not (count.isascii() and count.isdecimal()) or not 0 < int(count) <= MAX_MEMBERS:
+        raise ConfigError(f"--links has {part!r}, {expected}, such as home:18 or 20/100:4")
+    link = LINKS.get(kind)
+    if link is None:
+        up, _, down = kind.partition("/")
+        try:
+            rates = float(up) * 1e6, float(down) * 1e6
+        except ValueError:
+            raise ConfigError(f"--links has {part!r}, {expected}") from None
+        if not all(0 < rate < math.inf for rate in rates):
+            raise ConfigError(f"--links has {part!r}, expected rates above 0")
+        link = Link(kind, *rates)
+    return Crowd(link, int(count))
+
+
+def forecast(
+    spec: RunSpec, sizes: Sequence[int], crowds: Sequence[Crowd], step_s: float
+) -> Forecast:
+    """What the run costs members behind such links.
+
+    Args:
+        spec: of the run.
+        sizes: values of each fragment.
+        crowds: who takes part, all at the same speed of training.
+        step_s: of an inner step, above 0.
+
+    Raises:
+        ConfigError: `step_s` is not a positive number.
+    """
+    if not 0 < step_s < math.inf:
+        raise ConfigError(f"an inner step takes {step_s} s, expected more than 0")
+    outer, members = spec.outer, sum(crowd.peers for crowd in crowds)
+    bounds = [slice_bounds(size, members) for size in sizes]
+    load = _Load(
+        spec,
+        members,
+        slices=max(len(each) for each in bounds),
+        share_bytes=_mean_bytes(outer.codec, bounds),
+        result_bytes=_mean_bytes(outer.result_codec, bounds),
+        round_s=step_s * outer.every_steps / outer.fragments,
+    )
+    whole = sum(crowd.peers for crowd in crowds if load.sent_slices(crowd.link) == load.slices)
+    whole = whole or members  # somebody has to reduce
+    state_bytes = _STATE_BYTES * sum(sizes)
+    links = tuple(load.on_link(crowd, whole, state_bytes) for crowd in crowds)
+    sent_bytes = load.round_s / 8 * sum(e.up_bits_s * e.crowd.peers for e in links) / members
+    windows = outer.every_steps / outer.fragments
+    parallel = 2 * (members - 1) / members * _DATA_PARALLEL_BYTES * sum(sizes) * windows
+    return Forecast(
+        parameters=sum(sizes),
+        members=members,
+        slices=load.slices,
+        round_s=load.round_s,
+        step_s=step_s,
+        share_bytes=load.share_bytes,
+        result_bytes=load.result_bytes,
+        control_bytes=load.control_bytes,
+        sent_bytes=sent_bytes,
+        data_parallel_bytes=parallel,
+        results_after_steps=max(
+            float(outer.overlap_steps), max(each.exchange_s for each in links) / step_s
+        ),
+        links=links,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What a round asks of everybody: bytes of a share and of all results, and how often it comes."""
+
+    spec: RunSpec
+    members: int
+    slices: int
+    share_bytes: float
+    result_bytes: float
+    round_s: float
+
+    @property
+    def control_bytes(self) -> float:
+        """Sent by a member in a round, beside payloads and what comes with them."""
+        told = _TOLD_BYTES + _COMMITTED_SLICE_BYTES * (self.slices - _SAID_AT_SLICES)
+        return (self.members - 1) * (told + _GREETING_BYTES_S * self.round_s)
+
+    def sent_slices(self, link: Link) -> float:
+        """Of a share over such a link, on average: `runnel.node.pace` decides so in the run."""
+        rounds = self.spec.rounds
+        time_s = min(BEHIND_SHARE * self.round_s, rounds.deadline_ceiling_s)
+        time_s = max(time_s, rounds.deadline_floor_s)
+        carried = link.up_bits_s * MARGIN * time_s * self.slices / (8 * self.share_bytes)
+        return self.slices if carried >= max(1, self.slices - 1) else carried
+
+    def on_link(self, crowd: Crowd, whole: int, state_bytes: int) -> LinkForecast:
+        """What members behind one kind of link see, of whom `whole` in all send whole shares."""
+        link, others = crowd.link, self.members - 1
+        sent = self.sent_slices(link)
+        reduces = sent == self.slices
+        # who withholds reduces nothing; a reducer keeps its own slice and gives its result to all others
+        share = self.share_bytes * (others / self.members if reduces else sent / self.slices)
+        results = self.result_bytes * others / whole if reduces else 0.0
+        payloads = sent * others / self.members + (self.slices * others / whole if reduces else 0)
+        up = share + results + payloads * _BESIDE_PAYLOAD_BYTES + self.control_bytes
+        shares_in = self.share_bytes * others / whole if reduces else 0.0
+        down = shares_in + self.result_bytes + self.control_bytes
+        scatter_s = 8 * max(share / link.up_bits_s, shares_in / link.down_bits_s)
+        gather_s = 8 * max(results / link.up_bits_s, self.result_bytes / link.down_bits_s)
+        return LinkForecast(
+            crowd,
+            up_bits_s=8 * up / self.round_s,
+            down_bits_s=8 * down / self.round_s,
+            up_share=8 * up / self.round_s / link.up_bits_s,
+            exchange_s=_CROSSINGS * _DELAY_S + scatter_s + gather_s,
+            sent_slices=sent,
+            state_s=8 * state_bytes / link.down_bits_s,
+        )
+
+
+def _mean_bytes(codec: str, bounds: Sequence[Sequence[tuple[int, int]]]) -> float:
+    """Of a fragment's payloads, the mean of the fragments."""
+    size = codec_named(codec).max_bytes
+    return sum(size(high - low) for each in bounds for low, high in each) / len(bounds)

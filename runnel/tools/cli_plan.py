@@ -1,0 +1,179 @@
+"""``runnel plan``: what a run will ask of its members, before anybody joins it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from runnel.clock import SystemClock
+from runnel.errors import ConfigError
+from runnel.node.forecast import Forecast, LinkForecast, forecast, parse_crowds
+from runnel.node.manifest_spec import RunSpec
+from runnel.node.wording import count_text, size_text
+
+if TYPE_CHECKING:
+    from runnel.node.gpt import Gpt
+
+_MEASURED_STEPS = 3
+
+
+def plan_run(spec: RunSpec, links: str, *, step_s: float | None, parameters: int) -> Forecast:
+    """The forecast for a run's settings.
+
+    Args:
+        spec: of the run.
+        links: as `parse_crowds` reads them.
+        step_s: of an inner step; None measures one of the built-in model on this machine.
+        parameters: of a model that is not built in; 0 if it is.
+
+    Raises:
+        ConfigError: links that cannot be read, or an author's model without its size or speed.
+    """
+    crowds = parse_crowds(links)
+    fragments = spec.outer.fragments
+    if spec.model.kind != "gpt":
+        if parameters < fragments or step_s is None:
+            raise ConfigError(
+                f"model.kind is {spec.model.kind!r}: its size and speed are not known here; give"
+                " --parameters N and --step-s SECONDS"
+            )
+        edges = [parameters * i // fragments for i in range(fragments + 1)]
+        sizes = [high - low for low, high in pairwise(edges)]
+        return forecast(spec, sizes, crowds, step_s)
+    if parameters:
+        raise ConfigError(
+            "--parameters is for a model that is not built in; set model.width instead"
+        )
+    from runnel.node.run_model import build_model
+    from runnel.optim import plan_model
+
+    model = build_model(spec)
+    plan = plan_model(model, fragments)
+    sizes = [sum(piece.numel for piece in fragment) for fragment in plan.fragments]
+    return forecast(spec, sizes, crowds, _measure_step(model, spec) if step_s is None else step_s)
+
+
+def _measure_step(model: Gpt, spec: RunSpec) -> float:
+    """Seconds of one inner step on this machine, the best of a few on random bytes."""
+    import torch
+
+    from runnel.optim import inner_optimizer
+
+    inner, clock = spec.inner, SystemClock()
+    optimizer = inner_optimizer(inner.optimizer, model.named_parameters(), lr=inner.lr)
+    shape = (spec.data.batch_size, spec.model.context + 1)
+    batch = torch.randint(spec.model.vocab, shape, generator=torch.Generator().manual_seed(0))
+    times = []
+    for _ in range(_MEASURED_STEPS):
+        began_s = clock.monotonic_s()
+        model.loss(batch).backward()  # type: ignore[no-untyped-call]  # torch
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(clock.monotonic_s() - began_s)
+    return min(times)
+
+
+def show_plan(spec: RunSpec, found: Forecast, *, as_json: bool) -> None:
+    """Prints it, for people or as one object."""
+    if as_json:
+        print(json.dumps(plan_json(found)))
+        return
+    for line in plan_lines(spec, found):
+        print(line)
+    Console().print(plan_table(found))
+    for line in plan_warnings(spec, found):
+        print(line)
+
+
+def plan_json(found: Forecast) -> dict[str, object]:
+    """Everything, with numbers as they are: bytes, bits a second, seconds."""
+    facts = asdict(found)
+    facts["fewer"] = found.fewer
+    facts["links"] = [
+        {
+            **{name: value for name, value in asdict(each).items() if name != "crowd"},
+            **asdict(each.crowd.link),
+            "peers": each.crowd.peers,
+        }
+        for each in found.links
+    ]
+    return facts
+
+
+def plan_lines(spec: RunSpec, found: Forecast) -> list[str]:
+    """What holds for all members."""
+    outer = spec.outer
+    every = outer.every_steps / outer.fragments
+    return [
+        f"{spec.run.name}: {found.parameters:,} parameters in {count_text(outer.fragments, 'fragment')},"
+        f" {count_text(found.members, 'peer')}; each fragment every {outer.every_steps} steps,"
+        f" a round every {every:g} steps ({found.round_s:.3g} s at {found.step_s:.3g} s a step)",
+        f"a round: share {size_text(found.share_bytes)} ({outer.codec}), results"
+        f" {size_text(found.result_bytes)} ({outer.result_codec}), control"
+        f" {size_text(found.control_bytes)}; a peer sends {size_text(found.sent_bytes)} in all,"
+        f" {found.fewer:,.0f} times less than data parallel",
+        f"results are merged {found.results_after_steps:.1f} steps after handing over; trainers wait for"
+        f" nothing" + (f" but up to {outer.wait_s:g} s for late rounds" if outer.wait_s else ""),
+    ]
+
+
+def plan_table(found: Forecast) -> Table:
+    """A row for each kind of link."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for head in ("link", "peers", "sends", "of link", "receives", "exchange", "slices", "join"):
+        table.add_column(head, justify="left" if head == "link" else "right", no_wrap=True)
+    for each in found.links:
+        table.add_row(*_cells(each, found.slices))
+    return table
+
+
+def _cells(each: LinkForecast, slices: int) -> Sequence[str]:
+    whole = each.sent_slices == slices
+    return (
+        each.crowd.link.name,
+        str(each.crowd.peers),
+        rate_text(each.up_bits_s),
+        f"{each.up_share:.1%}",
+        rate_text(each.down_bits_s),
+        f"{each.exchange_s:.2f} s",
+        "all" if whole else f"{each.sent_slices:.1f} of {slices}",
+        f"{each.state_s:.1f} s",
+    )
+
+
+def plan_warnings(spec: RunSpec, found: Forecast) -> list[str]:
+    """What will not go as one would like, and what helps."""
+    lines = []
+    for each in found.links:
+        name = each.crowd.link.name
+        if each.sent_slices < found.slices:
+            lines.append(
+                f"{name} is too slow for whole shares: its peers send {each.sent_slices:.1f} of"
+                f" {found.slices} slices each round; raise outer.every_steps or choose fewer bits"
+            )
+        elif each.up_share > 1:
+            lines.append(
+                f"{name} cannot carry {rate_text(each.up_bits_s)}: raise outer.every_steps, or invite"
+                " somebody with a faster link"
+            )
+    late = found.results_after_steps > spec.outer.every_steps / 2
+    if late:
+        lines.append(
+            f"results come {found.results_after_steps:.0f} steps late, of {spec.outer.every_steps}"
+            " between two rounds of a fragment: this costs quality; raise outer.every_steps"
+        )
+    return lines
+
+
+def rate_text(bits_s: float) -> str:
+    """Such as ``4.1 Mbit/s``."""
+    for size, unit in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")):
+        if bits_s >= size:
+            return f"{bits_s / size:.3g} {unit}"
+    return f"{bits_s:.0f} bit/s"

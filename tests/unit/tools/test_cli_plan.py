@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from runnel.tools.cli import main
+from runnel.tools.cli_plan import rate_text
+
+TINY = ("--set", "model.width=16", "--set", "model.layers=1", "--set", "model.context=16")
+
+
+@pytest.fixture
+def run_toml(tmp_path: Path) -> str:
+    path = tmp_path / "run.toml"
+    assert main(["new", "planned", "--out", str(path)]) == 0
+    return str(path)
+
+
+def test_people_see_what_each_kind_of_link_is_asked_for(
+    run_toml: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["plan", run_toml, *TINY, "--links", "home:3,lab:1", "--step-s", "0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "planned: 7,216 parameters in 4 fragments, 4 peers" in said
+    assert "a round every 10 steps (5 s at 0.5 s a step)" in said
+    rows = [line.split() for line in said.splitlines() if line.startswith(("home", "lab"))]
+    assert [row[:2] for row in rows] == [["home", "3"], ["lab", "1"]]
+    assert all("all" in row for row in rows)
+
+
+def test_programs_get_one_object(run_toml: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["plan", run_toml, *TINY, "--json"]) == 0  # measures a step
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["members"] == facts["links"][0]["peers"] == 4
+    assert facts["step_s"] > 0
+    assert facts["links"][0]["name"] == "home"
+
+
+def test_an_authors_model_is_described_by_its_size_and_speed(
+    run_toml: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    custom = ["plan", run_toml, "--set", "model.kind=custom"]
+    assert main(custom) == 2
+    assert "--parameters N and --step-s SECONDS" in capsys.readouterr().err
+    given = [*custom, "--parameters", "10500000", "--step-s", "0.1", "--links", "2/20:4"]
+    assert main(given) == 0
+    said = capsys.readouterr().out
+    assert "10,500,000 parameters" in said
+    assert "2/20 is too slow for whole shares" in said
+    assert main(["plan", run_toml, "--parameters", "5"]) == 2
+
+
+def test_links_nobody_can_read_end_in_one_line(
+    run_toml: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["plan", run_toml, "--links", "moon:3"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "runnel: --links has 'moon:3', expected KIND:PEERS with a kind of phone, home, fiber, lab or"
+        " UP/DOWN in Mbit/s"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bits_s", "text"),
+    [
+        (0, "0 bit/s"),
+        (999, "999 bit/s"),
+        (4_100, "4.1 kbit/s"),
+        (2e7, "20 Mbit/s"),
+        (1e9, "1 Gbit/s"),
+    ],
+)
+def test_rates_are_told_in_fitting_units(bits_s: float, text: str) -> None:
+    assert rate_text(bits_s) == text
