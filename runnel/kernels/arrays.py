@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from runnel.kernels.signatures import Float32
+import numpy as np
+import numpy.typing as npt
 
 
 def require_vector(
-    array: Float32, name: str, *, size: int | None = None, write: bool = False
+    array: npt.NDArray[Any],
+    name: str,
+    *,
+    dtype: npt.DTypeLike = np.float32,
+    size: int | None = None,
+    write: bool = False,
 ) -> None:
-    """Refuses what is not a 1-D, C-contiguous float32 array (of `size` values, writable).
+    """Refuses what is not a 1-D, C-contiguous array of `dtype` (of `size` values, writable).
 
     Raises:
         ValueError: it is something else.
     """
     flags = array.flags
-    if array.dtype != np.float32 or array.ndim != 1 or not flags.c_contiguous or not flags.aligned:
+    if array.dtype != dtype or array.ndim != 1 or not flags.c_contiguous or not flags.aligned:
         raise ValueError(
             f"{name} is {array.dtype}{list(array.shape)}, "
-            "expected a contiguous one-dimensional float32 array"
+            f"expected a contiguous one-dimensional {np.dtype(dtype)} array"
         )
     if size is not None and array.size != size:
         raise ValueError(f"{name} holds {array.size} values, expected {size}")
