@@ -48,13 +48,13 @@ def philox(blocks: Any, direction: Direction) -> tuple[Any, ...]:
     return a, b, c, d
 
 
-def sign_bits(direction: Direction, first_tile: int, tiles: int) -> Words:
-    """uint32 [tiles * 4096]: 2^31 where the sign is -1, else 0."""
+def sign_bits(direction: Direction, first_tile: int, out: Words) -> None:
+    """2^31 where the sign is -1, else 0, for uint32 [tiles, 4 words, 32 bits, 32 lanes]."""
+    tiles = len(out)
     blocks = np.arange(first_tile * _LANES, (first_tile + tiles) * _LANES, dtype=np.uint64)
     words = [word.astype(np.uint32).reshape(tiles, _LANES) for word in philox(blocks, direction)]
-    shifted = np.stack(words, axis=1)[:, :, None, :] << _SHIFTS
-    shifted &= _SIGN
-    return shifted.reshape(-1)
+    np.left_shift(np.stack(words, axis=1)[:, :, None, :], _SHIFTS, out=out)
+    out &= _SIGN
 
 
 def signs(direction: Direction, first_tile: int, out: npt.NDArray[np.int8]) -> None:
@@ -80,7 +80,9 @@ def materialise(
 ) -> None:
     """See `PerturbationKernels.materialise`."""
     for part, bits in _pieces(master.size, direction, first_tile):
-        np.multiply(_signed(bits, amount) + master[part], unit, out=out[part], dtype=np.float32)
+        moved = _signed(bits, amount)
+        moved += master[part]
+        np.multiply(moved, unit, out=out[part], dtype=np.float32)
 
 
 def apply(master: Int32, coefficients: Int32, directions: Directions, first_tile: int) -> None:
@@ -117,18 +119,22 @@ def to_bfloat16(values: Float32, halves: npt.NDArray[np.uint16]) -> None:
 
 
 def _pieces(size: int, direction: Direction, first_tile: int) -> Iterator[tuple[slice, Words]]:
-    """Stretches of up to 32 tiles with the sign bits of their values."""
+    """Stretches of up to 32 tiles with the sign bits of their values, in memory that is used again."""
+    held = np.empty((min(_TILES_AT_ONCE, -(-size // TILE)), 4, 32, _LANES), np.uint32)
     for start in range(0, size, _TILES_AT_ONCE * TILE):
         stop = min(size, start + _TILES_AT_ONCE * TILE)
         tiles = -(-(stop - start) // TILE)
-        bits = sign_bits(direction, first_tile + start // TILE, tiles)
-        yield slice(start, stop), bits[: stop - start]
+        sign_bits(direction, first_tile + start // TILE, held[:tiles])
+        yield slice(start, stop), held.reshape(-1)[: stop - start]
 
 
 def _signed(bits: Words, amount: np.int32) -> Int32:
-    """The product with z as int32, wrapping: with m = -1 where z = -1, else 0, that is (amount ^ m) - m."""
-    minus = bits.view(np.int32) >> np.int32(31)
-    return (minus ^ np.int32(amount)) - minus
+    """The product of `amount` and z as int32, wrapping, in the place of the sign bits."""
+    signed = bits.view(np.int32)
+    signed >>= np.int32(31)
+    signed |= np.int32(1)
+    signed *= amount
+    return signed
 
 
 KERNELS = PerturbationKernels(
