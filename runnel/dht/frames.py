@@ -23,7 +23,6 @@ from runnel.hashing import CHECKSUM_BYTES, checksum
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from typing_extensions import Buffer
 
 VERSION = 2
 TAG_BYTES = CHECKSUM_BYTES
@@ -102,9 +101,9 @@ async def tag_of(views: Sequence[memoryview]) -> bytes:
     return running.digest()
 
 
-def batches(header: bytes, views: Sequence[memoryview]) -> Iterator[Sequence[Buffer]]:
+def batches(header: bytes, views: Sequence[memoryview]) -> Iterator[Sequence[bytes | memoryview]]:
     """The frame as lists of buffers to write at once, each of about `PIECE_BYTES` at most."""
-    batch: list[Buffer] = [header]
+    batch: list[bytes | memoryview] = [header]
     size = 0
     for view in views:
         for start in range(0, view.nbytes, PIECE_BYTES):

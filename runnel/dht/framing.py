@@ -8,10 +8,9 @@ lingers until it sees that. `FramedStream.aclose` does the right one of the two.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import mmap
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from runnel.dht.frames import (
@@ -158,7 +157,7 @@ class FramedStream:
         if length > MAX_MESSAGE_BYTES:
             raise ValueError(f"a message of {length} bytes; a frame holds {MAX_MESSAGE_BYTES}")
         async with asyncio.timeout_at(deadline), self._sending:
-            with self._failing():
+            with _Failing(self):
                 self._wrote_last = False
                 header = Header(Kind.DATA, length, await tag_of(views))
                 frame = batches(header.encode(), views)
@@ -183,14 +182,17 @@ class FramedStream:
             TimeoutError: nothing complete by `deadline`.
         """
         async with asyncio.timeout_at(deadline):
-            with self._failing():
-                async with self._frame(reply=False) as header:
+            with _Failing(self):
+                header = await self._take_header(reply=False)
+                try:
                     if header.length > max_bytes:
                         await self._refuse(header, Refusal.TOO_LARGE)
                         raise PeerError(
                             "too-large", f"a message of {header.length} bytes, at most {max_bytes}"
                         )
                     payload, tag = await self._read_payload(header.length)
+                finally:
+                    self._leave_wire()
                 if tag != header.tag:
                     await self._refuse(header, Refusal.HASH_MISMATCH)
                     raise PeerError("hash-mismatch", f"in a message of {header.length} bytes")
@@ -226,22 +228,18 @@ class FramedStream:
         self._failure = self._failure or "closed here"
         self._bytes.abort()
 
-    @contextlib.contextmanager
-    def _failing(self) -> Iterator[None]:
-        """A border behind which every way out but the good one makes the stream useless."""
+    def check(self) -> None:
+        """Raises ``PeerError("closed")`` if this stream is of no use any more."""
         if self._failure is not None:
             raise PeerError("closed", self._failure)
-        try:
-            yield
-        except BaseException as error:
-            self._failure = self._failure or (str(error) or type(error).__name__)
-            if not self._refused:  # the refusal must still arrive; `aclose` lingers for it
-                self._bytes.abort()
-            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-                raise PeerError("closed", str(error)) from error
-            raise
 
-    async def _write_until_reply(self, frame: Iterator[Sequence[Buffer]]) -> Header:
+    def fail(self, error: BaseException) -> None:
+        """Makes this stream useless: something went wrong in the middle of a message."""
+        self._failure = self._failure or (str(error) or type(error).__name__)
+        if not self._refused:  # the refusal must still arrive; `aclose` lingers for it
+            self._bytes.abort()
+
+    async def _write_until_reply(self, frame: Iterator[Sequence[bytes | memoryview]]) -> Header:
         """Writes a long frame while listening: a refusal of its header ends the writing early."""
         outcome: Header | PeerError
         async with asyncio.TaskGroup() as group:
@@ -256,7 +254,7 @@ class FramedStream:
             raise outcome
         return outcome
 
-    async def _write_frame(self, frame: Iterator[Sequence[Buffer]]) -> None:
+    async def _write_frame(self, frame: Iterator[Sequence[bytes | memoryview]]) -> None:
         """Writes DATA; a stream that breaks meanwhile shows when the reply is read, with the reason."""
         try:
             async with self._writing:
@@ -265,9 +263,9 @@ class FramedStream:
         except OSError as error:
             _log.debug("writing to %s failed: %s", short(self.remote), error)
 
-    async def _write(self, *parts: Buffer) -> None:
+    async def _write(self, *parts: bytes | memoryview) -> None:
         await self._bytes.write(*parts)
-        self._counted.add_sent(sum(memoryview(part).nbytes for part in parts))
+        self._counted.add_sent(sum(map(len, parts)))
 
     async def _answer(self, header: Header) -> None:
         async with self._writing:
@@ -280,10 +278,11 @@ class FramedStream:
 
     async def _take_reply(self) -> Header:
         try:
-            async with self._frame(reply=True) as header:
-                return header
+            header = await self._take_header(reply=True)
         except OSError as error:
             raise PeerError("closed", str(error)) from error
+        self._leave_wire()
+        return header
 
     def _check_reply(self, sent: Header, reply: Header) -> None:
         if reply.tag != sent.tag:
@@ -292,36 +291,39 @@ class FramedStream:
             reason = Refusal(reply.length).name.lower().replace("_", " ")
             raise PeerError("refused", f"a message of {sent.length} bytes: {reason}")
 
-    @contextlib.asynccontextmanager
-    async def _frame(self, *, reply: bool) -> AsyncIterator[Header]:
-        """The next header for one half of the conversation, and the wire while its payload is read.
+    async def _take_header(self, *, reply: bool) -> Header:
+        """The next header for one half of the conversation, which has the wire until `_leave_wire`.
 
         Whichever half waits first reads for both; a header for the other half is held until that
         half takes it, because its payload, if it has one, comes next on the wire.
         """
-        async with self._wire:
-            try:
-                while True:
-                    await self._wire.wait_for(
-                        lambda: self._held is None or self._held.is_reply is reply
-                    )
-                    header = self._held or await self._read_header()
-                    if header.is_reply and not self._sending.locked():
-                        raise PeerError("malformed", "an answer although nothing was sent")
-                    if header.is_reply is reply:
-                        self._held = None
-                        break
-                    self._held = header
-                yield header
-            finally:
-                self._wire.notify_all()
+        await self._wire.acquire()
+        try:
+            while True:
+                while self._held is not None and self._held.is_reply is not reply:
+                    await self._wire.wait()
+                header = self._held or await self._read_header()
+                if header.is_reply is reply:
+                    self._held = None
+                    return header
+                self._held = header
+        except BaseException:
+            self._leave_wire()
+            raise
+
+    def _leave_wire(self) -> None:
+        self._wire.notify_all()
+        self._wire.release()
 
     async def _read_header(self) -> Header:
         data = b""
         while len(data) < HEADER_BYTES:
             data += await self._read(HEADER_BYTES - len(data))
         self._wrote_last = False
-        return Header.decode(data)
+        header = Header.decode(data)
+        if header.is_reply and not self._sending.locked():
+            raise PeerError("malformed", "an answer although nothing was sent")
+        return header
 
     async def _read_payload(self, length: int) -> tuple[memoryview, bytes]:
         payload, running, filled = self._take_room(length), checksum(), 0
@@ -353,6 +355,27 @@ class FramedStream:
                         return  # a new message: so our acknowledgement has arrived
         except OSError as error:  # TimeoutError is one
             _log.debug("lingering for %s: %s", short(self.remote), str(error) or "no close in time")
+
+
+class _Failing:
+    """A border behind which every way out but the good one makes a stream useless."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: FramedStream) -> None:
+        self._stream = stream
+
+    def __enter__(self) -> None:
+        self._stream.check()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        if error is None:
+            return
+        self._stream.fail(error)
+        if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+            raise PeerError("closed", str(error)) from error
 
 
 async def run_handler(handler: StreamHandler, stream: FramedStream) -> None:

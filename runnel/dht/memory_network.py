@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from runnel.types import PeerId
 
 
+_PACKET_BYTES = 1500
+"""What is no longer goes on once it has come in whole."""
+_INSTANT_S = 1e-3
+"""Waits for a downlink below this are not worth an event of their own."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Link:
     """How one peer is connected; between two peers both links count.
@@ -308,13 +314,17 @@ class MemoryNetwork:
         if math.isinf(receiver.link.down_bits_s):
             self._at(pipe.last_s, self._arrive, pipe)
         else:  # the downlink's queue is joined on arrival, not when it is known that one will come
-            self._at(pipe.first_s, self._queue_down, pipe, bits, pipe.last_s)
+            joins_s = pipe.last_s if num_bytes <= _PACKET_BYTES else pipe.first_s
+            self._at(joins_s, self._queue_down, pipe, bits, pipe.last_s)
 
     def _queue_down(self, pipe: Pipe, bits: float, last_s: float) -> None:
         receiver, now = self._node(pipe.target), asyncio.get_running_loop().time()
         queue = receiver.down if pipe.weight == 1.0 else receiver.bulk_down
         queue.take(now, bits / receiver.link.down_bits_s)
-        self._at(max(last_s, queue.free_s), self._arrive, pipe)
+        if max(last_s, queue.free_s) - now < _INSTANT_S:
+            self._arrive(pipe)
+        else:
+            self._at(max(last_s, queue.free_s), self._arrive, pipe)
 
     def _arrive(self, pipe: Pipe) -> None:
         if self.separated(pipe.source, pipe.target):

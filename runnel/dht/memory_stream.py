@@ -126,18 +126,16 @@ class MemoryByteStream:
 
     async def write(self, *parts: Buffer) -> None:
         """See `ByteStream.write`; waits while a window of bytes is not yet read."""
-        pipe = self._writes
-        for part in parts:
-            data = bytes(part)
-            while self._writable and pipe.num_bytes >= self._network.window_bytes:
-                await pipe.change()
-            if not self._writable:
-                raise BrokenPipeError("the stream is closed")
-            if data:
-                self._network.admit(pipe, len(data))
-                pipe.under_way.append(data)
-                pipe.num_bytes += len(data)
-                self._network.carry(pipe, len(data))
+        pipe, data = self._writes, b"".join(parts)
+        while self._writable and pipe.num_bytes >= self._network.window_bytes:
+            await pipe.change()
+        if not self._writable:
+            raise BrokenPipeError("the stream is closed")
+        if data:
+            self._network.admit(pipe, len(data))
+            pipe.under_way.append(data)
+            pipe.num_bytes += len(data)
+            self._network.carry(pipe, len(data))
 
     async def aclose(self) -> None:
         """See `ByteStream.aclose`; what is under way in either direction is lost."""

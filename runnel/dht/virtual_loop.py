@@ -23,6 +23,8 @@ MAX_TURNS_AT_ONE_TIME = 1_000_000
 """Turns of the loop without time passing after which tasks are taken to chase each other for ever."""
 
 _TASKS_NAMED = 8
+_LOOK_CALLS = 64
+"""Real sockets, by which signals wake the loop, are looked at once in so many calls."""
 
 
 class _VirtualSelector(selectors.SelectSelector):
@@ -33,12 +35,14 @@ class _VirtualSelector(selectors.SelectSelector):
         self.now_s = 0.0
         self.limit_s = math.inf
         self.explain: Callable[[], str] = str
-        self._turns = 0
+        self._turns = self._calls = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if ready:
-            return ready
+        self._calls += 1
+        if timeout is None or self._calls % _LOOK_CALLS == 0:  # else nothing real is waited for
+            ready = super().select(0)
+            if ready:
+                return ready
         if timeout is None:
             raise BugError(
                 f"deadlock at virtual t={self.now_s:.6f} s: every task waits and no timer is set"
