@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from runnel.dht.wire import pack
 from runnel.hashing import digest
 from runnel.node.chain import Certificate
-from runnel.node.membership import MAX_STRANGERS
+from runnel.node.membership import MAX_STRANGERS, greeting_s
 from runnel.node.records import Record, RecordKind
 from runnel.types import Digest, PeerId
 from runnel.verification.votes import Instance, Lock, Step, Vote
 
 REACH_S = 3.5
-"""A peer counts as reachable for so long after its last hello."""
+"""A peer counts as reachable for so long after its last hello; longer where they are rarer."""
 RANK_S = 4.0
 """How much longer each next lowest member waits before it calls a branch itself."""
 PATIENCE_S = 5.0
@@ -87,17 +87,23 @@ class Brancher:
         """The head that `peer` named last."""
         return self._heads.get(peer, (0.0, None))[1]
 
-    def is_elsewhere(self, peer: PeerId, follows: Callable[[Digest], bool], now: float) -> bool:
-        """Whether `peer` was heard just now, at a head that is not one of ours."""
-        at, head = self._heads.get(peer, (float("-inf"), None))
-        return head is not None and now - at < REACH_S and not follows(head)
+    def elsewhere(
+        self, members: Collection[PeerId], follows: Callable[[Digest], bool], now: float
+    ) -> int:
+        """How many of the `members` were heard just now, at heads that are not ours."""
+        since = now - REACH_S * greeting_s(len(members))
+        heads = (self._heads.get(peer) for peer in members)
+        return sum(
+            known is not None and known[0] > since and not follows(known[1]) for known in heads
+        )
 
     def reach(self, head: Record, now: float, *, orphaned: bool) -> tuple[PeerId, ...]:
         """Who stands at our head and was heard just now; members only, unless orphaned."""
+        since = now - REACH_S * greeting_s(len(head.view))
         near = {
             peer
             for peer, (at, name) in self._heads.items()
-            if now - at < REACH_S and name == head.hash and (peer in head.view or orphaned)
+            if at > since and name == head.hash and (peer in head.view or orphaned)
         }
         return tuple(sorted(near | {self._me}))
 

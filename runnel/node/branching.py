@@ -52,8 +52,11 @@ def stalled_since(state: ProtocolState, now: float) -> float:
 
 def call_if_stalled(state: ProtocolState, now: float) -> list[Action]:
     """Calls a branch if the chain has not moved for the stall time and it is this peer's turn."""
-    head, since = state.chain.head, stalled_since(state, now)
-    if now - since <= state.settings.limits.stall_s or state.is_over:
+    head, stall_s = state.chain.head, state.settings.limits.stall_s
+    if now - state.pulse.moved <= stall_s or state.is_over:
+        return []  # whatever else there may be to wait for
+    since = stalled_since(state, now)
+    if now - since <= stall_s:
         return []
     orphaned = state.branches.orphaned(head, since, now)
     forming = state.branches.call(head, since, now, orphaned=orphaned)

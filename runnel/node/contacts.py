@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from runnel.hashing import digest
+from runnel.node.membership import greeting_s
 from runnel.node.protocol_state import ProtocolState
 from runnel.types import PeerId
 
 NEAR_S = 10.0
-"""How long a peer that was heard still counts as near."""
+"""How long a peer that was heard still counts as near, where members greet each other each second."""
 _MAX_CONTACTS = 256
 _MAX_SEEDS = 64
 _MAX_GUESTS = 64
@@ -54,8 +55,9 @@ class Contacts:
         )
 
     def near(self, now: float, *, within_s: float = NEAR_S) -> tuple[PeerId, ...]:
-        """Peers heard just now, sorted."""
-        near = {peer for peer, at in self._heard.items() if now - at < within_s}
+        """Peers heard just now, sorted; within so many seconds or, among many, greetings."""
+        since = now - within_s * greeting_s(len(self._state.chain.head.view))
+        near = {peer for peer, at in self._heard.items() if at > since}
         return tuple(sorted(near - {self._state.me}))
 
     def audience(self, now: float) -> tuple[PeerId, ...]:

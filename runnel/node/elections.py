@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from runnel.node import storage_keys
 from runnel.node.actions import Action, RoundKey, Send, Store
+from runnel.node.membership import greeting_s
 from runnel.node.messages import Cast, ProposeOutcome, ProposeSet, proposal_statement
 from runnel.node.outcomes import abort_record, round_record
 from runnel.node.protocol_state import ProtocolState
@@ -143,7 +144,8 @@ class Elections:
 
     def overdue(self, peer: PeerId, since: float, now: float) -> None:
         """See `AgreementHost.overdue`."""
-        self._state.members.missed(peer, since, now)
+        members = len(self._state.chain.head.view)
+        self._state.members.missed(peer, since, now, among=members)
 
     def halted(self, instance: Instance) -> bool:
         """See `AgreementHost.halted`."""
@@ -223,7 +225,7 @@ class Elections:
         missing = [peer for peer in place.view if peer not in place.commits]
         if now - place.half_at >= self._state.deadlines.commits.deadline_s():
             for peer in missing:
-                self._state.members.missed(peer, place.half_at, now)
+                self._state.members.missed(peer, place.half_at, now, among=len(place.view))
             return True
         return not any(
             self._expected(peer, now) and not self._state.lags(peer, place.key.number)
@@ -233,7 +235,8 @@ class Elections:
     def _expected(self, peer: PeerId, now: float) -> bool:
         """Whether to wait for `peer`: one that fell silent costs a deadline once, not in each round."""
         members = self._state.members
-        silence_s = max(_SILENCE_S, self._state.deadlines.commits.deadline_s())
+        often_s = greeting_s(len(self._state.chain.head.view))
+        silence_s = max(_SILENCE_S * often_s, self._state.deadlines.commits.deadline_s())
         heard = members.heard_within(peer, silence_s, now) and not members.is_overdue(peer)
         return peer == self._state.me or heard
 

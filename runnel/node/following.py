@@ -9,7 +9,7 @@ from runnel.errors import PeerError
 from runnel.node.actions import Action, Send
 from runnel.node.branches import branch_problem, branch_record
 from runnel.node.chain import Certificate, Chain
-from runnel.node.membership import JOIN_LAG
+from runnel.node.membership import JOIN_LAG, greeting_s
 from runnel.node.messages import MAX_RECORDS, Hello, Join, Leave, Records, WantRecords
 from runnel.node.protocol_state import Handler, ProtocolState
 from runnel.node.records import Record, RecordKind
@@ -41,8 +41,16 @@ def handlers(state: ProtocolState) -> dict[type, Handler]:
     }
 
 
+def greet_if_due(state: ProtocolState, now: float) -> list[Action]:
+    """A greeting, if the time has come: who wants in or out says so each second, others among many more rarely."""
+    view = state.chain.head.view
+    wishes = state.members.leaving or state.me not in view
+    often_s = greeting_s(1 if wishes else len(view))
+    return greet(state, now) if now - state.pulse.hello > often_s else []
+
+
 def greet(state: ProtocolState, now: float) -> list[Action]:
-    """What goes out every second and after each step: the head, and a wish to join or leave."""
+    """What goes out now and then and after each step: the head, and a wish to join or leave."""
     state.pulse.hello = now
     head = state.chain.head
     actions: list[Action] = [Send(Hello(head.hash, head.number))]

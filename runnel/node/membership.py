@@ -11,7 +11,7 @@ from runnel.types import PeerId
 ABSENT_ROUNDS = 5
 """Rounds of silence before a member is listed as unheard."""
 ABSENT_S = 8.0
-"""Seconds of silence before a member is listed as unheard."""
+"""Greetings missed before a member is listed as unheard; seconds in a small swarm."""
 PROBATION_ROUNDS = 16
 """Rounds in which a newcomer may contribute nothing before it is listed as unheard."""
 PROBATION_S = 60.0
@@ -22,6 +22,16 @@ MAX_STRANGERS = 256
 """How many peers are remembered that are no members."""
 JOIN_LAG = 16
 """How many records behind a candidate may be."""
+_OFTEN = 8
+"""A member is greeted by this many others each second, at most."""
+
+
+def greeting_s(members: int) -> float:
+    """How often a member of so many greets the others, in seconds: one of many says it more rarely.
+
+    How long a greeting counts grows alike, and so does whatever follows from silence.
+    """
+    return max(1.0, members / _OFTEN)
 
 
 class Membership:
@@ -52,13 +62,14 @@ class Membership:
             for known in (self._wishes, self._goodbyes, self._reached):
                 known.pop(peer, None)
 
-    def missed(self, peer: PeerId, since: float, now: float) -> None:
-        """Notes that `peer` let a deadline pass that began at `since`.
+    def missed(self, peer: PeerId, since: float, now: float, *, among: int = 1) -> None:
+        """Notes that `peer`, one of so many members, let a deadline pass that began at `since`.
 
-        Without a word in its second half, that is; or else it is only slow.
+        Without a word in its second half, that is, though it would have greeted; or else it is only slow.
         """
         heard = self._heard.get(peer, (float("-inf"), 0))[0]
-        if peer != self._me and heard <= (since + now) / 2:
+        rarely_s = greeting_s(among) - greeting_s(1)
+        if peer != self._me and heard <= min((since + now) / 2, now - rarely_s):
             self._overdue[peer] = None
             while len(self._overdue) > 2 * MAX_MEMBERS:
                 del self._overdue[next(iter(self._overdue))]
@@ -123,13 +134,13 @@ class Membership:
         Newcomers count as silent, too, if they contribute nothing for much longer: while one is on
         probation nobody else is let in.
         """
-        start = (self._born, self._born_number)
+        start, absent_s = (self._born, self._born_number), ABSENT_S * greeting_s(len(view))
         silent = []
         self._waiting = {peer: self._waiting.get(peer, (now, number)) for peer in unproven}
         for peer in view:
             at, then = self._heard.get(peer, start)
             since, since_number = self._waiting.get(peer, (now, number))
-            absent = number - then > ABSENT_ROUNDS and now - at > ABSENT_S
+            absent = number - then > ABSENT_ROUNDS and now - at > absent_s
             idle = number - since_number > PROBATION_ROUNDS and now - since > PROBATION_S
             if peer != self._me and (absent or idle):
                 silent.append(peer)

@@ -34,7 +34,6 @@ from runnel.protocols import Signer
 from runnel.types import Digest, PeerId
 from runnel.verification.agreement import Decided
 
-HELLO_S = 1.0
 REPEAT_S = 1.0
 WAKE_GAP_S = 5.0
 HISTORY_ROUNDS = 64
@@ -83,17 +82,16 @@ class RoundProtocol:
             pulse.moved = now  # asleep is not stalled: hear the others first
         pulse.ticked = now
         actions: list[Action] = []
-        if now - pulse.hello > HELLO_S:
-            actions += following.greet(self.state, now)
+        actions += following.greet_if_due(self.state, now)
         actions += self._advance(now, all_rounds=True)
         if now - pulse.repeat > REPEAT_S:
             pulse.repeat = now
+            self._trim()
             actions += self._elections.repeats()
             for place in self.state.rounds.values():
                 actions += taking_part.repeat(self.state, place, now)
         for place in self.state.rounds.values():
             actions += taking_part.hurry(self.state, place, now)
-        self._trim()
         actions += branching.call_if_stalled(self.state, now)
         return actions + self._advance(now)
 
@@ -247,7 +245,7 @@ class RoundProtocol:
         waited_s = now - place.decided_at
         if waited_s > state.deadlines.data.deadline_s():
             for peer in overdue_for_data(place, state.me, state.held):
-                state.members.missed(peer, place.decided_at, now)
+                state.members.missed(peer, place.decided_at, now, among=len(place.view))
         wait = DataWait(waited_s, state.deadlines.data_s, state.members.is_overdue)
         return actions + advance_data(place, state.me, state.held, wait=wait)
 

@@ -160,8 +160,8 @@ class ProtocolState:
     def has_quorum_elsewhere(self, now: float) -> bool:
         """Whether a quorum of the next round's voters was just heard at heads that are not on our path."""
         voters = self.chain.voters_of(self.chain.number + 1)
-        away = [p for p in voters if self.branches.is_elsewhere(p, self.chain.follows, now)]
-        return len(away) >= majority(len(voters))
+        away = self.branches.elsewhere(voters, self.chain.follows, now)
+        return away >= majority(len(voters))
 
     def round_of(self, instance: Instance) -> Round | None:
         """The open round that a decision is about, or None if it is not open here."""

@@ -231,8 +231,9 @@ class Agreement:
 
     def _skips_proposer(self, host: AgreementHost, now: float) -> bool:
         """Whether the proposer seems to be gone: each of its turns would cost the others a whole step."""
-        silent = host.is_silent(self.electorate.proposer(self.attempt), now)
-        return silent and now - self._since > SILENT_STEP_S
+        if now - self._since <= SILENT_STEP_S:
+            return False
+        return host.is_silent(self.electorate.proposer(self.attempt), now)
 
     def _may_prevote(self, proposal: Proposal, host: AgreementHost, now: float) -> bool:
         proved = proposal.lock_attempt < 0 or self._proves(proposal)

@@ -67,8 +67,8 @@ MEMBERSHIP = (
     Mutant(
         "absent is who is silent for rounds and for seconds",
         "node.membership",
-        "absent = number - then > ABSENT_ROUNDS and now - at > ABSENT_S",
-        "absent = number - then > ABSENT_ROUNDS or now - at > ABSENT_S",
+        "absent = number - then > ABSENT_ROUNDS and now - at > absent_s",
+        "absent = number - then > ABSENT_ROUNDS or now - at > absent_s",
         ("node.test_membership:test_who_was_never_heard_counts_from_our_start",),
     ),
     Mutant(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from runnel.dht.identity import NullSigner
+from runnel.dht.identity import NullSigner, null_peer_id
 from runnel.node.branches import (
     PATIENCE_S,
     RANK_S,
@@ -19,6 +19,7 @@ from runnel.node.branches import (
     branch_vote,
 )
 from runnel.node.chain import Certificate
+from runnel.node.membership import greeting_s
 from runnel.node.records import Record, RecordKind
 from runnel.types import PeerId
 from runnel.verification.votes import Lock, Vote
@@ -53,6 +54,18 @@ def test_reach_is_who_stands_at_our_head_and_was_heard_just_now() -> None:
     assert subject.reach(HEAD, 1.0, orphaned=False) == (B, C)
     assert subject.head_of(A) == name("elsewhere")
     assert subject.head_of(PEERS[7]) is None
+
+
+def test_one_of_many_who_greets_more_rarely_is_within_reach_for_as_many_greetings() -> None:
+    view = tuple(sorted(map(null_peer_id, range(64))))
+    head = replace(HEAD, view=view)
+    subject, last_s = Brancher(view[0], stall_s=STALL_S), REACH_S * greeting_s(64)
+    subject.hello(view[1], head.hash, 0.0)
+    assert subject.reach(head, last_s - 0.1, orphaned=False) == view[:2]
+    assert subject.reach(head, last_s, orphaned=False) == view[:1]
+    assert subject.elsewhere(view, lambda _: False, last_s - 0.1) == 1
+    assert subject.elsewhere(view, lambda name: name == head.hash, last_s - 0.1) == 0
+    assert subject.elsewhere(view, lambda _: False, last_s) == 0
 
 
 # -- calling

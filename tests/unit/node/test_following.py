@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from runnel.dht.identity import null_peer_id
 from runnel.errors import PeerError
 from runnel.node import following
 from runnel.node.actions import Fetch, Send
@@ -57,6 +58,23 @@ def test_a_stranger_asks_to_join_and_a_leaver_says_goodbye() -> None:
         Join(b"ticket", GENESIS.hash, -1),
     ]
     assert isinstance(messages(following.greet(leaver, 1.0))[1], Leave)
+
+
+def test_a_member_of_many_greets_more_rarely_but_wishes_are_said_each_second() -> None:
+    view = tuple(map(null_peer_id, range(100, 124)))
+    crowd = replace(GENESIS, view=view)
+
+    def greets(me: PeerId, now: float, *, leaving: bool = False) -> bool:
+        state = state_of(Chain(crowd, open_rounds=2), me=me)
+        state.members.leaving = leaving
+        state.pulse.hello = 10.0
+        return bool(following.greet_if_due(state, now))
+
+    assert greets(view[0], 13.1)
+    assert not greets(view[0], 12.9)
+    assert greets(view[0], 11.1, leaving=True)
+    assert greets(STRANGER, 11.1)
+    assert not greets(STRANGER, 10.9)
 
 
 def test_who_asks_to_join_needs_a_ticket_and_our_chain() -> None:

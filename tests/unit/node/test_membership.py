@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from runnel.dht.identity import null_peer_id
 from runnel.node.membership import (
     ABSENT_ROUNDS,
     ABSENT_S,
@@ -14,6 +15,7 @@ from runnel.node.membership import (
     PROBATION_S,
     WISH_S,
     Membership,
+    greeting_s,
     next_members,
 )
 from runnel.node.records import MAX_MEMBERS, Commitment, Record
@@ -205,3 +207,20 @@ def test_a_peer_that_let_a_deadline_pass_without_a_word_is_overdue_until_it_is_h
     assert not members.is_overdue(A)
     members.hear(B, 7.0, 0)
     assert not members.is_overdue(B)
+
+
+def test_what_a_member_of_many_hears_in_all_does_not_grow_with_their_number() -> None:
+    assert [greeting_s(members) for members in (1, 2, 8, 16, 64)] == [1, 1, 1, 2, 8]
+
+
+def test_silence_says_less_of_one_of_many() -> None:
+    members, often_s = Membership(A, now=0.0, number=0), greeting_s(64)
+    members.hear(B, 5.0, 0)
+    members.missed(B, 5.0, 5.0 + often_s - 1.1, among=64)  # its next greeting is not due
+    assert not members.is_overdue(B)
+    members.missed(B, 5.0, 5.0 + often_s, among=64)
+    assert members.is_overdue(B)
+    view, late, far = tuple(map(null_peer_id, range(64))), 5.0 + ABSENT_S + 1, ABSENT_ROUNDS + 1
+    assert B in members.unheard((A, B), (), late, far)
+    assert members.unheard((A, B, *view), (), late, far) == ()
+    assert B in members.unheard((A, B, *view), (), late * often_s, far)
