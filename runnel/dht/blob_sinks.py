@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from runnel.errors import PeerError, StorageError
-from runnel.files import make_folder, sync_directory, sync_file
+from runnel.files import (
+    make_folder,
+    open_file,
+    read_at,
+    replace,
+    sync_directory,
+    sync_file,
+    write_at,
+)
 from runnel.hashing import digest
 
 if TYPE_CHECKING:
@@ -112,7 +120,7 @@ class FileSink:
         with self._storage_errors(), self._lock:
             if not self._closed:
                 make_folder(self._path.parent)
-                self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                self._file = open_file(self._part, os.O_RDWR | os.O_CREAT, 0o644)
         return [i for i in range(len(self._tree.digests)) if not self._is_here(i)]
 
     def put(self, index: int, chunk: memoryview) -> None:
@@ -121,9 +129,7 @@ class FileSink:
         with self._storage_errors(), self._lock:
             if self._file is None:
                 return
-            written = 0
-            while written < chunk.nbytes:
-                written += os.pwrite(self._file, chunk[written:], start + written)
+            write_at(self._file, chunk, start)
 
     def finish(self) -> None:
         """See `Sink.finish`: cut to size, synced, renamed, and the folder synced."""
@@ -131,13 +137,13 @@ class FileSink:
             with self._lock:
                 if self._file is None:
                     return
-                os.ftruncate(self._file, self._tree.size_bytes)
-                file = os.dup(self._file)
+                file, self._file = self._file, None
             try:  # outside the lock: a sync may take seconds, and `close` must not wait for it
+                os.ftruncate(file, self._tree.size_bytes)
                 sync_file(file)
             finally:
                 os.close(file)
-            self._part.replace(self._path)
+            replace(self._part, self._path)
             sync_directory(self._path.parent)
 
     def close(self) -> None:
@@ -153,7 +159,7 @@ class FileSink:
         with self._storage_errors(), self._lock:  # one chunk at a time: `close` waits for no more
             if self._file is None:
                 return False
-            content = os.pread(self._file, stop - start, start)
+            content = read_at(self._file, stop - start, start)
         return len(content) == stop - start and digest(content) == self._tree.digests[index]
 
     @contextmanager

@@ -33,6 +33,9 @@ CONNECTIONS_LOW, CONNECTIONS_HIGH = 96, 192
 
 _READY = b"Peer ID:"
 _MAX_LINE_BYTES = 16 * 1024
+_FAIR_REUSE = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+"""As the daemon does: connections of the last run that still linger are in nobody's way. On Windows
+(the first one) the second one would take a port away from who listens on it."""
 _LAST_WORDS_S = 1.0
 
 
@@ -250,8 +253,7 @@ def free_port(host: str, port: int) -> int:
     """
     family = socket.AF_INET6 if _ip(host).version == 6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As the daemon does: connections of the last run that still linger are in nobody's way.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.setsockopt(socket.SOL_SOCKET, _FAIR_REUSE, 1)
         try:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 
 from runnel.errors import InputFileError, StorageError
-from runnel.files import make_folder, name_new, part_beside, sync_directory, write_new
+from runnel.files import make_folder, name_new, part_beside, remove, sync_directory, write_new
 from runnel.types import PEER_ID_BYTES, PEER_ID_PREFIX, PeerId
 
 if TYPE_CHECKING:
@@ -231,5 +231,5 @@ def _create(path: Path, data: bytes) -> None:
         except FileExistsError:
             return
     finally:
-        part.unlink(missing_ok=True)
+        remove(part)
     sync_directory(path.parent)

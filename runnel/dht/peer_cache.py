@@ -8,7 +8,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from runnel.dht.multiaddr import PeerAddress, parse_peer_address
-from runnel.files import make_folder, part_beside, write_new
+from runnel.files import make_folder, part_beside, remove, replace, write_new
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,8 +74,8 @@ def _save(path: Path, addresses: list[PeerAddress]) -> None:
     try:
         make_folder(path.parent)
         write_new(part, json.dumps(content, indent=1).encode())
-        part.replace(path)
+        replace(part, path)
     except OSError as error:
         _log.warning("cannot keep known peers in %s: %s", path, error.strerror)
         with contextlib.suppress(OSError):
-            part.unlink()
+            remove(part)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
-import signal
 import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 from runnel.errors import StorageError
+from runnel.files import is_ours, open_file, try_lock
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ MAX_SOCKET_PATH_BYTES = 103
 
 _LONGEST_NAME = len(PREFIX) + 8 + len("/daemon.sock")
 _LOCK, _PID = "lock", "daemon.pid"
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _END_S, _POLL_S = 1.0, 0.01
 
 
@@ -54,7 +56,7 @@ class SocketFolder:
 
     def note_daemon(self, pid: int) -> None:
         """Notes which process is to end with this folder."""
-        (self._path / _PID).write_text(str(pid))
+        (self._path / _PID).write_text(str(pid), encoding="ascii")
 
     def remove_socket(self) -> None:
         """Deletes the daemon's socket, which a killed daemon leaves behind."""
@@ -78,8 +80,8 @@ def _parent() -> Path:
 def _create(parent: Path) -> tuple[Path, int]:
     """Makes and locks a folder before it gets the name under which others may find it stale."""
     hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent))
-    lock = os.open(hidden / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock = open_file(hidden / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try_lock(lock)
     path = parent / hidden.name[1:]
     hidden.rename(path)
     return path, lock
@@ -92,14 +94,14 @@ def remove_stale() -> None:
     """
     for path in _parent().glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # another user's, or removed by another process just now
-            if path.is_symlink() or path.stat().st_uid != os.getuid():
+            if not is_ours(path):
                 continue
-            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            lock = open_file(path / _LOCK, os.O_RDWR | _NO_FOLLOW)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _end_daemon(path)
-                shutil.rmtree(path, ignore_errors=True)
-                _log.debug("removed %s, left behind by a process that was killed", path)
+                if try_lock(lock):
+                    _end_daemon(path)
+                    shutil.rmtree(path, ignore_errors=True)
+                    _log.debug("removed %s, left behind by a process that was killed", path)
             finally:
                 os.close(lock)
 
@@ -107,7 +109,7 @@ def remove_stale() -> None:
 def _end_daemon(path: Path) -> None:
     """Ends the daemon noted in a stale folder, if it is one still and the system tells (/proc)."""
     try:
-        pid = int((path / _PID).read_text())
+        pid = int((path / _PID).read_text(encoding="ascii"))
     except (OSError, ValueError):
         return
     line, ours = Path(f"/proc/{pid}/cmdline"), os.fsencode(path / "daemon.sock")
@@ -115,5 +117,6 @@ def _end_daemon(path: Path) -> None:
         if not line.exists() or ours not in line.read_bytes():
             return
         if attempt == 0:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(pid).kill()
         time.sleep(_POLL_S)

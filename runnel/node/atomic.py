@@ -6,7 +6,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from runnel.errors import ConfigError, StorageError
-from runnel.files import make_folder, name_new, part_beside, sync_directory, write_new
+from runnel.files import (
+    make_folder,
+    name_new,
+    part_beside,
+    remove,
+    replace,
+    sync_directory,
+    write_new,
+)
 
 
 def write_atomically(
@@ -34,7 +42,7 @@ def write_atomically(
         make_folder(path.parent)
         write_new(part, content, mode=mode)
         if overwrite:
-            part.replace(path)
+            replace(part, path)
         else:
             _name_new(part, path)
         sync_directory(path.parent)
@@ -45,7 +53,7 @@ def write_atomically(
         ) from None
     finally:
         with suppress(OSError):
-            part.unlink(missing_ok=True)
+            remove(part)
 
 
 def _name_new(part: Path, path: Path) -> None:

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from runnel.errors import BugError, InputFileError
-from runnel.files import make_folder
+from runnel.files import make_folder, remove
 from runnel.hashing import CHECKSUM_BYTES, checksum
 from runnel.node.disk import Stage, replace_file, storage_error
 
@@ -32,7 +32,7 @@ class BlobFolder:
         self._stage = Stage()
         make_folder(directory)
         for leftover in directory.glob("*.tmp"):
-            leftover.unlink()
+            remove(leftover)
 
     def write(self, name: str, parts: Iterable[Buffer], *, large: bool = False) -> None:
         """Stores the concatenation of `parts`; durable on return. A `large` one bypasses the system's cache.
@@ -81,7 +81,7 @@ class BlobFolder:
         for name in names:
             path = self.path(name)
             try:
-                path.unlink(missing_ok=True)
+                remove(path)
             except OSError as error:
                 raise storage_error("delete", path, error) from error
 

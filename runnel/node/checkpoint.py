@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runnel.errors import InputFileError, PeerError
-from runnel.files import make_folder, remove_parts, sync_directory, write_new
+from runnel.files import make_folder, remove_parts, replace, sync_directory, write_new
 from runnel.node.atomic import write_atomically
 from runnel.node.checkpoint_manifest import (
     MANIFEST_NAME,
@@ -251,7 +251,7 @@ def _put(part: Path, folder: Path) -> None:
             _remove(folder)
         else:
             return
-    part.rename(folder)
+    replace(part, folder)
     sync_directory(folder.parent)
 
 
@@ -272,7 +272,7 @@ def _prune(directory: Path, *, newest: Path, keep: int) -> None:
 def _remove(folder: Path) -> None:
     """Deletes a checkpoint; it first loses its name, so that no half of it is ever seen under it."""
     grave = folder.with_name(f".old-{secrets.token_hex(6)}")
-    folder.rename(grave)
+    replace(folder, grave)
     sync_directory(folder.parent)
     shutil.rmtree(grave)
 

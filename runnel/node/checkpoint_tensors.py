@@ -17,7 +17,7 @@ import numpy as np
 from blake3 import blake3
 
 from runnel.errors import InputFileError
-from runnel.files import sync_file, write_all
+from runnel.files import open_file, sync_file, write_all
 from runnel.types import Digest
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Float32]) -> FileEntry:
         ValueError: another dtype, or a name that safetensors cannot hold.
         OSError: the disk refused.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    descriptor = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     hasher, size_bytes = blake3(), 0
     try:
         for piece in _pieces(tensors):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from runnel.errors import ConfigError, InputFileError, StorageError
-from runnel.files import make_folder, part_beside, write_new
+from runnel.files import make_folder, part_beside, remove, write_new
 
 if TYPE_CHECKING:
     from runnel.node.invite import Invite
@@ -31,6 +31,10 @@ NOWHERE = "none"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 NETWORKS = ("auto", "daemon", "libp2p")
 MAX_CODEC_THREADS = 16
+_DATA_FOLDERS = {
+    "darwin": ("HOME", "Library/Application Support"),
+    "win32": ("LOCALAPPDATA", ""),
+}
 _ANNOUNCED = re.compile(r"/(?:ip4|ip6|dns|dns4|dns6)/[^/\s]+/tcp/[1-9][0-9]{0,4}")
 
 
@@ -201,7 +205,7 @@ class MachineConfig:
         try:
             make_folder(self.home, mode=0o700)
             write_new(trial, b"trial")  # a full disk may still take an empty file
-            trial.unlink()
+            remove(trial)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise StorageError(
@@ -246,12 +250,13 @@ def default_home(environ: Mapping[str, str], *, platform: str = sys.platform) ->
     xdg = environ.get("XDG_DATA_HOME", "")
     if Path(xdg).is_absolute():
         return Path(xdg) / "runnel"
-    user = environ.get("HOME", "")
+    variable, shared = _DATA_FOLDERS.get(platform, ("HOME", ".local/share"))
+    user = environ.get(variable, "")
     if not Path(user).is_absolute():
         raise ConfigError(
-            f"HOME is {user!r}, expected the path of your folder: set {HOME_VARIABLE} or use --home"
+            f"{variable} is {user!r}, expected the path of your folder: set {HOME_VARIABLE} or use"
+            " --home"
         )
-    shared = "Library/Application Support" if platform == "darwin" else ".local/share"
     return Path(user) / shared / "runnel"
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from runnel.dht.blobs import MAX_BLOB_BYTES
 from runnel.dht.wire import pack, unpack
 from runnel.errors import PeerError
+from runnel.files import remove, replace
 from runnel.hashing import digest
 from runnel.node.corpus import Corpus, CorpusIndex
 from runnel.types import DIGEST_BYTES, Digest, short
@@ -239,13 +240,13 @@ class ChunkCache:
     def _write(self, name: Digest, content: bytes, leaving: Sequence[Digest]) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         for other in leaving:
-            self._path(other).unlink(missing_ok=True)
+            remove(self._path(other))
         part = self._directory / f".{secrets.token_hex(6)}.part"
         try:
             part.write_bytes(content)  # not synced: whatever a crash leaves is checked when read
-            part.replace(self._path(name))
+            replace(part, self._path(name))
         finally:
-            part.unlink(missing_ok=True)
+            remove(part)
 
     def _path(self, name: Digest) -> Path:
         return self._directory / name.hex()
@@ -279,7 +280,7 @@ def _found(directory: Path) -> dict[Digest, int]:
                 status = path.stat()
                 entries.append((status.st_mtime_ns, path.name, status.st_size))
             elif re.fullmatch(r"\.[0-9a-f]{12}\.part", path.name):
-                path.unlink()
+                remove(path)
     except FileNotFoundError:
         return {}
     except OSError as error:

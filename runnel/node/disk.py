@@ -6,7 +6,6 @@ Blocking; never called from the I/O thread.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import mmap
 import os
@@ -14,7 +13,18 @@ import threading
 from typing import TYPE_CHECKING
 
 from runnel.errors import ConfigError, StorageError
-from runnel.files import remove_parts, sync_directory, sync_file, write_all
+from runnel.files import (
+    open_file,
+    read_at,
+    remove,
+    remove_parts,
+    replace,
+    sync_directory,
+    sync_file,
+    try_lock,
+    write_all,
+    write_at,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,9 +97,9 @@ def replace_file(path: Path, parts: Iterable[Buffer], *, stage: Stage | None = N
             sync_file(descriptor)
         finally:
             os.close(descriptor)
-        temporary.replace(path)
+        replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
         raise
     sync_directory(path.parent)
 
@@ -99,11 +109,11 @@ def _create(path: Path, *, direct: bool) -> tuple[bool, int]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     if direct and _DIRECT:
         try:
-            return True, os.open(path, flags | _DIRECT, 0o600)
+            return True, open_file(path, flags | _DIRECT, 0o600)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-    return False, os.open(path, flags, 0o600)
+    return False, open_file(path, flags, 0o600)
 
 
 def storage_error(action: str, path: Path, error: OSError) -> StorageError:
@@ -137,26 +147,24 @@ class DirectoryLock:
     def __init__(self, directory: Path) -> None:
         self._path = directory / "lock"
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = open_file(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise storage_error("lock", self._path, error) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = try_lock(descriptor)
+            if locked:
+                os.ftruncate(descriptor, 0)
+                write_at(descriptor, str(os.getpid()).encode(), 0)
+            holder = read_at(descriptor, 20, 0).decode("ascii", "replace").strip()
         except OSError as error:
-            holder = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
             os.close(descriptor)
-            if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
-                raise storage_error("lock", self._path, error) from error
+            raise storage_error("lock", self._path, error) from error
+        if not locked:
+            os.close(descriptor)
             raise ConfigError(
-                f"{directory} is in use by process {holder}; "
+                f"{directory} is in use by process {holder or 'unknown'}; "
                 f"stop that peer or give this one another home folder"
-            ) from error
-        try:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        except OSError as error:
-            os.close(descriptor)
-            raise storage_error("lock", self._path, error) from error
+            )
         self._descriptor: int | None = descriptor
 
     def close(self) -> None:

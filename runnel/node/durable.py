@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgpack
 
 from runnel.errors import BugError, InputFileError, StorageError
-from runnel.files import make_folder, sync_directory, sync_file, write_all
+from runnel.files import make_folder, open_file, remove, sync_directory, sync_file, write_all
 from runnel.node.blobs import BlobFolder
 from runnel.node.disk import DirectoryLock, replace_file, storage_error
 from runnel.node.log_records import damaged, decode_records, encode_record
@@ -165,7 +165,7 @@ class DurableLog:
         self._sequence = len(records)
         self._size = good
         self._compact_at = max(self._compact_bytes, 2 * _state_bytes(self._state))
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._descriptor = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         if good < len(data):
             lost = len(data) - good
             log.warning("%s ends in %d bytes of an unfinished write: dropped", path, lost)
@@ -180,7 +180,7 @@ class DurableLog:
         log_path = self._path("log", following)
         record = encode_record(following, 0, msgpack.packb(self._state))
         try:
-            descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            descriptor = open_file(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         except OSError as error:
             log.warning("%s; it will be tried again", storage_error("compact", log_path, error))
             return
@@ -305,5 +305,5 @@ def _clean_up(directory: Path) -> int:
             raise InputFileError(f"{path} has records, but {state} is missing: restore it")
     for path in [*logs, *directory.glob("*.state"), *directory.glob("*.tmp")]:
         if path.suffix == ".tmp" or (path.stem.isdecimal() and int(path.stem) != current):
-            path.unlink()
+            remove(path)
     return current

@@ -172,7 +172,7 @@ def _settings(place: Place, *, has_run: bool) -> NetworkSettings:
 def _kept_port(machine: MachineConfig) -> int:
     """The port of the last time if it is free, so that old invites still lead here; else 0."""
     try:
-        kept = int((machine.home / _PORT_NAME).read_text())
+        kept = int((machine.home / _PORT_NAME).read_text(encoding="ascii"))
         return free_port(machine.listen_host, kept)
     except (OSError, ValueError, NetworkError):
         return 0

@@ -14,6 +14,7 @@ from runnel.dht.blob_fetch import BlobFetcher
 from runnel.dht.blob_sinks import PART_SUFFIX
 from runnel.dht.wire import pack, unpack
 from runnel.errors import NetworkError, PeerError, StorageError
+from runnel.files import remove, replace
 from runnel.hashing import digest
 from runnel.node import following
 from runnel.node.chain import Chain
@@ -135,7 +136,7 @@ def _unfinished(file: Path) -> Path:
     """The path itself; what an earlier download finished there is looked through again, not fetched."""
     try:
         if file.exists():
-            file.replace(file.with_name(file.name + PART_SUFFIX))
+            replace(file, file.with_name(file.name + PART_SUFFIX))
     except OSError as error:
         raise storage_error("go on with", file, error) from error
     return file
@@ -145,7 +146,7 @@ def _clear(folder: Path, names: Collection[str]) -> None:
     try:
         for file in list(folder.iterdir()) if folder.exists() else []:
             if file.name.removesuffix(PART_SUFFIX) not in names:
-                file.unlink()
+                remove(file)
     except OSError as error:
         raise storage_error("delete old files of", folder, error) from error
 

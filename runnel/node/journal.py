@@ -18,7 +18,16 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from runnel.files import make_folder, sync_directory, sync_file, write_all
+from runnel.files import (
+    make_folder,
+    open_file,
+    read_at,
+    remove,
+    replace,
+    sync_directory,
+    sync_file,
+    write_all,
+)
 from runnel.node.disk import storage_error
 from runnel.node.event_lines import from_json, to_json
 from runnel.node.events import Event, PeerWarned
@@ -184,6 +193,7 @@ class _RotatingFile:
     def __init__(self, path: Path, limits: JournalLimits) -> None:
         self.path = path
         self._limits = limits
+        self._descriptor: int | None = None
         self._size = 0
         self._torn = False
         try:
@@ -197,40 +207,45 @@ class _RotatingFile:
         """Writes whole lines; after a failed attempt the torn one is closed off first."""
         for line in lines:
             data = line.encode() + b"\n"
-            if self._size and self._size + len(data) > self._limits.max_file_bytes:
-                self._rotate()
+            full = bool(self._size) and self._size + len(data) > self._limits.max_file_bytes
+            descriptor = self._rotated() if full or self._descriptor is None else self._descriptor
             if self._torn:
                 data = b"\n" + data
             self._torn = True
-            write_all(self._descriptor, data)
+            write_all(descriptor, data)
             self._torn = False
             self._size += len(data)
 
     def sync(self) -> None:
         """Returns once all is on the disk."""
-        sync_file(self._descriptor)
+        if self._descriptor is not None:
+            sync_file(self._descriptor)
 
     def close(self) -> None:
-        """Closes the file."""
-        os.close(self._descriptor)
+        """Closes the file. Idempotent."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
-    def _open(self) -> None:
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self._size = os.fstat(self._descriptor).st_size
-        self._torn = bool(self._size) and os.pread(self._descriptor, 1, self._size - 1) != b"\n"
+    def _open(self) -> int:
+        descriptor = open_file(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._descriptor, self._size = descriptor, os.fstat(descriptor).st_size
+        self._torn = bool(self._size) and read_at(descriptor, 1, self._size - 1) != b"\n"
+        return descriptor
 
-    def _rotate(self) -> None:
-        sync_file(self._descriptor)
+    def _rotated(self) -> int:
+        """The next file, open; after a failure none is, and the next attempt begins here again."""
+        self.sync()
+        self.close()  # what is open has its name for good on some systems
         if self.path.exists():  # not if an earlier attempt came to here and could not open
             names = [self.path, *_old_names(self.path, self._limits.old_files)]
             for index in range(len(names) - 1, 0, -1):
                 if names[index - 1].exists():
-                    names[index - 1].replace(names[index])
-            self.path.unlink(missing_ok=True)
-        previous = self._descriptor
-        self._open()  # before the old one is closed: if it fails, the next attempt has a file
-        os.close(previous)
+                    replace(names[index - 1], names[index])
+            remove(self.path)
+        descriptor = self._open()
         sync_directory(self.path.parent)
+        return descriptor
 
 
 def checked_line(event: Event) -> str:

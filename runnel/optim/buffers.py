@@ -75,6 +75,7 @@ class BufferPool:
 
 def _fresh(size_bytes: int) -> mmap.mmap:
     memory = mmap.mmap(-1, size_bytes)
-    if _HUGE_PAGES is not None:
-        memory.madvise(_HUGE_PAGES)
+    advise = getattr(memory, "madvise", None)  # not on Windows
+    if advise is not None and _HUGE_PAGES is not None:
+        advise(_HUGE_PAGES)
     return memory

@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     home, stop = options.home, threading.Event()
     slot = int(home.name.rpartition("-")[2])
     if options.do == "launch":
-        settings = Path(options.what).read_text().splitlines()
+        settings = Path(options.what).read_text(encoding="utf-8").splitlines()
         place: Place = runnel.local(*settings, home=home, host=options.host)
     else:
         place = runnel.invited(options.what, home=home, host=options.host)

@@ -209,7 +209,7 @@ def judge(peers: Mapping[int, PeerProcess], course: Course) -> Verdict:
     restarted = Counter(b.strike.peer for b in course.blows if b.strike.kind in ENDS_PROCESS)
     problems = list(course.problems)
     for peer in peers.values():
-        if _BROKEN in peer.log_path.read_text(errors="replace"):
+        if _BROKEN in peer.log_path.read_text(encoding="utf-8", errors="replace"):
             problems.append(f"{peer.fate.name} wrote a traceback: see {peer.log_path}")
         if peer.fate.forced:
             problems.append(f"{peer.fate.name} did not leave when asked")

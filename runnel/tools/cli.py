@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,9 @@ app = typer.Typer(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: this process's) and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for output in (sys.stdout, sys.stderr):  # not every console has every sign
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="replace")
     command = typer.main.get_command(app)
     return exit_code_of(
         lambda: command.main(args=arguments, prog_name="runnel", standalone_mode=False)

@@ -12,7 +12,9 @@ from types import FrameType
 from runnel.errors import EXIT_INTERRUPTED
 
 _SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    if hasattr(signal, name)
 )
 _NOTICE = b"\nleaving in order; Ctrl-C again exits at once\n"
 

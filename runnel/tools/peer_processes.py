@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import signal
 import subprocess
 import sys
 import time
@@ -119,7 +118,7 @@ class PeerProcess:
 
     def invite(self) -> str | None:
         """The invite it printed, if it did."""
-        found = _INVITE.search(self._said_path.read_text(errors="replace"))
+        found = _INVITE.search(self._said_path.read_text(encoding="utf-8", errors="replace"))
         return found[0] if found else None
 
     def status_path(self) -> Path | None:
@@ -128,24 +127,34 @@ class PeerProcess:
 
     def last_words(self) -> str:
         """The last line of its log: why it ended, if it did by itself."""
-        lines = [line for line in self.log_path.read_text(errors="replace").splitlines() if line]
+        lines = [
+            line
+            for line in self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line
+        ]
         return lines[-1].removeprefix("runnel: ") if lines else "it said nothing"
 
     def ask_to_leave(self) -> None:
         """What the first Ctrl-C does. Not SIGINT: scripts start what they put aside with that ignored."""
-        self._signal(signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            self._process.terminate()
 
     def kill(self) -> None:
-        """SIGKILL to its process alone; what it had started must notice by itself."""
-        self._signal(signal.SIGKILL)
+        """Ends its process alone, with SIGKILL; what it had started must notice by itself."""
+        with suppress(ProcessLookupError):
+            self._process.kill()  # knows whether the process is still ours
 
     def freeze(self) -> None:
-        """SIGSTOP to its process alone."""
-        self._signal(signal.SIGSTOP)
+        """Stops its process alone, with SIGSTOP."""
+        if self.runs:
+            with suppress(psutil.Error):
+                psutil.Process(self._process.pid).suspend()
 
     def thaw(self) -> None:
-        """SIGCONT."""
-        self._signal(signal.SIGCONT)
+        """Lets a stopped one go on, with SIGCONT."""
+        if self.runs:
+            with suppress(psutil.Error):
+                psutil.Process(self._process.pid).resume()
 
     def daemons(self) -> list[psutil.Process]:
         """What its process has started: its network daemon, if that runs."""
@@ -159,10 +168,6 @@ class PeerProcess:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout_s)
         return not self.runs
-
-    def _signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            self._process.send_signal(number)  # knows whether the process is still ours
 
 
 class PeerProcesses:

@@ -643,11 +643,11 @@ def test_a_disk_that_fails_half_way_ends_the_fetch(
     content = noise(10 * SMALL)
     writes: list[int] = []
 
-    def failing(file: int, data: memoryview, offset: int) -> int:
+    def failing(file: int, data: memoryview, offset: int) -> None:
         writes.append(offset)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.pwrite", failing)
+    monkeypatch.setattr("runnel.dht.blob_sinks.write_at", failing)
 
     async def main() -> None:
         async with swarm([shelf_of(content)] * 2) as s:
