@@ -203,6 +203,7 @@ def _store_of(binding: ModelBinding, outer: OuterSection) -> OuterStore:
         aggregator=aggregator_named(outer.aggregator),
         optimizer=optimizer_named(outer.optimizer, lr=outer.lr, momentum=outer.momentum),
         root_of=tree_root,
+        decay=outer.residual_decay,
     )
     return OuterStore(parameters, parts)
 

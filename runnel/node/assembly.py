@@ -94,6 +94,7 @@ def assemble(entrance: Entrance, model: nn.Module) -> Assembly:
             spec.outer.optimizer, lr=spec.outer.lr, momentum=spec.outer.momentum
         ),
         root_of=tree_root,
+        decay=spec.outer.residual_decay,
     )
     store = OuterStore(values, parts)
     founding = entrance.manifest is None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from runnel.errors import ConfigError
 from runnel.node.deadlines import BEHIND_SHARE
 from runnel.node.manifest_spec import MAX_MEMBERS, RunSpec
+from runnel.node.membership import greeting_s
 from runnel.node.pace import MARGIN
 from runnel.node.rounds import slice_bounds
 from runnel.optim.codecs import codec_named
@@ -27,8 +28,8 @@ _TOLD_BYTES = 4_060
 _COMMITTED_SLICE_BYTES = 20
 """More of it for each slice of a share: its norm and its place in the Merkle tree."""
 
-_GREETING_BYTES_S = 78
-"""What greetings to one member take in a second."""
+_GREETING_BYTES = 78
+"""Of a greeting to one member."""
 
 _SAID_AT_SLICES = 16
 """Slices at which `_TOLD_BYTES` was counted."""
@@ -230,7 +231,8 @@ class _Load:
     def control_bytes(self) -> float:
         """Sent by a member in a round, beside payloads and what comes with them."""
         told = _TOLD_BYTES + _COMMITTED_SLICE_BYTES * (self.slices - _SAID_AT_SLICES)
-        return (self.members - 1) * (told + _GREETING_BYTES_S * self.round_s)
+        greetings = self.round_s / greeting_s(self.members)
+        return (self.members - 1) * (told + _GREETING_BYTES * greetings)
 
     def sent_slices(self, link: Link) -> float:
         """Of a share over such a link, on average: `runnel.node.pace` decides so in the run."""

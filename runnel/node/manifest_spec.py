@@ -161,6 +161,12 @@ class OuterSection(Section):
     )
     codec: CodecName = Field(default="e3m0", description="how contributions are encoded")
     result_codec: CodecName = Field(default="e3m0", description="how results are encoded")
+    residual_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="what a round leaves of what its encoding lost; 1 = nothing is forgotten",
+    )
     aggregator: Literal["weighted-mean", "clip-mean"] = Field(
         default="clip-mean",
         description="clip-mean = clipped to the median norm, then averaged by tokens",

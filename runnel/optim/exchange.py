@@ -21,7 +21,8 @@ RootOf = Callable[[Sequence[memoryview]], Digest]
 class StoreParts:
     """The exchangeable parts of an outer store.
 
-    `root_of` names shared state by content: the digest of the concatenation of buffers.
+    `root_of` names shared state by content: the digest of the concatenation of buffers. `decay` is what
+    a record that includes this peer leaves of its residual there: 1 forgets nothing.
     """
 
     codec: Codec
@@ -29,6 +30,7 @@ class StoreParts:
     aggregator: Aggregator
     optimizer: OuterOptimizer
     root_of: RootOf
+    decay: float = 1.0
 
 
 @dataclass(slots=True)

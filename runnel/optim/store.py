@@ -6,7 +6,8 @@ is what this peer has learned that is not on its chain. U grows by training; a d
 
 So at a hand-over ``x = e + (theta - w)`` is encoded as ``q = C(x)``; if a slice of the record includes
 this peer, ``e <- x - q`` and ``w <- theta' + (w - snapshot)``; if not, ``w <- w + (theta' - theta)`` and
-``e`` stays. Both merges are additions, so that the trainer may apply them late.
+``e`` stays. Both merges are additions, so that the trainer may apply them late. Where the run says so, a
+record that includes this peer also makes what is left of ``e`` there fade (SparseLoCo, algorithm 1).
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ _SPARE_ARRAYS = 4
 
 _ALIGNED_BYTES = 64
 
-_Owed = tuple[slice, Array]
-"""Where in a fragment, and what to add to the residual there."""
+_Owed = tuple[slice, Array | None]
+"""Where in a fragment, and what to add to the residual there; None for fading."""
 
 
 @dataclass(slots=True)
@@ -73,7 +74,7 @@ class OuterStore:
 
     def __init__(self, parameters: Sequence[Array], parts: StoreParts) -> None:
         """Takes over `parameters`; momentum and residuals start at zero."""
-        self._parts = parts
+        self._parts, self._stepper = parts, Stepper(parts.result_codec, parts.optimizer)
         self._fragments = [_Fragment(p, np.zeros_like(p), np.zeros_like(p)) for p in parameters]
         self._handed: dict[Hashable, Handed] = {}
         dtype = self._fragments[0].theta.dtype
@@ -256,7 +257,8 @@ class OuterStore:
         if known is not None:
             return known[2]
         theta, momentum = self.take_buffer(own.theta.size), self.take_buffer(own.theta.size)
-        self._step((own.theta, own.momentum), (theta, momentum), bounds, payloads, final=final)
+        before, after = (own.theta, own.momentum), (theta, momentum)
+        self._stepper.step(before, after, bounds, payloads, final=final)
         root = self._parts.root_of([raw(theta), raw(momentum)])
         own.ready[tag] = (theta, momentum, root)
         return root
@@ -270,7 +272,7 @@ class OuterStore:
         final: bool,
     ) -> None:
         """Takes parameters and momentum, as they were before a round, through its results, in place."""
-        self._step(state, state, bounds, payloads, final=final)
+        self._stepper.step(state, state, bounds, payloads, final=final)
 
     def settle_again(self, outcome: Outcome, drift: Array) -> None:
         """After a restart: what a record took out of the residual and the trainer's values, once more.
@@ -282,20 +284,9 @@ class OuterStore:
             if outcome.included[index]:
                 residual[low:high] += drift[low:high]
                 residual[low:high] -= self._decoded(outcome.payloads[index], high - low)
+                self._change_residual(residual, slice(low, high), None)
         for place, values in self._owed_by(outcome, -1, payloads=False):
-            residual[place] += values
-
-    def _step(
-        self,
-        before: tuple[Array, Array],
-        after: tuple[Array, Array],
-        bounds: Bounds,
-        payloads: Sequence[Payload],
-        *,
-        final: bool,
-    ) -> None:
-        stepper = Stepper(self._parts.result_codec, self._parts.optimizer)
-        stepper.step(before, after, bounds, payloads, final=final)
+            self._change_residual(residual, place, values)
 
     def adopt(self, tag: Hashable, outcome: Outcome) -> Merge:
         """Takes up a decided round: new state, residual, and what the trainer must add. `tag` is prepared."""
@@ -340,6 +331,8 @@ class OuterStore:
             if included and payloads:
                 decoded = self._decoded(outcome.payloads[index], high - low)
                 yield slice(low, high), decoded if sign > 0 else -decoded
+                if sign < 0:
+                    yield slice(low, high), None
             if loss is not None:
                 yield slice(low, high), loss if sign < 0 else -loss
 
@@ -353,7 +346,9 @@ class OuterStore:
         for (low, high), included in zip(outcome.bounds, outcome.included, strict=True):
             start = snapshot if included else own.theta
             np.subtract(parameters[low:high], start[low:high], out=snapshot[low:high])
-            if not included:
+            if included:
+                self._change_residual(after, slice(low, high), None)
+            else:
                 after[low:high] = own.residual[low:high]
         own.residual = after
         return snapshot
@@ -379,11 +374,17 @@ class OuterStore:
                     handed.snapshot += delta
         for place, values in owed:
             for residual in residuals:
-                residual[place] += values
+                self._change_residual(residual, place, values)
         own.theta, own.momentum = parameters, momentum
         own.ready.clear()
         own.version += 1
         return Merge(fragment, own.version, delta, parameters)
+
+    def _change_residual(self, residual: Array, place: slice, values: Array | None) -> None:
+        if values is not None:
+            residual[place] += values
+        elif self._parts.decay != 1.0:
+            residual[place] *= residual.dtype.type(self._parts.decay)
 
     def _decoded(self, payload: Payload, numel: int) -> Array:
         values = self.take_buffer(numel)
