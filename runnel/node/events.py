@@ -56,6 +56,8 @@ __all__ = [
     "diary",
 ]
 
+_DONORS_NAMED = 4
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeerStarted(Event):
@@ -163,7 +165,7 @@ class Evaluated(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateFetched(Event):
-    """The run's state came from other peers and its hashes are right.
+    """The run's state came from other peers, `donors`, and its hashes are right.
 
     `kept_bytes` of it were here from a download that was cut off; `liars` sent something else and
     were not asked again.
@@ -175,16 +177,26 @@ class StateFetched(Event):
     donors: tuple[str, ...]
     kept_bytes: int = 0
     liars: tuple[str, ...] = ()
+    bytes_by_donor: Mapping[str, int] = field(default_factory=dict)
 
     def diary(self) -> str | None:
         """See `Event.diary`."""
         amount = f"{size_text(self.size_bytes)} from {count_text(len(self.donors), 'peer')}"
+        given = _largest_of(self.bytes_by_donor)
         kept = f", {size_text(self.kept_bytes)} were here" if self.kept_bytes else ""
         told = f"; wrong bytes came from {', '.join(self.liars)}" if self.liars else ""
         return (
-            f"got the state of round {self.round}: {amount} in {self.seconds:.1f} s{kept},"
+            f"got the state of round {self.round}: {amount}{given} in {self.seconds:.1f} s{kept},"
             f" hashes match{told}"
         )
+
+
+def _largest_of(bytes_by_donor: Mapping[str, int]) -> str:
+    """Who gave most of a state, for people; empty if nobody is known."""
+    largest = sorted(bytes_by_donor.items(), key=lambda item: (-item[1], item[0]))
+    given = [f"{peer} {size_text(size)}" for peer, size in largest[:_DONORS_NAMED]]
+    more = ["..."] if len(largest) > _DONORS_NAMED else []
+    return f" ({', '.join(given + more)})" if given else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

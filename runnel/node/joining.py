@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +34,9 @@ logger = logging.getLogger(__name__)
 
 _FETCH_S = 600.0
 _MAX_REQUESTS = 100_000
-_STRAGGLERS_S = 1.0
+_STRAGGLERS_S = (0.25, 1.0)
+"""How long others may take beyond the first: twice as long as it took, within these."""
+_FEW_DONORS = 3
 _ATTEMPTS = 5
 
 
@@ -47,13 +51,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A state downloaded: after which record, and how."""
+    """A state downloaded: after which record, and how; `bytes_by_donor` by their short names."""
 
     number: int
     size_bytes: int
     kept_bytes: int
     seconds: float
-    donors: tuple[str, ...]
+    bytes_by_donor: Mapping[str, int]
     liars: tuple[str, ...]
     numbers: tuple[int, ...]
 
@@ -64,7 +68,8 @@ class Fetched:
             round=self.number,
             size_bytes=self.size_bytes,
             seconds=self.seconds,
-            donors=self.donors,
+            donors=tuple(sorted(self.bytes_by_donor)),
+            bytes_by_donor=self.bytes_by_donor,
             kept_bytes=self.kept_bytes,
             liars=self.liars,
         )
@@ -85,7 +90,7 @@ class StateDownload:
         self._fetcher, self._donors, self._keep = fetcher, donors, keep
         self._began_s = asyncio.get_running_loop().time()
         self._size = self._kept = 0
-        self._givers: set[PeerId] = set()
+        self._given: Counter[str] = Counter()
 
     async def fetch(self, root: Digest, numel: int) -> Float32:
         """Parameters, then momentum, of a fragment with `numel` values.
@@ -109,7 +114,8 @@ class StateDownload:
             await loop.run_in_executor(None, _read_into, file, both)
             self._kept += report.kept_bytes
         self._size += report.size_bytes
-        self._givers |= {peer for peer, count in report.bytes_by_donor.items() if count}
+        given = {short(peer): count for peer, count in report.bytes_by_donor.items() if count}
+        self._given.update(given)
         return both
 
     async def keep_only(self, roots: Collection[Digest]) -> None:
@@ -126,7 +132,7 @@ class StateDownload:
             size_bytes=self._size,
             kept_bytes=self._kept,
             seconds=asyncio.get_running_loop().time() - self._began_s,
-            donors=tuple(sorted(map(short, self._givers))),
+            bytes_by_donor=dict(self._given),
             liars=tuple(sorted(map(short, bad))),
             numbers=numbers,
         )
@@ -184,7 +190,7 @@ async def catch_up(
     """
     problem, fetcher = NetworkError("no state was asked for"), BlobFetcher(source.transport)
     for _ in range(_ATTEMPTS):
-        source = Source(source.transport, await fetch_chain(source, state), source.run)
+        source = Source(source.transport, await find_holders(source, state), source.run)
         path = state.target or list(state.chain.path)
         try:
             download = StateDownload(fetcher, source.donors, keep=keep)
@@ -192,6 +198,24 @@ async def catch_up(
         except NetworkError as error:
             problem = error
     raise problem
+
+
+async def find_holders(source: Source, state: ProtocolState) -> tuple[PeerId, ...]:
+    """Fetches the chain; gives whoever told it, and members that the chain itself names if those are few.
+
+    Raises:
+        NetworkError: nobody answered.
+    """
+    holders = await fetch_chain(source, state)
+    if len(holders) >= _FEW_DONORS:
+        return holders
+    newest = state.chain.record((state.target or state.chain.path)[-1])
+    asked = {*source.donors, state.me}
+    others = tuple(peer for peer in newest.view if peer not in asked)
+    if others:
+        with contextlib.suppress(NetworkError):  # those who told the chain will do
+            holders += await fetch_chain(Source(source.transport, others, source.run), state)
+    return holders
 
 
 async def fetch_chain(source: Source, state: ProtocolState) -> tuple[PeerId, ...]:
@@ -203,6 +227,7 @@ async def fetch_chain(source: Source, state: ProtocolState) -> tuple[PeerId, ...
         NetworkError: nobody answered.
     """
     loop, reasons, answered = asyncio.get_running_loop(), list[str](), list[PeerId]()
+    began_s = loop.time()
 
     async def ask_one(donor: PeerId) -> None:
         try:
@@ -217,7 +242,9 @@ async def fetch_chain(source: Source, state: ProtocolState) -> tuple[PeerId, ...
         while waiting and not answered:
             _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if waiting:
-            await asyncio.wait(waiting, timeout=_STRAGGLERS_S)
+            shortest_s, longest_s = _STRAGGLERS_S
+            twice_s = 2 * (loop.time() - began_s)
+            await asyncio.wait(waiting, timeout=min(longest_s, max(shortest_s, twice_s)))
     finally:
         for task in asked:
             task.cancel()

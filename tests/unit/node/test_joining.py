@@ -121,8 +121,10 @@ def test_liars_and_silent_donors_are_named_or_passed_over(pinned: Pinned) -> Non
             assert {store.root(f) for f in range(FRAGMENTS)} == set(last)
             liar, _, honest = donors.peers
             assert found.liars == (short(liar),)
-            assert found.donors == (short(honest),)
+            assert found.bytes_by_donor == {short(honest): found.size_bytes}
             event = found.event()
+            assert event.donors == (short(honest),)
+            assert event.bytes_by_donor == found.bytes_by_donor
             assert event.liars == (short(liar),)
             assert short(liar) in (event.diary() or "")
             asked = donors.fetcher.bad
