@@ -98,9 +98,9 @@ def assemble(entrance: Entrance, model: nn.Module) -> Assembly:
     )
     store = OuterStore(values, parts)
     founding = entrance.manifest is None
-    first = [store.root(f) for f in range(plan.num_fragments)]
     if founding:
         require_finite(model)
+        first = [store.root(f) for f in range(plan.num_fragments)]
         entrance.manifest = _found(entrance, plan, genesis_blob(first))
     manifest = entrance.manifest
     assert manifest is not None  # founded or found before

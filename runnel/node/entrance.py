@@ -6,6 +6,7 @@ Blocking calls from the caller's thread; the network lives on the runtime's I/O 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,9 @@ from runnel.dht.identity import Identity
 from runnel.dht.network import Network, NetworkSettings
 from runnel.dht.network_choice import DAEMON, choose, start_network
 from runnel.dht.socket_folder import remove_stale
-from runnel.errors import NetworkError, PeerError, RunMismatchError
+from runnel.errors import ConfigError, NetworkError, PeerError, RunMismatchError
 from runnel.hashing import digest
+from runnel.kernels import warm_up
 from runnel.node.announcer import find_peers
 from runnel.node.atomic import write_atomically
 from runnel.node.config import ANY_HOST, MachineConfig
@@ -127,6 +129,7 @@ def enter(place: Place) -> Entrance:
         lock.close()
         raise
     runtime = Runtime().start()
+    runtime.own(_load_kernels, runtime)
     try:
         if kind == DAEMON:
             remove_stale()  # a killed peer's daemon may still hold the port
@@ -151,6 +154,12 @@ def enter(place: Place) -> Entrance:
         entrance.close()
         raise
     return entrance
+
+
+async def _load_kernels(runtime: Runtime) -> None:
+    """Compiled arithmetic takes a moment to load: now, while the network is waited for."""
+    with contextlib.suppress(ConfigError):  # told when the peer begins
+        await runtime.codec(warm_up)
 
 
 def _settings(place: Place, *, has_run: bool) -> NetworkSettings:
