@@ -379,7 +379,8 @@ class PeerNode:
     async def _renew_pins(self, chain: Chain, path: Sequence[Digest]) -> None:
         """Training does not need it: what fails is done at the next pin, if the disk is well by then."""
         try:
-            await self._entrance.runtime.disk(self._pinning.renew, chain, path)
+            in_use = self._parts.protocol.state.results_in_use()
+            await self._entrance.runtime.disk(self._pinning.renew, chain, path, in_use)
         except (InputFileError, StorageError) as error:
             self.note(PeerWarned(unix_s=0.0, text=f"what newcomers fetch is not renewed: {error}"))
 

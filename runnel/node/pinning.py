@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from runnel.dht.blob_shelf import BlobShelf
 from runnel.node.chain import Chain
@@ -28,7 +28,8 @@ class Pinning:
 
     Blocking; runs on the disk thread. `keep_rounds` is how many rounds before that stay, so that
     records of a branch can be given up. Results that no record of the path names (of branches given
-    up, of proposals that lost) stay as long.
+    up, of proposals that lost) stay as long. A result is known by its content: rounds in which nothing
+    was learned share one, which stays until the last of them is old.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Pinning:
         self._shown: dict[str, Digest] = {}
         self._unneeded: set[str] = set()
         self._strays: dict[Digest, int] = {}
+        self._aged = 1
 
     @property
     def every(self) -> int:
@@ -50,8 +52,16 @@ class Pinning:
         """States of fragments that are ready for newcomers; any thread."""
         return len(self._shown)
 
-    def renew(self, chain: Chain, path: Sequence[Digest]) -> None:
-        """Shows the pinned states of `path` and deletes what is neither pinned, current nor recent."""
+    def renew(
+        self, chain: Chain, path: Sequence[Digest], in_use: Collection[Digest] = frozenset()
+    ) -> None:
+        """Shows the pinned states of `path` and deletes what is neither pinned, current nor recent.
+
+        Args:
+            chain: that the path is of.
+            path: from its beginning.
+            in_use: results that rounds not decided yet may need; they stay.
+        """
         newest = pins(path, self._every)
         kept, wanted = self._log.blob_names(), dict[str, int]()
         for pin in newest:
@@ -62,8 +72,7 @@ class Pinning:
             self._shelf.drop(self._shown.pop(name))
         for name in sorted(set(wanted) - set(self._shown)):
             self._shown[name] = self._shelf.add_file(self._log.blob_path(name), 0, wanted[name])
-        self._expire(chain, path, min(newest) - self._keep_rounds)
-        self._expire_strays(chain, path)
+        self._expire(chain, path, min(newest) - self._keep_rounds, in_use)
         self._sweep(_named(self._log.load()) | set(wanted) | self._recent(chain, path, kept))
 
     def _sweep(self, needed: set[str]) -> None:
@@ -98,15 +107,18 @@ class Pinning:
                 newest[record.number % len(sizes)] = record.number
         return {state_name(f, newest[f]): 2 * size * _VALUE_BYTES for f, size in enumerate(sizes)}
 
-    def _expire(self, chain: Chain, path: Sequence[Digest], oldest: int) -> None:
-        """Forgets results and contributions of rounds up to number `oldest`."""
-        updates: Updates = {}
-        for name in path[1 : max(1, oldest + 2)]:
-            for piece in chain.record(name).slices:
-                key = f"result/{piece.root.hex()}"
-                if piece.root in self._vault.results:
-                    self._vault.results.forget(piece.root)
-                    updates[key] = None
+    def _expire(
+        self, chain: Chain, path: Sequence[Digest], oldest: int, in_use: Collection[Digest]
+    ) -> None:
+        """Forgets results and contributions of rounds up to number `oldest`, and results of no round."""
+        results, edge = self._vault.results, max(1, oldest + 2)
+        resting = results.at_rest() - self._roots(chain, path[edge:]) - set(in_use)
+        gone = resting & self._roots(chain, path[self._aged : edge])
+        self._aged = edge
+        gone |= self._strays_among(resting - gone, len(path) - 2, chain.open_rounds)
+        updates: Updates = {f"result/{root.hex()}": None for root in gone}
+        for root in gone:
+            results.forget(root)
         for round_ in self._vault.contributions.rounds():
             if round_.number <= oldest:
                 self._vault.contributions.forget(round_)
@@ -114,21 +126,17 @@ class Pinning:
         if updates:
             self._log.write(updates)
 
-    def _expire_strays(self, chain: Chain, path: Sequence[Digest]) -> None:
-        """Forgets results that the path has not named for as long as its records can be given up.
+    def _roots(self, chain: Chain, names: Sequence[Digest]) -> set[Digest]:
+        return {piece.root for name in names for piece in chain.record(name).slices}
+
+    def _strays_among(self, found: set[Digest], number: int, open_rounds: int) -> set[Digest]:
+        """Those that no record on the path named for as long as its records can be given up.
 
         What an open round holds is in memory, or becomes a record's long before.
         """
-        number, results = len(path) - 2, self._vault.results
-        named = {piece.root for name in path[1:] for piece in chain.record(name).slices}
-        found = results.at_rest() - named
         self._strays = {root: self._strays.get(root, number) for root in found}
-        patience = self._keep_rounds + chain.open_rounds
-        gone = [root for root, since in self._strays.items() if number > since + patience]
-        for root in gone:
-            results.forget(root)
-        if gone:
-            self._log.write({f"result/{root.hex()}": None for root in gone})
+        patience = self._keep_rounds + open_rounds
+        return {root for root, since in self._strays.items() if number > since + patience}
 
 
 def _named(stored: Mapping[str, bytes]) -> set[str]:

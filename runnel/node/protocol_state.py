@@ -163,6 +163,11 @@ class ProtocolState:
         away = self.branches.elsewhere(voters, self.chain.follows, now)
         return away >= majority(len(voters))
 
+    def results_in_use(self) -> frozenset[Digest]:
+        """Results that rounds not decided yet know of."""
+        pieces = (piece for place in self.rounds.values() for piece in place.slices)
+        return frozenset(result.root for piece in pieces for result in piece.results)
+
     def round_of(self, instance: Instance) -> Round | None:
         """The open round that a decision is about, or None if it is not open here."""
         if instance.kind == "set":

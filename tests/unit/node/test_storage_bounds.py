@@ -68,6 +68,37 @@ def test_a_run_with_lost_branches_stays_as_large_as_it_was() -> None:
         check_bounds(folder, 300)
 
 
+def test_a_result_that_rounds_share_stays_until_the_last_of_them_is_old() -> None:
+    """Where nothing is learned, as in a fragment that no gradient reaches, all results are zero."""
+    with memory_folder() as folder:
+        bench = Bench(folder / "state", scale=0.0)
+        pinning = Pinning(bench.log, bench.vault, BlobShelf(), every=EVERY, keep_rounds=KEEP)
+        bench.round((True, True), give=True, reducer=True)
+        shared = {piece.root for piece in bench.chain.head.slices}
+        live(bench, pinning, 4 * KEEP)
+        assert shared
+        assert all(root in bench.vault.results for root in shared)
+        bench.check_restart()
+        bench.scale = 0.01
+        live(bench, pinning, 4 * KEEP)
+        assert not any(root in bench.vault.results for root in shared)
+        bench.log.close()
+
+
+def test_a_result_that_an_open_round_knows_stays() -> None:
+    with memory_folder() as folder:
+        bench = Bench(folder / "state")
+        pinning = Pinning(bench.log, bench.vault, BlobShelf(), every=EVERY, keep_rounds=KEEP)
+        bench.round((True, True), give=True, reducer=True)
+        wanted, other = (piece.root for piece in bench.chain.head.slices)
+        for _ in range(4 * KEEP):
+            bench.round((True, True), give=True, reducer=True)
+            pinning.renew(bench.chain, tuple(bench.chain.path), {wanted})
+        assert wanted in bench.vault.results
+        assert other not in bench.vault.results
+        bench.log.close()
+
+
 def test_what_is_written_while_old_blobs_are_deleted_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """The codec thread writes a contribution at any time; the key that names it comes later."""
     with memory_folder() as folder:
