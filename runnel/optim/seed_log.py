@@ -2,7 +2,7 @@ r"""The history of a shared-seed run as bytes: a head that names its base, then 
 
 ::
 
-    head    "runnel seeds 1\n" | size u32 | msgpack [base, first step, key0, key1] | xxh3-128 of the head
+    head    "runnel seeds 1\n" | size u32 | zlib of msgpack [base, first step, key0, key1, names] | xxh3-128
     chunk   size u32 | steps u32 | first step u32 | zlib of the columns | xxh3-128 of the last one and this
     end     as a chunk without columns: 0 | 0 | the step that would come next
     columns groups u32 | code bytes u8 | step, counter, unit, tensor, size: 5 x i64 per group, differences
@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from runnel.errors import InputFileError, RunMismatchError
 from runnel.hashing import CHECKSUM_BYTES, checksum
-from runnel.optim.fixed_point import Key
+from runnel.optim.fixed_point import Key, MasterWeights
 from runnel.optim.seed_updates import SeedUpdate
 from runnel.types import DIGEST_BYTES, Digest, short
 
@@ -51,12 +51,20 @@ class LogHead:
     Attributes:
         base: `MasterWeights.digest` of the weights that it starts from.
         key: of the directions.
+        tensors: names of the tensors that the run tunes, in the order of their ids; the base may
+            hold more.
         first_step: the first step that is not in the base.
     """
 
     base: Digest
     key: Key
+    tensors: tuple[str, ...] = ()
     first_step: int = 0
+
+    @classmethod
+    def of(cls, weights: MasterWeights) -> LogHead:
+        """The head of a log that starts from these weights. Reads all of them."""
+        return cls(weights.digest(), weights.key, tuple(weights.ids))
 
 
 def encode_log(head: LogHead, updates: Iterable[SeedUpdate]) -> Iterator[bytes]:
@@ -94,7 +102,9 @@ def encode_log(head: LogHead, updates: Iterable[SeedUpdate]) -> Iterator[bytes]:
 
 def encode_head(head: LogHead) -> bytes:
     """The first bytes of a log."""
-    body: bytes = msgpack.packb([head.base, head.first_step, *head.key])
+    body = zlib.compress(
+        msgpack.packb([head.base, head.first_step, *head.key, list(head.tensors)]), 9
+    )
     start = MAGIC + b"%d\n" % VERSION + len(body).to_bytes(_U32, "little") + body
     return start + checksum(start).digest()
 
@@ -217,14 +227,16 @@ class LogReader:
         if bytes(self._take(CHECKSUM_BYTES)) != checksum(self._data[:end]).digest():
             raise self._damaged(0)
         try:
-            base, *words = msgpack.unpackb(body)
-        except (ValueError, TypeError, msgpack.exceptions.UnpackException):
+            base, *words, names = msgpack.unpackb(_inflated(body))
+        except (ValueError, TypeError, zlib.error, msgpack.exceptions.UnpackException):
             raise self._damaged(0) from None
         fits = isinstance(base, bytes) and len(base) == DIGEST_BYTES and len(words) == _HEAD_WORDS
-        if not fits or any(type(word) is not int or not 0 <= word < 1 << 32 for word in words):
+        numbers = all(type(word) is int and 0 <= word < 1 << 32 for word in words)
+        named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not (fits and numbers and named):
             raise self._damaged(0)
         first, key0, key1 = words
-        return LogHead(Digest(base), (key0, key1), first)
+        return LogHead(Digest(base), (key0, key1), tuple(names), first)
 
     def _updates(self, packed: memoryview, place: int, steps: range) -> tuple[SeedUpdate, ...]:
         try:

@@ -7,7 +7,7 @@ its difference at two points says nothing, and nobody could recompute it. Such a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,18 +69,26 @@ def epsilon_amount(epsilon: float) -> int:
     return amount
 
 
-def difference(model: FixedPointModel, loss: Loss, probe: Probe) -> Difference:
-    """The loss at a probe and at its mirror; afterwards the model is at its weights again.
+def differences(
+    model: FixedPointModel, loss: Loss, probes: Sequence[Probe]
+) -> tuple[Difference, ...]:
+    """The loss at each probe and at its mirror; afterwards the model is at its weights again.
 
     Raises:
-        ConfigError: the loss is random, leaves traces in the model, or is no number.
+        ConfigError: the loss is random, leaves traces in the model, or has no values.
     """
     require_deterministic(model.model)
-    with model.perturbed(probe):
-        plus = loss_value(model.model, loss)
-        model.write(probe.mirror)
-        minus = loss_value(model.model, loss)
-    return Difference(plus, minus, probe.amount * 2.0**-UNIT_SHIFT)
+    found = []
+    try:
+        for probe in probes:
+            model.write(probe)
+            plus = loss_value(model.model, loss)
+            model.write(probe.mirror)
+            minus = loss_value(model.model, loss)
+            found.append(Difference(plus, minus, probe.amount * 2.0**-UNIT_SHIFT))
+    finally:
+        model.write()
+    return tuple(found)
 
 
 @torch.no_grad()
@@ -88,7 +96,7 @@ def loss_value(model: nn.Module, loss: Loss) -> float:
     """The loss as float64; several values are averaged in float64.
 
     Raises:
-        ConfigError: the loss drew random numbers, changed a buffer, or is no number.
+        ConfigError: the loss drew random numbers, changed a buffer, or has no values.
     """
     drawn, versions = torch.random.get_rng_state(), _versions(model)
     found = loss()

@@ -222,6 +222,22 @@ def sample(
     print(sample_text(folder, prompt=prompt, tokens=tokens, seed=seed))
 
 
+@app.command("apply")
+def apply_(
+    base: Annotated[
+        Path, typer.Argument(help="A folder that `checkpoint` wrote, or a file of safetensors.")
+    ],
+    log: Annotated[Path, typer.Argument(help="The log of a run that shared seeds.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: LOG with .safetensors.")
+    ] = None,
+) -> None:
+    """Rebuild the weights of a shared-seed run from its base and its log, bit for bit."""
+    from runnel.tools.cli_run import apply_log
+
+    print(apply_log(base, log, out or log.with_suffix(".safetensors")))
+
+
 @app.command(
     context_settings={
         "allow_extra_args": True,

@@ -58,3 +58,15 @@ def sample_text(folder: Path, *, prompt: str, tokens: int, seed: int) -> str:
     from runnel.node.export import sample_text as sample
 
     return sample(folder, prompt=prompt, tokens=tokens, seed=seed)
+
+
+def apply_log(base: Path, log: Path, out: Path) -> str:
+    """What came of a base and a log of seeds, after it was written to `out`.
+
+    Raises:
+        RunnelError: one of them is missing, damaged or not for the other, or `out` cannot be written.
+    """
+    from runnel.node.seed_history import apply_log as rebuild
+
+    made = rebuild(base, log, out)
+    return f"wrote {made.path}: {made.steps} steps, {made.directions} directions, state {made.state.hex()}"

@@ -19,7 +19,7 @@ from runnel.kernels.perturbation import direction, random_signs
 from runnel.optim.fixed_point import MasterWeights, Probe, Spread, Task
 from runnel.optim.fixed_point_model import FixedPointModel, master_of
 from runnel.optim.seed_updates import SeedUpdate, round_shift
-from runnel.optim.spsa_loss import Difference, difference, epsilon_amount, loss_value
+from runnel.optim.spsa_loss import Difference, differences, epsilon_amount, loss_value
 
 KEY = (5, 6)
 
@@ -181,11 +181,32 @@ def test_weights_by_module_give_the_same_losses_and_stay_away_between_them() -> 
         model = sample()
         bound = FixedPointModel(model, master_of(model, KEY), by_module=by_module)
         bound.apply([update(0)])
-        found = difference(bound, partial(mean_square, model), Probe(1, 2, 4000))
-        losses.append((found.plus, found.minus))
+        probes = [Probe(1, 2, 4000), Probe(1, 3, 4000)]
+        losses.append(differences(bound, partial(mean_square, model), probes))
         held = sum(value.numel() for value in model.parameters() if value.requires_grad)
         assert (held == 0) == by_module
     assert losses[0] == losses[1]
+    assert len({value for one in losses[0] for value in (one.plus, one.minus)}) == 4
+
+
+def test_a_probe_goes_epsilon_far_in_every_tensor_whatever_its_unit() -> None:
+    base = np.array([0.5, -0.25] * 40, np.float32)
+    weights = MasterWeights.from_arrays({"fine": base, "coarse": base * 2000}, KEY)
+    assert [tensor.shift for tensor in weights.tensors] == [20, 28]
+    for number, tensor in enumerate(weights.tensors):
+        out = np.empty(base.size, np.float32)
+        weights.materialise(number, out, Probe(3, 4, 2**18))
+        z = random_signs(base.size, direction(number, 3, 4, KEY)).astype(np.float32)
+        assert (out - weights.arrays()[tensor.name]).tolist() == (z * np.float32(2**-10)).tolist()
+
+
+def test_a_loss_that_raises_leaves_the_model_at_its_weights() -> None:
+    model = sample()
+    bound = FixedPointModel(model, master_of(model, KEY))
+    before = bits(model)
+    with pytest.raises(ZeroDivisionError):
+        differences(bound, lambda: 1 / 0, [Probe(0, 0, 1000)])
+    assert bits(model) == before
 
 
 def test_a_module_that_raises_gives_its_weights_back() -> None:
@@ -259,9 +280,9 @@ def test_modules_that_are_random_or_keep_statistics_are_refused(
     model = nn.Sequential(nn.Linear(4, 4), module)
     bound = FixedPointModel(model, master_of(model, KEY))
     with pytest.raises(ConfigError, match=f"'1' is {word}.*model.eval"):
-        difference(bound, lambda: 0.0, Probe(0, 0, 1))
+        differences(bound, lambda: 0.0, [Probe(0, 0, 1)])
     model.eval()
-    assert difference(bound, lambda: 0.0, Probe(0, 0, 1)).scalar == 0.0
+    assert differences(bound, lambda: 0.0, [Probe(0, 0, 1)])[0].scalar == 0.0
 
 
 def test_losses_that_draw_change_buffers_or_hold_nothing_are_refused() -> None:

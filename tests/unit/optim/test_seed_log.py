@@ -67,9 +67,9 @@ def test_what_is_written_is_read(steps: list[list[Any]], first: int) -> None:
         for number, groups in enumerate(steps)
         for counter, unit, tensor, pairs in groups
     ]
-    data = b"".join(encode_log(LogHead(HEAD.base, HEAD.key, first), updates))
+    data = b"".join(encode_log(LogHead(HEAD.base, HEAD.key, ("w",), first), updates))
     reader = LogReader(data, "a.log")
-    assert reader.head == LogHead(HEAD.base, HEAD.key, first)
+    assert reader.head == LogHead(HEAD.base, HEAD.key, ("w",), first)
     assert table(read(data)) == table(updates)
 
 
@@ -82,7 +82,8 @@ def test_a_thousand_steps_of_eight_peers_take_little_more_than_their_bytes() -> 
 def test_a_base_and_its_log_give_the_runs_weights() -> None:
     base = {"w": np.linspace(-2, 2, 5000, dtype=np.float32)}
     weights = MasterWeights.from_arrays(base, HEAD.key)
-    head = LogHead(weights.digest(), HEAD.key)
+    head = LogHead.of(weights)
+    assert head == LogHead(weights.digest(), HEAD.key, ("w",))
     updates = history(50)
     data = b"".join(encode_log(head, updates))
     for update in updates:
