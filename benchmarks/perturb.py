@@ -128,6 +128,7 @@ def measure(values: int, rounds: int, say: Say) -> dict[str, Any]:
         "step_speedup_over_mezo": round(4 * least["mezo"] / least["step"], 2),
         "catch_up_of_memcpy": round(copy * SEEDS / least["catch_up"], 3),
         "catch_up_ns": round(least["catch_up"] / values / SEEDS * 1e9, 4),
+        "joiner_of_perturbations": round(least["catch_up"] / SEEDS / (2 * least["materialise"]), 3),
         "fallback_of_memcpy": round(copy / least["fallback"], 3),
         "fallback_materialise_of_memcpy": round(copy / least["fallback_materialise"], 3),
         "identical_bits": bits_agree(),
