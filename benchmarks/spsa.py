@@ -156,8 +156,8 @@ def fedkseed(swarm: Swarm, *, pro: bool, size: int, local: int, lr: float, steps
                 own[peer].apply([pool.local_update(taken, lr=rate)])
                 walks[peer].append(taken)
         swarm.uploaded += len(pack_steps(walks[0]))
-        update, pool = pool.take_round(walks, lr=rate)
-        swarm.move([update])
+        updates, pool = pool.take_round(walks, lr=rate)
+        swarm.move(updates)
 
 
 def ferret(swarm: Swarm, *, directions: int, inner: int, lr: float, steps: int) -> None:

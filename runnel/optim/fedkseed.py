@@ -25,6 +25,7 @@ POOL_COUNTER = 0xFFFFFFFF
 
 MAX_CANDIDATES = 1 << 16
 
+_LARGEST = (1 << 31) - 1
 _EVEN = 1 << 16
 _MAGNITUDE_BITS = 16
 _BYTES_PER_STEP = 3
@@ -45,7 +46,7 @@ class SeedPool:
     """K seeds and what has been added up for each. With the base it is all that a newcomer needs.
 
     Attributes:
-        coefficients: int32 [K] modulo 2^32, in units of 2^-28: the model is base + sum of these * z.
+        coefficients: int32 [K], in units of 2^-28: the model is base + sum of these * z.
         magnitudes: int64 [K], sums of |scalar| in units of 2^-16, for Pro.
         visits: int64 [K], how many scalars each sum holds.
         scale: of the next round's bytes.
@@ -99,10 +100,12 @@ class SeedPool:
 
     def take_round(
         self, steps: Mapping[int, Sequence[LocalStep]], *, lr: float
-    ) -> tuple[SeedUpdate, SeedPool]:
-        """The update of a round and the pool after it, from the accepted steps by peer.
+    ) -> tuple[tuple[SeedUpdate, ...], SeedPool]:
+        """The updates of a round and the pool after it, from the accepted steps by peer.
 
-        Peers have equal weight, and each contributes the sum of its steps.
+        Peers have equal weight, and each contributes the sum of its steps. The updates take back what
+        the touched candidates had and put there what they have now: a tensor with a coarser unit
+        rounds a candidate's sum, not each round's share, so that `whole` gives the same bits.
 
         Raises:
             ConfigError: the learning rate is far too large, see `unit_of`.
@@ -121,16 +124,16 @@ class SeedPool:
         np.add.at(magnitudes, candidates, np.array(sizes, np.int64))
         unit = unit_of(lr, self.scale.exponent, len(steps)) if flat else 0
         touched = np.flatnonzero(sums)
-        update = self._update(touched, sums[touched], unit)
-        coefficients = self.coefficients.astype(np.int64)
-        coefficients[touched] -= unit * sums[touched]
-        return update, SeedPool(
-            coefficients.astype(np.uint32).view(np.int32),
+        coefficients = np.clip(self.coefficients - unit * sums, -_LARGEST, _LARGEST)
+        after = SeedPool(
+            coefficients.astype(np.int32),
             self.magnitudes + magnitudes,
             self.visits + visits,
             self.scale.after(kept),
             self.round_number + 1,
         )
+        before = self._update(touched, self.coefficients[touched], 1)
+        return (before, self._update(touched, -after.coefficients[touched], 1)), after
 
     def whole(self) -> SeedUpdate:
         """All rounds as one update of the base: K directions, one pass over the weights."""

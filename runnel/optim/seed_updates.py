@@ -50,6 +50,8 @@ class SeedUpdate:
             raise ValueError(f"tensor {self.tensor}, expected an id, or {ALL_TENSORS} for all")
         if self.slots.dtype != np.uint32 or self.codes.dtype != np.int32:
             raise ValueError(f"slots {self.slots.dtype}, codes {self.codes.dtype}")
+        if self.codes.size and self.codes.min() == np.iinfo(np.int32).min:
+            raise ValueError("a code of -2^31, which has no negative")
         if self.slots.ndim != 1 or self.slots.shape != self.codes.shape:
             raise ValueError(f"slots {self.slots.shape}, codes {self.codes.shape}")
 

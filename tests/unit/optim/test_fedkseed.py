@@ -33,12 +33,13 @@ def contributions(pool: SeedPool, peers: int, seed: int) -> dict[int, list[Local
 
 def test_the_model_is_the_base_and_what_the_pool_added_up() -> None:
     base = {"w": np.linspace(-1, 1, 5000, dtype=np.float32)}
+    base["coarse"] = base["w"] * 1000
     walked, leaped = (MasterWeights.from_arrays(base, KEY) for _ in range(2))
     pool = SeedPool.empty(32)
     for round_number in range(7):
-        update, pool = pool.take_round(contributions(pool, 3, 0), lr=1e-3 / (round_number + 1))
-        assert (update.step, update.counter) == (round_number, POOL_COUNTER)
-        walked.apply([update])
+        updates, pool = pool.take_round(contributions(pool, 3, 0), lr=1e-3 / (round_number + 1))
+        assert {(one.step, one.counter) for one in updates} == {(round_number, POOL_COUNTER)}
+        walked.apply(updates)
     leaped.apply([pool.whole()])
     assert walked.digest() == leaped.digest()
     assert pool.round_number == 7
@@ -51,15 +52,20 @@ def test_a_round_of_4096_seeds_takes_less_than_18_kilobytes() -> None:
 
 
 def test_a_local_walk_goes_where_its_bytes_say_and_comes_back_exactly() -> None:
-    weights = MasterWeights.from_arrays({"w": np.zeros(100, np.float32)}, KEY)
+    base = {"w": np.zeros(100, np.float32), "coarse": np.full(100, 999, np.float32)}
+    weights = MasterWeights.from_arrays(base, KEY)
     start = weights.digest()
     pool = SeedPool.empty(8)
     walk = [pool.local_update(LocalStep(k, 10 * k), lr=1e-2) for k in (1, 5, 1)]
     weights.apply(walk)
     assert weights.digest() != start
-    alone, _ = pool.take_round({0: [LocalStep(k, 10 * k) for k in (1, 5, 1)]}, lr=1e-2)
-    weights.apply([alone.undone()])
+    weights.apply([update.undone() for update in walk])
     assert weights.digest() == start
+    alone, _ = pool.take_round({0: [LocalStep(k, 10 * k) for k in (1, 5, 1)]}, lr=1e-2)
+    fine = [MasterWeights.from_arrays({"w": base["w"]}, KEY) for _ in range(2)]
+    fine[0].apply(walk)
+    fine[1].apply(alone)
+    assert fine[0].digest() == fine[1].digest()
 
 
 def test_peers_weigh_the_same_and_their_order_does_not_matter() -> None:
@@ -67,12 +73,14 @@ def test_peers_weigh_the_same_and_their_order_does_not_matter() -> None:
     steps = {0: [LocalStep(3, 8)], 1: [LocalStep(3, 8), LocalStep(4, -2)]}
     one, after = pool.take_round(steps, lr=1e-3)
     other, other_after = pool.take_round(dict(reversed(steps.items())), lr=1e-3)
-    assert one.codes.tolist() == other.codes.tolist() == [16, -2]
-    assert one.unit == round(1e-3 * 2**28 / 64)
+    unit = round(1e-3 * 2**28 / 64)
+    assert after.coefficients.tolist()[3:5] == [-16 * unit, 2 * unit]
+    assert [update.codes.tolist() for update in one] == [[0, 0], [16 * unit, -2 * unit]]
+    assert [update.codes.tolist() for update in other] == [[0, 0], [16 * unit, -2 * unit]]
     assert after.coefficients.tolist() == other_after.coefficients.tolist()
     assert after.visits.tolist()[3:5] == [2, 1]
     nothing, _ = pool.take_round({}, lr=1e-3)
-    assert len(nothing) == 0
+    assert [len(update) for update in nothing] == [0, 0]
     with pytest.raises(ValueError, match="candidate 16"):
         pool.take_round({0: [LocalStep(16, 1)]}, lr=1e-3)
 

@@ -45,7 +45,7 @@ UPDATE = st.builds(
     st.integers(0, 2**32 - 1),
     st.integers(0, 2**31 - 1),
     st.integers(-1, 2**31 - 1),
-    st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(-(2**31), 2**31 - 1)), max_size=5),
+    st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(1 - 2**31, 2**31 - 1)), max_size=5),
 )
 
 
