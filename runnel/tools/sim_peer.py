@@ -1,8 +1,9 @@
 """One peer of a simulation: the parts of a real one, over a network in memory and without threads of its own.
 
-Entrance, assembly, node and trainer are those of any peer. The model learns by rule: in each inner step
-a peer moves its parameters toward values of its own, and lowers its cell of a ledger by one unit, so
-that everything it learned can be looked for in the end (`runnel.tools.chaos_ledger`).
+Entrance, assembly, node and trainer are those of any peer. If nothing else is to be learned, it is by
+rule: in each inner step a peer moves its parameters toward values of its own, and lowers its cell of a
+ledger by one unit, so that everything it learned can be looked for in the end
+(`runnel.tools.chaos_ledger`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -50,6 +52,37 @@ class Pupil(nn.Module):
         super().__init__()
         self.ledger = nn.Parameter(torch.zeros(cells))
         self.values = nn.Parameter(torch.zeros(values))
+
+
+class Learner(Protocol):
+    """What a peer trains from one start to its end; `Ground.learner` makes it."""
+
+    @property
+    def model(self) -> nn.Module:
+        """Gets the run's parameters before the first step."""
+        ...
+
+    def step(self, progress: float) -> tuple[float, int]:
+        """Takes an inner step at this share of the run, 0 to 1; its loss and tokens."""
+        ...
+
+
+class Drill:
+    """Learning by rule: implements `Learner`."""
+
+    def __init__(self, ground: Ground, index: int) -> None:
+        torch.manual_seed(0)
+        self.model = Pupil(ground.cells, ground.values)
+        self._index = index
+        self._target = torch.randn(ground.values, generator=torch.Generator().manual_seed(index))
+
+    def step(self, progress: float) -> tuple[float, int]:
+        """See `Learner.step`."""
+        del progress
+        with torch.no_grad():
+            self.model.ledger[self._index] -= UNIT
+            self.model.values.lerp_(self._target, _PULL)
+        return 1.0, 1
 
 
 class SimNetwork:
@@ -112,6 +145,7 @@ class Ground:
         step_s: seconds of an inner step.
         null_signatures: whether signatures are only as long as real ones; the owner's are real.
         wrap: what goes around each transport.
+        learner: makes what peer number so and so trains; by default a `Drill`.
     """
 
     loop: SimLoop
@@ -123,6 +157,7 @@ class Ground:
     step_s: float
     null_signatures: bool = True
     wrap: TransportWrap | None = None
+    learner: Callable[[int], Learner] | None = None
     turns: Turns = field(default_factory=Turns)
 
     def signer(self, index: int) -> Signer:
@@ -163,7 +198,6 @@ class SimPeer:
         self._entrance: Entrance | None = None
         self._log: DurableLog | None = None
         self.node: PeerNode | None = None
-        self._trainer: Trainer | None = None
         self._is_training = True
 
     async def start(self, place: Place, note: Callable[[Event], None]) -> None:
@@ -200,6 +234,11 @@ class SimPeer:
         return chain.number, chain.beacon, digest(*map(raw, arrays))
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether it trains no more, and is perhaps still saying goodbye."""
+        return not self._is_training
+
+    @property
     def traffic(self) -> Traffic:
         """Bytes by purpose."""
         assert self._entrance is not None  # it has started
@@ -212,19 +251,19 @@ class SimPeer:
 
     def _start(self, place: Place, note: Callable[[Event], None]) -> None:
         entrance = self._enter(place)
-        torch.manual_seed(0)
-        model = Pupil(self._ground.cells, self._ground.values)
+        make, index = self._ground.learner, self.index
+        learner = Drill(self._ground, index) if make is None else make(index)
         try:
-            parts = assemble(entrance, model)
+            parts = assemble(entrance, learner.model)
             self._log = parts.log
             parts.protocol = watched(parts.protocol, self._watcher, self.index)
             self.node = PeerNode(entrance, parts, journal=Ear(self.process, note))
         except BaseException:
             entrance.close()
             raise
-        self._trainer = Trainer(self.node, ModelBinding(model, self.node.plan))
+        trainer = Trainer(self.node, ModelBinding(learner.model, self.node.plan))
         self.node.begin()
-        self._runtime.own(self._train, model)
+        self._runtime.own(self._train, self.node, trainer, learner)
 
     def _enter(self, place: Place) -> Entrance:
         ground, machine = self._ground, place.machine
@@ -252,18 +291,11 @@ class SimPeer:
             raise
         return entrance
 
-    async def _train(self, model: Pupil) -> None:
-        trainer, ground = self._trainer, self._ground
-        assert trainer is not None  # set before this is started
-        generator = torch.Generator().manual_seed(self.index)
-        target = torch.randn(ground.values, generator=generator)
-        pace_s = ground.step_s * self._rng.uniform(0.8, 1.25)
-        while self._is_training:
+    async def _train(self, node: PeerNode, trainer: Trainer, learner: Learner) -> None:
+        pace_s = self._ground.step_s * self._rng.uniform(0.8, 1.25)
+        while self._is_training and not node.mailbox.chain.is_over:
             await asyncio.sleep(pace_s * self._rng.uniform(0.9, 1.1))
-            with torch.no_grad():  # never across an await: the mode is the thread's
-                model.ledger[self.index] -= UNIT
-                model.values.lerp_(target, _PULL)
-            trainer.step(1.0, 1)
+            trainer.step(*learner.step(node.mailbox.chain.progress))
 
 
 def home_of(folder: Path, index: int) -> MachineConfig:

@@ -34,6 +34,7 @@ _ARRIVE_S = 3.0
 _SETTLE_S = 240.0
 _STEADY_TURNS = 3
 _RESTART_AGAIN_S = 5.0
+_LOOK_S = 2.0
 _YEAR_S = 365 * 86_400
 
 UP_BITS_S, DOWN_BITS_S = 20e6, 100e6
@@ -129,20 +130,30 @@ class World:
         return self._ground.loop.time()
 
     async def run(self, lasts_s: float, tell: Callable[[World], None]) -> Course:
-        """Everything; `tell` is called once in each simulated minute."""
+        """Everything; `tell` is called once in each simulated minute, and when all agree.
+
+        Training stops after `lasts_s`, or when the run has come to its own end.
+        """
         try:
             await self.begin()
             self._plan()
-            while self.now < lasts_s:
-                await asyncio.sleep(min(60.0, lasts_s - self.now))
+            told_s = self.now
+            while self.now < lasts_s and not self._is_over():
+                await asyncio.sleep(min(_LOOK_S, lasts_s - self.now))
                 self._look_for_failures()
-                tell(self)
+                if self.now >= min(told_s + 60.0, lasts_s):
+                    told_s = self.now
+                    tell(self)
             self.course.lasted_s = self.now
             await self._settle()
             tell(self)
         finally:
             await self.end()
         return self.course
+
+    def _is_over(self) -> bool:
+        nodes = [peer.node for peer in self.peers.values() if peer.node]
+        return bool(nodes) and all(node.mailbox.chain.is_over for node in nodes)
 
     def line(self) -> str:
         """How far it is, for people."""
@@ -180,8 +191,11 @@ class World:
         return Local(spec=self._spec, machine=machine, members=tuple(self.ids))
 
     async def _start(self, index: int) -> None:
-        """Starts a peer; one that finds nobody tries again, as a person would."""
-        if index in self.peers:
+        """Starts a peer; one that finds nobody, or itself still leaving, tries again as a person would."""
+        before = self.peers.get(index)
+        if before is not None:
+            if before.is_leaving:
+                self._later(_RESTART_AGAIN_S, self._start(index))
             return
         process = Process(self._ground.loop, self._ground.turns)
         peer = self.peers[index] = SimPeer(self._ground, index, process, self.watcher)
