@@ -79,6 +79,7 @@ class Round:
     prepared: dict[tuple[SliceResult, ...], Digest | None] = field(default_factory=dict)
     drawn: Drawn = field(default_factory=lambda: Drawn((), ()))
     repeat_at: float = 0.0
+    tell_at: float = 0.0
 
     @property
     def key(self) -> RoundKey:
@@ -132,6 +133,11 @@ class Round:
         whole, slow = self.drawn.whole, self.drawn.slow
         worker, standby = whole[index % len(whole)], whole[(index + 1) % len(whole)]
         return worker, slow[index % len(slow)] if len(whole) == 1 and slow else standby
+
+    def rank(self, peer: PeerId) -> int:
+        """The place of `peer` in the order in which the contributors reduce; others come after them."""
+        order = (*self.drawn.whole, *self.drawn.slow)
+        return order.index(peer) if peer in order else len(order)
 
     def decide(
         self, commitments: tuple[Commitment, ...], certificate: Certificate | None, now: float

@@ -9,7 +9,9 @@ from runnel.node.records import Commitment
 from runnel.node.rounds import Round, RoundFacts, SliceState, slice_bounds
 
 _REPEAT_SHARE = 0.5
-"""A commitment is repeated after this share of its round's age: whoever trains long says it as seldom."""
+"""What was said is repeated after this share of its age: whoever trains long says it as seldom."""
+_TELLERS = 8
+"""So many holders tell of late results first; as many more each data deadline later."""
 
 
 def open_round(state: ProtocolState, key: RoundKey, now: float) -> Round:
@@ -80,20 +82,27 @@ def hurry(state: ProtocolState, place: Round, now: float) -> list[Action]:
 
 
 def repeat(state: ProtocolState, place: Round, now: float) -> list[Action]:
-    """Own commitment and results again, in case they were lost; late ones from all who hold them.
+    """Own commitment and results again, in case they were lost; late ones from others who hold them.
 
-    A reducer may be gone before everybody heard of its result.
+    A reducer may be gone before everybody heard of its result. Of many holders not all speak at once.
     """
     if state.me not in place.view:  # a bystander may have heard of a round, and has no say in it
         return []
     own, key = place.commits.get(state.me), place.key
-    late = now - place.decided_at > state.deadlines.data_s
+    waited_s = now - place.decided_at
+    turn = 1 + place.rank(state.me) // _TELLERS
+    late = place.decided is not None and waited_s > turn * state.deadlines.data_s
     actions: list[Action] = []
     if own and place.decided is None and now >= place.repeat_at:
         place.repeat_at = now + _REPEAT_SHARE * (now - place.opened)
         actions.append(Send(Commit(own)))
+    if place.decided is None or now < place.tell_at:
+        return actions
+    told = list[Action]()
     for index, piece in enumerate(place.slices):
         for result, size in piece.results.items():
             if (late or result.reducer == state.me) and result.root in state.held:
-                actions.append(Send(ResultReady(key.number, key.base, index, result, size)))
-    return actions
+                told.append(Send(ResultReady(key.number, key.base, index, result, size)))
+    if told:
+        place.tell_at = now + _REPEAT_SHARE * waited_s
+    return actions + told

@@ -14,6 +14,7 @@ from runnel.tools.sim_faults import Weather
 MIN_PEERS = 2
 MAX_MINUTES = 24 * 60.0
 MAX_RATE = 1_000.0
+MIN_STEP_S, MAX_STEP_S = 0.05, 3_600.0
 MAX_PARTITIONS = 100
 
 
@@ -25,6 +26,7 @@ class SimOptions:
         peers: how many found the run together.
         minutes: of the simulation.
         seed: of links, arrivals, trainers and drawn faults.
+        step_s: seconds that an inner step takes; a round comes every ten of them.
         weather: what is drawn to go wrong.
         loss: share of all writes that are lost and sent again.
         faults: a file of faults beside the drawn ones.
@@ -38,6 +40,7 @@ class SimOptions:
     peers: int = 8
     minutes: float = 5.0
     seed: int = 0
+    step_s: float = 2.0
     weather: Weather = field(default_factory=Weather)
     loss: float = 0.0
     faults: Path | None = None
@@ -51,6 +54,10 @@ class SimOptions:
         if not 0 < self.minutes <= MAX_MINUTES:  # also refuses NaN
             raise ConfigError(
                 f"--minutes is {self.minutes:g}, expected more than 0 and at most {MAX_MINUTES:g}"
+            )
+        if not MIN_STEP_S <= self.step_s <= MAX_STEP_S:
+            raise ConfigError(
+                f"--step is {self.step_s:g}, expected {MIN_STEP_S:g} to {MAX_STEP_S:g} seconds"
             )
         for name in ("churn", "freeze"):
             rate = getattr(self.weather, name)
@@ -85,6 +92,7 @@ def parse_options(arguments: Sequence[str]) -> SimOptions | None:
         peers=given.peers,
         minutes=given.minutes,
         seed=given.seed,
+        step_s=given.step,
         weather=Weather(
             churn=given.churn, freeze=given.freeze, slow=given.slow, partition=given.partition
         ),
@@ -106,6 +114,7 @@ def _parser() -> OptionParser:
     add("--peers", type=int, default=8, metavar="N", help="how many take part (8)")
     add("--minutes", type=float, default=5.0, metavar="M", help="of the simulation (5)")
     add("--seed", type=int, default=0, metavar="S", help="of all that is drawn (0)")
+    add("--step", type=float, default=2.0, metavar="S", help="seconds of an inner step (2)")
     add(
         "--churn",
         type=float,

@@ -33,7 +33,6 @@ from runnel.tools.sim_watch import Span
 from runnel.tools.sim_waterfall import Window, waterfall, window_around
 from runnel.tools.sim_world import Course, World
 
-STEP_S = 2.0
 VALUES = 4 * 2 * 4096
 """Of the model: two slices in each of four fragments."""
 
@@ -96,7 +95,7 @@ def simulate(options: SimOptions, say: Say) -> Outcome:
                 seed=options.seed,
                 cells=options.peers,
                 values=VALUES,
-                step_s=STEP_S,
+                step_s=options.step_s,
             )
             world = World(ground, spec, faults, loss=options.loss)
 

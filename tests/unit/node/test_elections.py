@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from runnel.dht.identity import NullSigner
+from runnel.dht.identity import NullSigner, null_peer_id
 from runnel.node import taking_part
 from runnel.node.actions import RoundKey, WantHandover
 from runnel.node.chain import Chain
@@ -15,7 +15,7 @@ from runnel.node.outcomes import abort_record
 from runnel.node.protocol import RoundProtocol
 from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import SliceResult, set_value
-from runnel.node.rounds import Round
+from runnel.node.rounds import Drawn, Round
 from runnel.node.storage_keys import Restored
 from runnel.types import PeerId
 from runnel.verification.votes import Instance
@@ -131,6 +131,21 @@ def test_late_results_are_announced_by_whoever_holds_them() -> None:
     assert messages(taking_part.repeat(state, place, late)) == [
         ResultReady(0, GENESIS.hash, 0, others, 8)
     ]
+    assert messages(taking_part.repeat(state, place, 1.4 * late)) == []
+    assert messages(taking_part.repeat(state, place, 1.6 * late)) != []
+
+
+def test_of_many_holders_a_few_tell_of_a_late_result_first() -> None:
+    state, place, _ = decided(held=False)
+    others = replace(RESULT, reducer=OTHER)
+    place.slices[0].results[others] = 8
+    state.held[others.root] = 0
+    waits_s = state.deadlines.data_s
+    place.drawn = Drawn((*map(null_peer_id, range(100, 107)), ME), ())
+    assert messages(taking_part.repeat(state, place, 1.1 * waits_s)) != []
+    place.tell_at, place.drawn = 0.0, Drawn((*map(null_peer_id, range(100, 108)), ME), ())
+    assert messages(taking_part.repeat(state, place, 1.1 * waits_s)) == []
+    assert messages(taking_part.repeat(state, place, 2.1 * waits_s)) != []
 
 
 def test_a_trainer_that_is_behind_is_asked_for_what_it_has() -> None:

@@ -138,6 +138,7 @@ def test_the_command_leaves_pictures_events_and_faults_that_can_be_read_again(
         (["--minutes", "nan"], "--minutes is nan"),
         (["--churn", "-1"], "--churn is -1"),
         (["--freeze", "nan"], "--freeze is nan"),
+        (["--step", "0"], "--step is 0"),
         (["--slow", "1.5"], "--slow is 1.5"),
         (["--loss", "2"], "--loss is 2"),
         (["--partition", "-1"], "--partition is -1"),
