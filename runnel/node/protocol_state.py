@@ -22,6 +22,9 @@ from runnel.verification.votes import majority
 Handler = Callable[[PeerId, Any, float], list[Action]]
 """Takes in one type of message, from whom and when."""
 
+_MAX_VERIFIED = 4096
+"""Votes whose signatures need not be checked once more: they come again in repetitions and certificates."""
+
 FETCH_AGAIN_S = 10.0
 """After so long without any answer a result is asked for again."""
 
@@ -104,6 +107,7 @@ class ProtocolState:
     held: dict[Digest, int] = field(default_factory=dict)
     pursuit: Pursuit = field(default_factory=Pursuit)
     news: set[int] = field(default_factory=set)
+    _verified: dict[Vote, None] = field(default_factory=dict)
 
     @staticmethod
     def begin(
@@ -193,5 +197,13 @@ class ProtocolState:
         return all(root in self.held for root in roots)
 
     def verify_vote(self, vote: Vote) -> bool:
-        """Whether the vote carries its voter's signature."""
-        return self.signer.verify(vote.voter, vote.statement(self.settings.run), vote.signature)
+        """Whether the vote carries its voter's signature; of the newest ones it is checked once."""
+        if vote in self._verified:
+            return True
+        statement = vote.statement(self.settings.run)
+        good = self.signer.verify(vote.voter, statement, vote.signature)
+        if good:
+            self._verified[vote] = None
+            if len(self._verified) > _MAX_VERIFIED:
+                del self._verified[next(iter(self._verified))]
+        return good

@@ -65,13 +65,14 @@ class Drawn:
 
 @dataclass(slots=True)
 class Round:
-    """A round between its opening and its outcome."""
+    """A round between its opening and its outcome. `shares` is the decided set as a record keeps it."""
 
     facts: RoundFacts
     slices: list[SliceState]
     commits: dict[PeerId, Commitment] = field(default_factory=dict)
     half_at: float | None = None
     decided: tuple[Commitment, ...] | None = None
+    shares: tuple[Share, ...] = ()
     decided_at: float = 0.0
     set_certificate: Certificate | None = None
     sets: dict[Digest, tuple[Commitment, ...]] = field(default_factory=dict)
@@ -111,11 +112,6 @@ class Round:
         """When it was opened here."""
         return self.facts.opened
 
-    @property
-    def shares(self) -> tuple[Share, ...]:
-        """The decided set as a record keeps it."""
-        return tuple(Share(c.peer, c.id, c.tokens) for c in self.decided or ())
-
     def commitment(self, name: Digest) -> Commitment | None:
         """A commitment of this round by its digest."""
         pool = (*(self.decided or ()), *self.commits.values())
@@ -144,6 +140,7 @@ class Round:
     ) -> None:
         """Takes up the decided set; results that records named before can now be told apart."""
         self.decided, self.decided_at, self.set_certificate = commitments, now, certificate
+        self.shares = tuple(Share(c.peer, c.id, c.tokens) for c in commitments)
         base, number = self.key.base, self.key.number.to_bytes(8, "big")
         order = sorted((c.peer for c in commitments), key=lambda peer: digest(base, number, peer))
         names = {c.peer for c in commitments if c.withheld}

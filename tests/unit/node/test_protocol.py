@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from runnel.dht.identity import NullSigner
 from runnel.node import storage_keys
@@ -44,6 +45,7 @@ from tests.support.members import (
 from tests.support.states import settings_of
 
 ME, OTHER = PEERS[0], PEERS[1]
+GENESIS_OF_THREE = genesis(3).hash
 
 
 class Driven:
@@ -232,3 +234,22 @@ def test_a_peer_left_alone_branches_after_the_stall_time() -> None:
     (step,) = [a for a in subject.actions if isinstance(a, Adopt)]
     assert [r.kind for r in step.fork.adopted] == [RecordKind.BRANCH]
     assert step.fork.adopted[0].view == (ME,)
+
+
+def test_a_signature_that_comes_again_is_checked_once_and_a_forged_one_each_time() -> None:
+    state = Driven(3).protocol.state
+    checked: list[PeerId] = []
+
+    class Counting(NullSigner):
+        def verify(self, peer: PeerId, message: bytes, signature: bytes) -> bool:
+            checked.append(peer)
+            return super().verify(peer, message, signature)
+
+    state.signer = Counting(ME)
+    good = vote(Instance("set", 0, GENESIS_OF_THREE), OTHER, name("value"))
+    forged = replace(good, signature=bytes(64))
+    assert [state.verify_vote(good) for _ in range(3)] == [True] * 3
+    assert checked == [OTHER]
+    assert not any(state.verify_vote(forged) for _ in range(3))
+    assert not state.verify_vote(replace(good, value=name("another")))
+    assert len(checked) == 5
