@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +35,10 @@ class _Range:
             return file.read(self.size_bytes)
 
 
+_Places = dict[Digest, bytes | memoryview | _Range]
+"""Where blobs are."""
+
+
 class BlobShelf:
     """Trees and blobs by name; implements `runnel.protocols.BlobSource`. Safe to use from any thread.
 
@@ -50,8 +53,8 @@ class BlobShelf:
     def __init__(self, *, max_memory_bytes: int = 1 << 32) -> None:
         self._max_memory_bytes = max_memory_bytes
         self._lock = threading.Lock()
-        self._holds: Counter[Digest] = Counter()
-        self._members: dict[Digest, tuple[Digest, ...]] = {}
+        # one entry for each time that it was added: equal content may lie in several files
+        self._added: dict[Digest, list[_Places]] = {}
         # blob -> what it was added with -> where it is; equal chunks of several trees meet here
         self._places: dict[Digest, dict[Digest, bytes | memoryview | _Range]] = {}
         self._memory_by_name: dict[Digest, int] = {}
@@ -66,7 +69,7 @@ class BlobShelf:
     def num_held(self) -> int:
         """Trees and single blobs, each once."""
         with self._lock:
-            return len(self._members)
+            return len(self._added)
 
     def add_bytes(self, *parts: Buffer, chunk_bytes: int = CHUNK_BYTES) -> Digest:
         """Holds the concatenation of `parts` as a tree in memory; its root.
@@ -80,7 +83,7 @@ class BlobShelf:
         """
         content = parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else _join(parts)
         root, root_blob, chunks = split((content,), chunk_bytes=chunk_bytes)
-        places: dict[Digest, bytes | memoryview | _Range] = {root: root_blob}
+        places: _Places = {root: root_blob}
         tree = Tree.decode(root_blob, max_total_bytes=len(content))
         places.update(zip(tree.digests, chunks, strict=True))
         self._add(root, places, len(root_blob) + len(content))
@@ -121,7 +124,7 @@ class BlobShelf:
         total = sum(part.size_bytes for part in ranges)
         root_blob = Tree(total, chunk_bytes, digests).encode()
         root = digest(root_blob)
-        places: dict[Digest, bytes | memoryview | _Range] = {root: root_blob}
+        places: _Places = {root: root_blob}
         places.update(zip(digests, ranges, strict=True))
         self._add(root, places, len(root_blob))
         return root
@@ -144,19 +147,24 @@ class BlobShelf:
         self._add(name, {name: content}, len(content))
         return name
 
-    def drop(self, name: Digest) -> bool:
-        """Undoes one `add` of the tree or blob `name`; false if it is not held."""
+    def drop(self, name: Digest, path: str | os.PathLike[str] | None = None) -> bool:
+        """Undoes one `add` of the tree or blob `name`, that of file `path` if there is one; false if it is not held."""
+        file = Path(path).absolute() if path is not None else None
         with self._lock:
-            if name not in self._members:
+            if name not in self._added:
                 return False
-            self._holds[name] -= 1
-            if not self._holds[name]:
-                del self._holds[name]
-                self._held_bytes -= self._memory_by_name.pop(name)
-                for blob in self._members.pop(name):
-                    del self._places[blob][name]
-                    if not self._places[blob]:
-                        del self._places[blob]
+            added = self._added[name]
+            gone = added.pop(next((i for i, places in enumerate(added) if _lie_in(places, file)), 0))
+            if added:
+                for blob, place in added[-1].items():
+                    self._places[blob][name] = place
+                return True
+            del self._added[name]
+            self._held_bytes -= self._memory_by_name.pop(name)
+            for blob in gone:
+                del self._places[blob][name]
+                if not self._places[blob]:
+                    del self._places[blob]
             return True
 
     def read(self, name: Digest) -> bytes | None:
@@ -174,12 +182,16 @@ class BlobShelf:
     def _add(
         self,
         name: Digest,
-        places: dict[Digest, bytes | memoryview | _Range],
+        places: _Places,
         memory_bytes: int,
     ) -> None:
         with self._lock:
-            if name in self._members:
-                self._holds[name] += 1
+            if name in self._added:
+                added = self._added[name]
+                both_in_memory = not (_lie_in_files(places) or _lie_in_files(added[-1]))
+                added.append(added[-1] if both_in_memory else places)
+                for blob, place in added[-1].items():
+                    self._places[blob][name] = place
                 return
             held = self._held_bytes
             if held + memory_bytes > self._max_memory_bytes:
@@ -192,12 +204,19 @@ class BlobShelf:
                     f"the shelf holds {len(self._places)} blobs and {len(places)} more exceed its"
                     f" {MAX_ENTRIES}: drop what is no longer served, or use longer chunks"
                 )
-            self._holds[name] = 1
-            self._members[name] = tuple(places)
+            self._added[name] = [places]
             self._memory_by_name[name] = memory_bytes
             self._held_bytes += memory_bytes
             for blob, place in places.items():
                 self._places.setdefault(blob, {})[name] = place
+
+
+def _lie_in(places: _Places, file: Path | None) -> bool:
+    return any(isinstance(place, _Range) and place.path == file for place in places.values())
+
+
+def _lie_in_files(places: _Places) -> bool:
+    return any(isinstance(place, _Range) for place in places.values())
 
 
 def _join(parts: tuple[Buffer, ...]) -> bytes:

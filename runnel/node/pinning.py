@@ -69,7 +69,7 @@ class Pinning:
             if set(state) <= kept:  # a newcomer has no state from before it joined
                 wanted |= state
         for name in set(self._shown) - set(wanted):
-            self._shelf.drop(self._shown.pop(name))
+            self._shelf.drop(self._shown.pop(name), self._log.blob_path(name))
         for name in sorted(set(wanted) - set(self._shown)):
             self._shown[name] = self._shelf.add_file(self._log.blob_path(name), 0, wanted[name])
         self._expire(chain, path, min(newest) - self._keep_rounds, in_use)

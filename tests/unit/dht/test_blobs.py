@@ -146,6 +146,22 @@ def test_what_was_added_twice_is_dropped_twice() -> None:
     assert shelf.read(root) is None
 
 
+@pytest.mark.parametrize("dropped", [0, 1])
+def test_what_two_files_hold_is_read_from_the_one_that_was_not_dropped(
+    tmp_path: Path, dropped: int
+) -> None:
+    shelf, content = BlobShelf(), noise(3 * SMALL)
+    files = [tmp_path / "older", tmp_path / "newer"]
+    for file in files:
+        file.write_bytes(content)
+        root = shelf.add_file(file, chunk_bytes=SMALL)
+    assert shelf.drop(root, files[dropped])
+    files[dropped].unlink()
+    assert read_tree(shelf, root) == content
+    assert shelf.drop(root, files[1 - dropped])
+    assert (shelf.held_bytes, shelf.num_held) == (0, 0)
+
+
 def test_chunks_that_trees_share_stay_as_long_as_one_of_them(tmp_path: Path) -> None:
     shelf, common = BlobShelf(), noise(SMALL)
     first = shelf.add_bytes(common + b"first", chunk_bytes=SMALL)
