@@ -154,7 +154,9 @@ class BlobShelf:
             if name not in self._added:
                 return False
             added = self._added[name]
-            gone = added.pop(next((i for i, places in enumerate(added) if _lie_in(places, file)), 0))
+            gone = added.pop(
+                next((i for i, places in enumerate(added) if _lie_in(places, file)), 0)
+            )
             if added:
                 for blob, place in added[-1].items():
                     self._places[blob][name] = place

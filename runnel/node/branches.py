@@ -8,6 +8,7 @@ signatures are the branch's certificate, so that nobody else can speak for those
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +26,8 @@ RANK_S = 4.0
 """How much longer each next lowest member waits before it calls a branch itself."""
 PATIENCE_S = 5.0
 """How long a signature binds before a peer may sign for another caller."""
+BEHIND_STALLS = 3
+"""Stall times beyond the first in which a peer that hears the others go on branches not, nor follows a branch of few."""
 _EARLY_SHARE = 0.6
 
 
@@ -96,6 +99,11 @@ class Brancher:
         return sum(
             known is not None and known[0] > since and not follows(known[1]) for known in heads
         )
+
+    def heard(self, members: Collection[PeerId], now: float) -> set[PeerId]:
+        """Which of the `members` were heard just now, wherever they stand."""
+        since = now - REACH_S * greeting_s(len(members))
+        return {peer for peer in members if self._heads.get(peer, (-math.inf, None))[0] > since}
 
     def reach(self, head: Record, now: float, *, orphaned: bool) -> tuple[PeerId, ...]:
         """Who stands at our head and was heard just now; members only, unless orphaned."""

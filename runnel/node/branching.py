@@ -8,7 +8,7 @@ from functools import partial
 from runnel.errors import PeerError
 from runnel.node import storage_keys
 from runnel.node.actions import Action, RoundKey, Send, Store
-from runnel.node.branches import Signature, branch_record, branch_vote
+from runnel.node.branches import BEHIND_STALLS, Signature, branch_record, branch_vote
 from runnel.node.chain import Certificate
 from runnel.node.messages import BranchCall, BranchSign
 from runnel.node.protocol_state import Handler, ProtocolState
@@ -22,9 +22,6 @@ from runnel.verification.votes import (
     check_certificate,
     majority,
 )
-
-_BEHIND_STALLS = 3
-"""Stall times beyond the first in which a peer that hears the others go on does not branch."""
 
 
 def handlers(state: ProtocolState) -> dict[type, Handler]:
@@ -42,7 +39,7 @@ def stalled_since(state: ProtocolState, now: float) -> float:
     """
     chain, since = state.chain, max(state.pulse.moved, state.pursuit.fed)
     if state.has_quorum_elsewhere(now):
-        since += _BEHIND_STALLS * state.settings.limits.stall_s
+        since += BEHIND_STALLS * state.settings.limits.stall_s
     place = state.rounds.get(RoundKey(chain.number + 1, chain.base_of(chain.number + 1)))
     if place is None or chain.head.hash in state.saved.stops or not state.has_quorum_near(now):
         return since

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from runnel.node.aside import MAX_ASIDE_BYTES, Aside
 from runnel.node.records import Record, RecordKind
 from runnel.types import Digest, PeerId
 from runnel.verification.agreement import Vote
@@ -24,6 +25,18 @@ class Certificate:
     attempt: int
     votes: tuple[Vote, ...]
     tickets: tuple[bytes, ...] = ()
+
+
+_NOBODY = PeerId(b"")
+
+
+def size_bytes_of(record: Record, certificate: Certificate | None) -> int:
+    """Not less than the encoded size; a message of this size also stays within the limit of values."""
+    votes = len(certificate.votes) + sum(map(len, certificate.tickets)) if certificate else 0
+    names = len(record.view) + len(record.unproven) + len(record.finished)
+    places = sum(len(piece.included) for piece in record.slices)
+    pieces = len(record.shares) + len(record.slices)
+    return 256 + 48 * names + 16 * places + 128 * pieces + 256 * votes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,7 @@ class Chain:
         self._places: dict[Digest, int] = {genesis.hash: 0}
         self._records: dict[Digest, Record] = {genesis.hash: genesis}
         self._certificates: dict[Digest, Certificate] = {}
+        self._aside = Aside()
 
     @property
     def head(self) -> Record:
@@ -69,12 +83,30 @@ class Chain:
         """Why a known record holds, or None (genesis has none)."""
         return self._certificates.get(name)
 
-    def add(self, record: Record, certificate: Certificate | None = None) -> Digest:
-        """Remembers a record; of two certificates the higher attempt stays."""
-        self._records.setdefault(record.hash, record)
+    def add(
+        self, record: Record, certificate: Certificate | None = None, source: PeerId = _NOBODY
+    ) -> Digest:
+        """Remembers a record that `source` told of; of two certificates the higher attempt stays."""
+        if record.hash not in self._records:
+            self._records[record.hash] = record
+            self._aside.put(record.hash, size_bytes_of(record, certificate), source)
         if certificate is not None and self.improves(record.hash, certificate):
             self._certificates[record.hash] = certificate
         return record.hash
+
+    def trim(self, wanted: Sequence[Digest]) -> PeerId | None:
+        """Forgets records that were never followed, if there are too many; who told of most of them.
+
+        Those of the path `wanted` stay.
+        """
+        if self._aside.total_bytes <= MAX_ASIDE_BYTES:
+            return None
+        gone, source = self._aside.excess(lambda name: self._records[name].parent, {*wanted})
+        for name in gone:
+            self._aside.take(name)
+            del self._records[name]
+            self._certificates.pop(name, None)
+        return source if gone else None
 
     def improves(self, name: Digest, certificate: Certificate) -> bool:
         """Whether a certificate says more than the one we have of that record."""
@@ -149,6 +181,8 @@ class Chain:
         meet = self.common(path)
         for name in self.path[meet:]:
             del self._places[name]
+        for name in path[meet:]:
+            self._aside.take(name)
         self._places.update(zip(path[meet:], range(meet, len(path)), strict=True))
         self.path = list(path)
 

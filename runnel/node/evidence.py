@@ -87,7 +87,10 @@ class Evidence:
     @staticmethod
     def of(one: Statement, other: Statement) -> Evidence:
         """The same evidence whichever of the two came first."""
-        kept = sorted((_kept(one), _kept(other)), key=lambda statement: pack(_to_wire(statement)))
+        kept = sorted(
+            (without_proof(one), without_proof(other)),
+            key=lambda statement: pack(_to_wire(statement)),
+        )
         return Evidence(kept[0], kept[1])
 
     @property
@@ -172,7 +175,8 @@ def excludes(one: Statement, other: Statement) -> bool:
     return _body(one, b"") != _body(other, b"")
 
 
-def _kept(statement: Statement) -> Statement:
+def without_proof(statement: Statement) -> Statement:
+    """What its author signed of it: what proves a proposal's lock is long, and no part of that."""
     if isinstance(statement, SignedProposal):
         return replace(statement, proposal=replace(statement.proposal, proof=()))
     return statement

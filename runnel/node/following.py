@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from functools import partial
 
 from runnel.errors import PeerError
-from runnel.node.actions import Action, Send
-from runnel.node.branches import branch_problem, branch_record
-from runnel.node.chain import Certificate, Chain
+from runnel.node.actions import Action, Blame, Send
+from runnel.node.branches import BEHIND_STALLS, REACH_S, branch_problem, branch_record
+from runnel.node.chain import Certificate, Chain, size_bytes_of
 from runnel.node.membership import JOIN_LAG, greeting_s
 from runnel.node.messages import MAX_RECORDS, Hello, Join, Leave, Records, WantRecords
+from runnel.node.outcomes import abort_record
 from runnel.node.protocol_state import Handler, ProtocolState
 from runnel.node.records import Record, RecordKind
+from runnel.node.rounds import slice_bounds
 from runnel.types import Digest, PeerId
 from runnel.verification.agreement import (
     Decided,
@@ -92,7 +94,7 @@ def records_after(chain: Chain, locator: Sequence[Digest]) -> Records:
     records, certificates, room = list[Record](), list[Certificate | None](), _ROOM_BYTES
     for record in chain.after(locator, MAX_RECORDS):
         certificate = chain.certificate(record.hash)
-        room -= _size_bytes(record, certificate)
+        room -= size_bytes_of(record, certificate)
         if room < 0 and records:
             break
         records.append(record)
@@ -128,14 +130,20 @@ def on_records(state: ProtocolState, sender: PeerId, message: Records, now: floa
         if record.hash not in chain or better:
             news = True
             _check_record(state, path, record, certificate)
-            chain.add(record, certificate)
+            chain.add(record, certificate, sender)
         path.append(record.hash)
     aim(state, path, now)
+    heaviest = chain.trim(state.target)
+    blames: list[Action] = [Blame(heaviest, "flood")] if heaviest else []
+    wanted = chain.follows(path[-1]) or state.target[: len(path)] == path
+    if not wanted:  # it beats nothing as yet: what follows need not be known
+        state.pulse.asked[sender] = now + ASK_KNOWN_S - ASK_S
+        return blames
     if not news:
-        return []
+        return blames
     state.pulse.asked[sender] = now
     locator = (path[-1], *chain.locator())
-    return [Send(WantRecords(locator), to=sender)]
+    return [*blames, Send(WantRecords(locator), to=sender)]
 
 
 def aim(state: ProtocolState, path: list[Digest], now: float) -> None:
@@ -145,7 +153,10 @@ def aim(state: ProtocolState, path: list[Digest], now: float) -> None:
     more: then another path that beats ours will do. Whoever still has it will say so.
 
     A branch that few made while they were cut off does not take a quorum along that stands at our
-    head and goes on: it beats nothing as yet, as the next record is not there.
+    head and goes on: it beats nothing as yet, as the next record is not there. Whoever has just come to
+    its head waits until it has heard who else is there, and whoever hears a quorum of others, wherever
+    they stand, lets them tell their records for a while: anybody with a ticket can sign a
+    branch from our head by himself, at any time.
     """
     chain, pursuit = state.chain, state.pursuit
     if not chain.prefers(path) or _leaves_a_quorum(state, path, now):
@@ -169,8 +180,15 @@ def _leaves_a_quorum(state: ProtocolState, path: list[Digest], now: float) -> bo
     if head.hash in state.saved.stops or state.me not in head.view:
         return False
     voters = chain.voters_of(head.number + 1)
-    few = len(set(voters) & set(first.view)) < majority(len(voters))
-    return few and state.has_quorum_near(now)
+    if len(set(voters) & set(first.view)) >= majority(len(voters)):
+        return False
+    if state.has_quorum_near(now):
+        return True
+    idle_s, alone = now - state.pulse.moved, set(voters) == {state.me}
+    just_moved = idle_s < REACH_S * greeting_s(len(head.view)) and not alone
+    others = (set(voters) - set(first.view)) & {state.me, *state.branches.heard(voters, now)}
+    patience_s = BEHIND_STALLS * state.settings.limits.stall_s
+    return just_moved or (idle_s < patience_s and len(others) >= majority(len(voters)))
 
 
 def next_step(state: ProtocolState, now: float) -> tuple[list[Action], list[Digest]]:
@@ -208,11 +226,23 @@ def _check_record(
         return
     if record.kind is RecordKind.GENESIS or certificate is None:
         raise PeerError("records", "a record without a certificate")
+    if not _fits(state, path, record, parent):
+        raise PeerError("records", f"record {record.number} is no outcome of its round")
     instance = Instance("outcome", record.number, parent.hash)
     electorate = Electorate.of(instance, state.chain.voters_of(record.number, path), majority)
     decided = Decided(instance, record.hash, certificate.attempt, certificate.votes)
     if not check_certificate(certificate.votes, decided, electorate, state.verify_vote):
         raise PeerError("certificate", f"record {record.number} lacks a quorum of its voters")
+
+
+def _fits(state: ProtocolState, path: list[Digest], record: Record, parent: Record) -> bool:
+    """Whether a record could be an outcome, as far as the chain says: a branch of one is its own quorum."""
+    if record.kind is RecordKind.ABORT:
+        return record == abort_record(parent)
+    sizes, view = state.settings.fragment_sizes, state.chain.view_of(record.number, path)
+    slices = slice_bounds(sizes[record.number % len(sizes)], len(view))
+    senders = all(piece.included[-1] < len(record.shares) for piece in record.slices)
+    return len(record.slices) == len(slices) and senders
 
 
 def _check_branch(
@@ -236,12 +266,3 @@ def _check_branch(
     )
     if problem:
         raise PeerError("certificate", problem)
-
-
-def _size_bytes(record: Record, certificate: Certificate | None) -> int:
-    """Not less than the encoded size; a message of this size also stays within the limit of values."""
-    votes = len(certificate.votes) + sum(map(len, certificate.tickets)) if certificate else 0
-    names = len(record.view) + len(record.unproven) + len(record.finished)
-    places = sum(len(piece.included) for piece in record.slices)
-    pieces = len(record.shares) + len(record.slices)
-    return 256 + 48 * names + 16 * places + 128 * pieces + 256 * votes

@@ -30,6 +30,7 @@ from runnel.node.records import Commitment, set_value
 from runnel.node.rounds import Round
 from runnel.types import PeerId, short
 from runnel.verification.agreement import (
+    MAX_ATTEMPT,
     NIL,
     Decided,
     Electorate,
@@ -100,6 +101,7 @@ class Inbox:
         place = self._state.round_of(proposal.instance)
         if proposal.instance.kind != "set" or place is None:
             return []
+        _check_attempt(proposal)
         self._check_proposal(place, proposal, message.signature)
         names = [c.id for c in message.commitments]
         peers = {c.peer for c in message.commitments}
@@ -107,13 +109,16 @@ class Inbox:
             raise PeerError("malformed", "the proposed set is not what its digest says")
         if len(peers) != len(names):
             raise PeerError("malformed", "the proposed set names a peer twice")
+        if proposal.value not in place.sets and not place.motions.has_room(proposal.proposer):
+            return [Blame(proposal.proposer, "flood")]
         actions: list[Action] = []
         for commitment in message.commitments:
             actions += self._take(place, commitment, now)
         if proposal.value not in place.sets:
-            place.sets[proposal.value] = message.commitments
+            place.sets[proposal.value] = tuple(map(place.same, message.commitments))
             self._state.news.add(place.key.number)
-        actions += self._proposed(message)
+        kept = place.sets[proposal.value]
+        actions += self._proposed(ProposeSet(proposal, kept, message.signature))
         return actions + self._to_agreement(sender, proposal.instance, proposal, now)
 
     def on_propose_outcome(
@@ -124,13 +129,17 @@ class Inbox:
         place = self._state.round_of(proposal.instance)
         if proposal.instance.kind != "outcome" or place is None:
             return []
+        _check_attempt(proposal)
         self._check_proposal(place, proposal, message.signature)
         if record.hash != proposal.value:
             raise PeerError("malformed", "the proposed record is not what its digest says")
         if record.hash not in place.candidates:
+            if not place.motions.has_room(proposal.proposer):
+                return [Blame(proposal.proposer, "flood")]
             place.take_candidate(record)
             self._state.news.add(place.key.number)
-        actions = self._proposed(message)
+        kept = place.candidates[record.hash]
+        actions = self._proposed(ProposeOutcome(proposal, kept, message.signature))
         return actions + self._to_agreement(sender, proposal.instance, proposal, now)
 
     def on_vote(self, sender: PeerId, message: Cast, now: float) -> list[Action]:
@@ -139,6 +148,7 @@ class Inbox:
         place = self._state.round_of(vote.instance)
         if place is None:
             return []
+        _check_attempt(vote)
         if not self._state.verify_vote(vote):
             raise PeerError("signature", "vote not signed by its voter")
         actions = self._witnessed(vote) if vote.voter in place.voters else []
@@ -306,6 +316,11 @@ class Inbox:
             raise PeerError("signature", "proposal not signed by its proposer")
         if not all(self._state.verify_vote(vote) for vote in proposal.proof):
             raise PeerError("signature", "a proposal's proof holds a vote nobody signed")
+
+
+def _check_attempt(item: Proposal | Vote) -> None:
+    if item.attempt > MAX_ATTEMPT:
+        raise PeerError("attempt", f"attempt {item.attempt}, nobody comes beyond {MAX_ATTEMPT}")
 
 
 def commitment_problem(place: Round, commitment: Commitment, state: ProtocolState) -> str:

@@ -55,6 +55,29 @@ class RoundFacts:
     opened: float
 
 
+MAX_PUT = 8
+"""So many different values one member may put to the vote of a round.
+
+A proposer has a new one only where its last was not decided in its turn, and commitments or results have
+come in since; its turn comes once in as many attempts as there are members, each a deadline longer than the
+one before, and a round is given up or branched from within a few of them.
+"""
+
+
+@dataclass(slots=True)
+class Motions:
+    """What was put to the vote of a round: sets of commitments and records, by digest, and by whom."""
+
+    sets: dict[Digest, tuple[Commitment, ...]] = field(default_factory=dict)
+    candidates: dict[Digest, Record] = field(default_factory=dict)
+    put: Counter[PeerId] = field(default_factory=Counter)
+
+    def has_room(self, proposer: PeerId) -> bool:
+        """Whether a member may put one more value to the vote; counts it."""
+        self.put[proposer] += 1
+        return self.put[proposer] <= MAX_PUT
+
+
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """Contributors in the order in which they reduce: those who send whole shares, and those who do not."""
@@ -75,8 +98,7 @@ class Round:
     shares: tuple[Share, ...] = ()
     decided_at: float = 0.0
     set_certificate: Certificate | None = None
-    sets: dict[Digest, tuple[Commitment, ...]] = field(default_factory=dict)
-    candidates: dict[Digest, Record] = field(default_factory=dict)
+    motions: Motions = field(default_factory=Motions)
     prepared: dict[tuple[SliceResult, ...], Digest | None] = field(default_factory=dict)
     drawn: Drawn = field(default_factory=lambda: Drawn((), ()))
     repeat_at: float = 0.0
@@ -108,6 +130,16 @@ class Round:
         return self.facts.voters
 
     @property
+    def sets(self) -> dict[Digest, tuple[Commitment, ...]]:
+        """Sets of commitments that were put to the vote."""
+        return self.motions.sets
+
+    @property
+    def candidates(self) -> dict[Digest, Record]:
+        """Records that were put to the vote as its outcome."""
+        return self.motions.candidates
+
+    @property
     def opened(self) -> float:
         """When it was opened here."""
         return self.facts.opened
@@ -116,6 +148,11 @@ class Round:
         """A commitment of this round by its digest."""
         pool = (*(self.decided or ()), *self.commits.values())
         return next((c for c in pool if c.id == name), None)
+
+    def same(self, commitment: Commitment) -> Commitment:
+        """The copy of a commitment that is kept already, if there is one: most sets name the same ones."""
+        known = self.commits.get(commitment.peer)
+        return known if known is not None and known.id == commitment.id else commitment
 
     def own(self, me: PeerId) -> Commitment | None:
         """This peer's commitment in the decided set, if it is there."""

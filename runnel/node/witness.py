@@ -6,7 +6,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping
 
 from runnel.node.commitments import Commitment
-from runnel.node.evidence import Evidence, SignedProposal, Statement, author_of, excludes
+from runnel.node.evidence import (
+    Evidence,
+    SignedProposal,
+    Statement,
+    author_of,
+    excludes,
+    without_proof,
+)
 from runnel.types import Digest
 from runnel.verification.votes import Vote
 
@@ -31,8 +38,9 @@ class Witness:
         if isinstance(statement, Vote) and statement.instance.kind == "branch":
             return None
         place = (author_of(statement), _key(statement))
-        known = self._seen.setdefault(place, statement)
-        if known is statement:
+        known = self._seen.get(place)
+        if known is None:
+            self._seen[place] = without_proof(statement)
             while len(self._seen) > _MAX_SEEN:
                 self._seen.popitem(last=False)
             return None

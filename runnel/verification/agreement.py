@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from runnel.protocols import Signer
-from runnel.types import Digest, PeerId
+from runnel.types import Digest
 from runnel.verification.host import AgreementHost
+from runnel.verification.poll import MAX_ATTEMPT, Poll
 from runnel.verification.votes import (
     NIL,
     Action,
-    Ballots,
     Decided,
     Electorate,
     Instance,
@@ -33,6 +33,7 @@ from runnel.verification.votes import (
 )
 
 __all__ = [
+    "MAX_ATTEMPT",
     "NIL",
     "Action",
     "Agreement",
@@ -59,6 +60,10 @@ _MOST_PATIENT = 18
 """From this attempt on the steps grow no longer, so that no far attempt makes anybody wait for ever."""
 
 
+MAX_HOP = 64
+"""So many attempts ahead others take this member at once: nobody alone takes it out of everybody's reach."""
+
+
 class Agreement:
     """One member's side of one decision. Call `advance` after any input and whenever time passed."""
 
@@ -79,8 +84,7 @@ class Agreement:
         self.decided = False
         self._signer, self._run = signer, run
         self._since, self._step_s = now, step_s
-        self._proposals: dict[int, Proposal] = {}
-        self._ballots: dict[tuple[int, Step], Ballots] = {}
+        self._poll = Poll(electorate)
         self._lock = Lock(-1, NIL, ())
 
     def restore(
@@ -88,10 +92,10 @@ class Agreement:
     ) -> None:
         """Resumes exactly where what was read from disk left off: silence proves there was no vote."""
         for proposal in proposals:
-            self._proposals[proposal.attempt] = proposal
             self.attempt = max(self.attempt, proposal.attempt)
+            self._poll.put(proposal, self.attempt)
         for vote in votes:
-            self._cast(vote)
+            self._poll.cast(vote, self.attempt)
             if (vote.attempt, vote.step) >= (self.attempt, self.step):
                 self.attempt, self.step = vote.attempt, vote.step
         self._lock = lock or self._lock
@@ -103,8 +107,8 @@ class Agreement:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing has been proposed or voted yet."""
-        return self.step is Step.PROPOSE and not self.attempt and not self._proposals
+        """Whether this member has neither a proposal nor voted yet."""
+        return self.step is Step.PROPOSE and not self.attempt and not self._poll.proposal(0)
 
     def hold(self, now: float) -> None:
         """Stops the first attempt's clock: there is nothing to propose yet."""
@@ -112,30 +116,18 @@ class Agreement:
             self._since = now
 
     def on_proposal(self, proposal: Proposal, now: float) -> bool:
-        """Takes in a proposal whose signature was checked; whether it is news.
-
-        The first one of an attempt counts.
-        """
-        if proposal.proposer != self.electorate.proposer(proposal.attempt):
-            return False
-        if proposal.attempt in self._proposals:
-            return False
-        self._skip_to(proposal.attempt, now)
-        self._proposals[proposal.attempt] = proposal
-        return True
+        """Takes in a proposal whose signature was checked; whether it is news."""
+        news = self._poll.put(proposal, self.attempt)
+        if news:
+            self._follow(now)
+        return news
 
     def on_vote(self, vote: Vote, now: float) -> bool:
-        """Takes in a vote whose signature was checked; whether it is news.
-
-        The first one of a voter and step counts.
-        """
-        if vote.voter not in self.electorate.members or vote.step is Step.PROPOSE:
-            return False
-        if self._vote_of(vote.voter, vote.attempt, vote.step) is not None:
-            return False
-        self._skip_to(vote.attempt, now)
-        self._cast(vote)
-        return True
+        """Takes in a vote whose signature was checked; whether it is news."""
+        news = vote.step is not Step.PROPOSE and self._poll.cast(vote, self.attempt)
+        if news:
+            self._follow(now)
+        return news
 
     def waited_for(self, vote: Vote, now: float) -> float | None:
         """How long this member, having cast the same vote, waited for that of another.
@@ -143,7 +135,7 @@ class Agreement:
         None for any other vote: who votes `NIL` or comes late to a step may have waited for a
         deadline, and deadlines must not be measured by themselves.
         """
-        own = self._vote_of(self._signer.peer_id, vote.attempt, vote.step)
+        own = self._poll.vote_of(self._signer.peer_id, vote.attempt, vote.step)
         current = (vote.attempt, vote.step) == (self.attempt, self.step)
         if not vote.value or not current or own is None or own.value != vote.value:
             return None
@@ -161,30 +153,40 @@ class Agreement:
                 self._prevote(host, now, actions)
                 self._precommit(host, now, actions)
                 self._next_attempt(now)
+                self._rejoin(now)
         return actions
 
     def repeats(self) -> list[Action]:
         """What to send again, in case it was lost: own proposal and votes of this attempt."""
         me = self._signer.peer_id
-        proposal = self._proposals.get(self.attempt)
+        proposal = self._poll.proposal(self.attempt)
         again: list[Action] = []
         if proposal is not None and proposal.proposer == me:
             again.append(proposal)
-        own = [self._vote_of(me, self.attempt, step) for step in (Step.PREVOTE, Step.PRECOMMIT)]
-        if own[0] is None and self.attempt:
-            own.append(self._vote_of(me, self.attempt - 1, Step.PRECOMMIT))
+        own = [
+            self._poll.vote_of(me, self.attempt, step) for step in (Step.PREVOTE, Step.PRECOMMIT)
+        ]
+        if self.attempt:  # who lacks it cannot end the attempt before
+            own.append(self._poll.vote_of(me, self.attempt - 1, Step.PRECOMMIT))
         return again + [vote for vote in own if vote is not None]
 
-    def _vote_of(self, member: PeerId, attempt: int, step: Step) -> Vote | None:
-        ballots = self._ballots.get((attempt, step))
-        return ballots.votes.get(member) if ballots else None
+    def _follow(self, now: float) -> None:
+        """Goes at once where more members are than may lie: one that is honest is among them."""
+        self._skip_to(self._poll.reached_by(self.electorate.spare + 1), now)
 
-    def _cast(self, vote: Vote) -> None:
-        self._ballots.setdefault((vote.attempt, vote.step), Ballots()).add(vote)
+    def _rejoin(self, now: float) -> None:
+        """Goes after any member that is ahead once a step is over here and has not brought a quorum together.
+
+        A quorum would have ended the step: as long as there is one in an attempt, whoever lies about
+        where he is takes nobody away from it.
+        """
+        if self.step is not Step.PROPOSE and self._late(now):
+            self._skip_to(self._poll.reached_by(1), now)
 
     def _skip_to(self, attempt: int, now: float) -> None:
         if attempt > self.attempt:
-            self.attempt, self.step, self._since = attempt, Step.PROPOSE, now
+            self.attempt = min(attempt, self.attempt + MAX_HOP)
+            self.step, self._since = Step.PROPOSE, now
 
     def _late(self, now: float) -> bool:
         patience = 1 + min(self.attempt, _MOST_PATIENT) / 2
@@ -192,36 +194,32 @@ class Agreement:
 
     def _tally(self, step: Step) -> tuple[int, Digest | None]:
         """How many voted in this attempt, and the value with a quorum if there is one."""
-        ballots = self._ballots.get((self.attempt, step))
-        return (
-            (len(ballots.votes), ballots.winner(self.electorate.quorum)) if ballots else (0, None)
-        )
+        ballots = self._poll.ballots(self.attempt, step)
+        return len(ballots.votes), ballots.winner(self.electorate.quorum)
 
     def _try_decide(self, host: AgreementHost, actions: list[Action]) -> None:
-        for (attempt, step), ballots in self._ballots.items():
-            value = ballots.winner(self.electorate.quorum) if step is Step.PRECOMMIT else None
-            if value and host.holds(self.instance, value):
+        for attempt, value, proof in self._poll.winners(Step.PRECOMMIT):
+            if host.holds(self.instance, value):
                 self.decided = True
-                proof = ballots.supporters(value)
                 actions.append(Decided(self.instance, value, attempt, proof))
                 return
 
     def _propose(self, host: AgreementHost, now: float, actions: list[Action]) -> None:
         me = self._signer.peer_id
-        if self.electorate.proposer(self.attempt) != me or self.attempt in self._proposals:
+        if self.electorate.proposer(self.attempt) != me or self._poll.proposal(self.attempt):
             return
         lock = self._lock
         value = lock.value if lock.attempt >= 0 else host.propose(self.instance, self.attempt, now)
         if value is None:
             return
         proposal = Proposal(self.instance, self.attempt, value, me, lock.attempt, lock.proof)
-        self._proposals[self.attempt] = proposal
+        self._poll.put(proposal, self.attempt)
         actions.extend((StoreProposal(proposal), proposal))
 
     def _prevote(self, host: AgreementHost, now: float, actions: list[Action]) -> None:
         if self.step is not Step.PROPOSE:
             return
-        proposal = self._proposals.get(self.attempt)
+        proposal = self._poll.proposal(self.attempt)
         if proposal is not None and self._may_prevote(proposal, host, now):
             self._vote(Step.PREVOTE, proposal.value, host, now, actions)
         elif self._late(now) or self._skips_proposer(host, now):
@@ -258,7 +256,7 @@ class Agreement:
             return
         count, value = self._tally(Step.PREVOTE)
         if value and host.holds(self.instance, value):
-            proof = self._ballots[self.attempt, Step.PREVOTE].supporters(value)
+            proof = self._poll.ballots(self.attempt, Step.PREVOTE).supporters(value)
             lock = Lock(self.attempt, value, proof)
             self._vote(Step.PRECOMMIT, value, host, now, actions, lock)
         elif value == NIL or (count >= self.electorate.quorum and self._late(now)):
@@ -280,11 +278,13 @@ class Agreement:
         actions: list[Action],
         lock: Lock | None = None,
     ) -> None:
-        if self._vote_of(self._signer.peer_id, self.attempt, step) or host.halted(self.instance):
+        if self._poll.vote_of(self._signer.peer_id, self.attempt, step) or host.halted(
+            self.instance
+        ):
             return
         vote = Vote(self.instance, self.attempt, step, value, self._signer.peer_id)
         vote = replace(vote, signature=self._signer.sign(vote.statement(self._run)))
-        self._cast(vote)
+        self._poll.cast(vote, self.attempt)
         self._lock = lock or self._lock
         self.step, self._since = step, now
         actions.extend((StoreVote(vote, lock), vote))

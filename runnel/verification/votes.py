@@ -117,6 +117,11 @@ class Electorate:
         offset = int.from_bytes(digest(instance.key.encode())[:8], "big")
         return Electorate(tuple(members), quorum(len(members)), offset)
 
+    @property
+    def spare(self) -> int:
+        """How many a quorum does without: so many may fail or lie."""
+        return len(self.members) - self.quorum
+
     def proposer(self, attempt: int) -> PeerId:
         """Who proposes in `attempt`."""
         return self.members[(self.offset + attempt) % len(self.members)]
@@ -139,6 +144,13 @@ class Ballots:
         if vote.voter not in self.votes:
             self.votes[vote.voter] = vote
             self.counts[vote.value] = self.counts.get(vote.value, 0) + 1
+
+    def remove(self, voter: PeerId) -> None:
+        """Takes a member's vote out again."""
+        value = self.votes.pop(voter).value
+        self.counts[value] -= 1
+        if not self.counts[value]:
+            del self.counts[value]
 
     def winner(self, quorum: int) -> Digest | None:
         """The value with a quorum; `NIL` is a value here. At most one has a majority."""

@@ -49,6 +49,8 @@ INPUTS = (
     "precommits: a quorum in all, none for one value",
     "precommits: a quorum in all, none for one value, and the deadline",
     "a vote of a later attempt",
+    "a vote of a later attempt, and the deadline",
+    "votes of a later attempt by more than may lie",
     "this peer has signed a branch, and the deadline",
 )
 _SPLIT = (X, NIL, Y)
@@ -119,8 +121,9 @@ def give(subject: Agreement, given: str, others: list[PeerId], proposer: PeerId)
         values = (NIL,) * 3 if "for nil" in given else _SPLIT if "none for one" in given else values
         for voter, value in zip(others, values, strict=True):
             subject.on_vote(vote(voter, value, attempt=attempt, step=step), now)
-    if given == "a vote of a later attempt":
-        subject.on_vote(vote(others[0], Y, attempt=attempt + 2), now)
+    if "of a later attempt" in given:
+        for voter in others[: 2 if "more than may lie" in given else 1]:
+            subject.on_vote(vote(voter, Y, attempt=attempt + 2), now)
     return subject.advance(host, now)
 
 

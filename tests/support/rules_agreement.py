@@ -25,8 +25,8 @@ AGREEMENT = (
     Mutant(
         "a restart takes up its proposals",
         "verification.agreement",
-        "            self._proposals[proposal.attempt] = proposal\n            self.attempt = max",
-        "            self.attempt = max",
+        "            self._poll.put(proposal, self.attempt)\n        for vote",
+        "        for vote",
         ("verification.test_agreement_safety:test_a_restart_proposes_again_what_it_proposed",),
     ),
     Mutant(
@@ -66,8 +66,8 @@ AGREEMENT = (
     Mutant(
         "a restart takes up its votes",
         "verification.agreement",
-        "        for vote in votes:\n            self._cast(vote)\n",
-        "        for vote in ():\n            self._cast(vote)\n",
+        "        for vote in votes:\n            self._poll.cast(vote, self.attempt)\n",
+        "        for vote in ():\n            self._poll.cast(vote, self.attempt)\n",
         ("verification.test_agreement_safety:test_a_restart_resumes_without_equivocation",),
     ),
     Mutant(
@@ -82,8 +82,8 @@ AGREEMENT = (
     Mutant(
         "precommits decide, prevotes do not",
         "verification.agreement",
-        "if step is Step.PRECOMMIT else None",
-        "if step is not Step.PROPOSE else None",
+        "in self._poll.winners(Step.PRECOMMIT):",
+        "in [*self._poll.winners(Step.PRECOMMIT), *self._poll.winners(Step.PREVOTE)]:",
         ("verification.test_agreement_safety:test_a_quorum_of_prevotes_locks_and_does_not_decide",),
     ),
     Mutant(
@@ -101,11 +101,70 @@ AGREEMENT = (
         ("verification.test_agreement:test_proposers_take_turns",),
     ),
     Mutant(
-        "a vote of a later attempt takes one there",
+        "one goes at once where more members are than may lie",
         "verification.agreement",
-        "        if attempt > self.attempt:\n",
-        "        if attempt > self.attempt + 10**6:\n",
+        "self._skip_to(self._poll.reached_by(self.electorate.spare + 1), now)",
+        "pass",
         ("verification.test_agreement:test_every_input_in_every_state",),
+    ),
+    Mutant(
+        "one member's word takes nobody from an attempt that has a quorum",
+        "verification.agreement",
+        "self._skip_to(self._poll.reached_by(self.electorate.spare + 1), now)",
+        "self._skip_to(self._poll.reached_by(1), now)",
+        ("verification.test_poll:test_who_is_far_ahead_alone_takes_nobody_along",),
+    ),
+    Mutant(
+        "whoever is left without a quorum goes after any member that is ahead",
+        "verification.agreement",
+        "            self._skip_to(self._poll.reached_by(1), now)",
+        "            pass",
+        (
+            "verification.test_poll:test_whoever_is_left_alone_in_an_attempt_goes_after_the_only_one_that_is_ahead",
+        ),
+    ),
+    Mutant(
+        "nobody is taken far ahead at once",
+        "verification.agreement",
+        "self.attempt = min(attempt, self.attempt + MAX_HOP)",
+        "self.attempt = attempt",
+        (
+            "verification.test_poll:test_where_more_are_than_may_lie_one_goes_at_once_and_not_further_than_a_hop",
+        ),
+    ),
+    Mutant(
+        "of each member so many votes are kept",
+        "verification.poll",
+        "        if len(places) > KEPT_VOTES:\n",
+        "        if False:\n",
+        (
+            "verification.test_poll:test_older_votes_and_proposals_make_room_but_for_the_current_ones",
+        ),
+    ),
+    Mutant(
+        "votes of the current attempt are kept",
+        "verification.poll",
+        "min(known for known in places if known[0] != current)",
+        "min(places)",
+        (
+            "verification.test_poll:test_older_votes_and_proposals_make_room_but_for_the_current_ones",
+        ),
+    ),
+    Mutant(
+        "of each member so many proposals are kept",
+        "verification.poll",
+        "        if len(turns) > KEPT_PROPOSALS:\n",
+        "        if False:\n",
+        (
+            "verification.test_poll:test_older_votes_and_proposals_make_room_but_for_the_current_ones",
+        ),
+    ),
+    Mutant(
+        "who has voted in an attempt still says how it ended the one before",
+        "verification.agreement",
+        "        if self.attempt:  # who lacks it",
+        "        if own[0] is None and self.attempt:  # who lacks it",
+        ("verification.test_poll:test_repeats_hold_what_ends_the_attempt_before",),
     ),
     Mutant(
         "votes and proposals are sent again",

@@ -74,12 +74,16 @@ def result_record(parent: Record, label: str) -> Record:
 
 
 def branch_after(
-    head: Record, group: tuple[PeerId, ...], *, carried: Record | None = None
+    head: Record,
+    group: tuple[PeerId, ...],
+    *,
+    carried: Record | None = None,
+    nonce: bytes = b"nonce",
 ) -> tuple[Record, Certificate]:
     votes = []
     for peer in group:
-        unsigned = branch_vote(head, b"nonce", group, peer)
+        unsigned = branch_vote(head, nonce, group, peer)
         statement = unsigned.statement(RUN)
         votes.append(replace(unsigned, signature=NullSigner(peer).sign(statement)))
-    branch = branch_record(carried or head, b"nonce", group, PEERS[:3])
+    branch = branch_record(carried or head, nonce, group, PEERS[:3])
     return branch, Certificate(0, tuple(votes), (b"",) * len(votes))

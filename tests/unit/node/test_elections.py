@@ -7,6 +7,7 @@ from dataclasses import replace
 from runnel.dht.identity import NullSigner, null_peer_id
 from runnel.node import taking_part
 from runnel.node.actions import RoundKey, WantHandover
+from runnel.node.branches import REACH_S
 from runnel.node.chain import Chain
 from runnel.node.elections import ABORT_ATTEMPTS, Elections
 from runnel.node.following import aim
@@ -17,7 +18,7 @@ from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import SliceResult, set_value
 from runnel.node.rounds import Drawn, Round
 from runnel.node.storage_keys import Restored
-from runnel.types import PeerId
+from runnel.types import Digest, PeerId
 from runnel.verification.votes import Instance
 from tests.support.members import PEERS, commitment, genesis, name
 from tests.support.states import (
@@ -192,10 +193,28 @@ def test_a_commitment_that_comes_after_its_round_is_timed() -> None:
 
 def test_a_branch_of_few_takes_no_quorum_along_that_stands_at_the_head() -> None:
     for near, wanted in (((OTHER, THIRD), False), ((), True)):
-        state = state_of()
-        branch, proof = branch_after(GENESIS, PEERS[2:3])
-        for peer in near:
-            state.branches.hello(peer, GENESIS.hash, 0.9)
-        state.chain.add(branch, proof)
-        aim(state, [GENESIS.hash, branch.hash], 1.0)
-        assert bool(state.target) == wanted
+        assert bool(aimed_at_a_branch_of_few(near, moved=0.0, now=9.0)) == wanted
+
+
+def test_who_has_just_come_to_its_head_follows_no_branch_of_few_from_it() -> None:
+    assert not aimed_at_a_branch_of_few((), moved=9.0 - REACH_S + 0.1, now=9.0)
+    assert aimed_at_a_branch_of_few((), moved=9.0 - REACH_S, now=9.0)
+
+
+def test_who_hears_a_quorum_of_others_lets_them_tell_what_they_know_for_a_while() -> None:
+    for near, now, wanted in (((OTHER,), 9.0, False), ((), 9.0, True), ((OTHER,), 99.0, True)):
+        ahead = name("a record of theirs")
+        assert bool(aimed_at_a_branch_of_few(near, moved=0.0, now=now, head=ahead)) == wanted
+
+
+def aimed_at_a_branch_of_few(
+    near: tuple[PeerId, ...], *, moved: float, now: float, head: Digest = GENESIS.hash
+) -> list[Digest]:
+    state = state_of()
+    state.pulse.moved = moved
+    branch, proof = branch_after(GENESIS, PEERS[2:3])
+    for peer in near:
+        state.branches.hello(peer, head, now - 0.1)
+    state.chain.add(branch, proof)
+    aim(state, [GENESIS.hash, branch.hash], now)
+    return state.target

@@ -20,6 +20,7 @@ from tests.support.states import (
     THIRD,
     branch_after,
     grown,
+    result_record,
     state_of,
     take,
     told,
@@ -84,12 +85,30 @@ def test_records_without_a_proof_are_refused(message: Records) -> None:
 
 def test_a_better_certificate_of_a_known_record_is_taken() -> None:
     state = grown(state_of(), 1)
-    rival = following_record(GENESIS, view=PEERS[:2])
+    rival = result_record(GENESIS, "rival")
     take(state, told(rival, proofs=[certificate(rival, PEERS[:2], attempt=0)]))
     proof = certificate(rival, PEERS[1:3], attempt=2)
     take(state, told(rival, proofs=[proof]))
     assert state.chain.certificate(rival.hash) == proof
     assert state.target == [GENESIS.hash, rival.hash]
+
+
+def test_an_abort_says_nothing_new() -> None:
+    for record in (
+        following_record(GENESIS, view=PEERS[:2]),
+        following_record(GENESIS, nonce=b"x"),
+    ):
+        with pytest.raises(PeerError, match="no outcome"):
+            take(state_of(), told(record))
+
+
+def test_a_round_has_one_result_for_each_slice_by_senders_of_its_set() -> None:
+    good = result_record(GENESIS, "result")
+    take(state_of(), told(good))
+    outside = replace(good.slices[0], included=(0, 1))
+    for slices in ((), (good.slices[0],) * 2, (outside,)):
+        with pytest.raises(PeerError, match="no outcome"):
+            take(state_of(), told(replace(good, slices=slices)))
 
 
 def test_a_branch_signed_by_all_it_lists_is_wanted() -> None:

@@ -7,11 +7,22 @@ import pytest
 from tests.support.mutants import Mutant, reverted
 from tests.support.named_tests import run_test
 from tests.support.rules_agreement import AGREEMENT, EVIDENCE
+from tests.support.rules_bounds import BOUNDS
 from tests.support.rules_chain import BEHIND, BRANCHES, FOLLOWING, MEMBERSHIP
 from tests.support.rules_rounds import EXCHANGE, ONE_RULE
 from tests.support.sweep import problem
 
-RULES = (*AGREEMENT, *EVIDENCE, *MEMBERSHIP, *BEHIND, *BRANCHES, *FOLLOWING, *EXCHANGE, *ONE_RULE)
+RULES = (
+    *AGREEMENT,
+    *EVIDENCE,
+    *BOUNDS,
+    *MEMBERSHIP,
+    *BEHIND,
+    *BRANCHES,
+    *FOLLOWING,
+    *EXCHANGE,
+    *ONE_RULE,
+)
 SCHEDULES = sorted({schedule for rule in RULES for schedule in rule.schedules})
 
 

@@ -98,7 +98,8 @@ INPUTS = (
     "precommits X",
     "precommits nil",
     "split precommits",
-    "later vote",
+    "later votes",
+    "later vote, alone",
 )
 
 # What each input makes of each state, in votes of the same attempt, "decide", "next" attempt or nothing.
@@ -106,21 +107,21 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("propose", "time"): "prevote nil",
     ("propose", "proposal"): "prevote X",
     ("propose", "precommits X"): "decide",
-    ("propose", "later vote"): "next",
+    ("propose", "later votes"): "next",
     ("prevoted X", "prevotes X"): "precommit X",
     ("prevoted X", "prevotes nil"): "precommit nil",
     ("prevoted X", "precommits X"): "decide",
-    ("prevoted X", "later vote"): "next",
+    ("prevoted X", "later votes"): "next",
     ("prevoted nil", "prevotes X"): "precommit X",
     ("prevoted nil", "prevotes nil"): "precommit nil",
     ("prevoted nil", "precommits X"): "decide",
-    ("prevoted nil", "later vote"): "next",
+    ("prevoted nil", "later votes"): "next",
     ("precommitted X", "precommits X"): "decide",
     ("precommitted X", "precommits nil"): "next",
-    ("precommitted X", "later vote"): "next",
+    ("precommitted X", "later votes"): "next",
     ("precommitted nil", "precommits X"): "decide",
     ("precommitted nil", "precommits nil"): "next",
-    ("precommitted nil", "later vote"): "next",
+    ("precommitted nil", "later votes"): "next",
 }
 
 
@@ -133,7 +134,10 @@ def apply(subject: Agreement, given: str, others: list[PeerId], proposer: PeerId
     chosen = next((v for key, v in values.items() if key in given.split()), [])
     if "proposal" in given:
         subject.on_proposal(Proposal(INSTANCE, 0, X, proposer), now)
-    if given == "later vote":
+    if given == "later votes":
+        for other in others[:2]:
+            subject.on_vote(vote(other, Y, attempt=2), now)
+    if given == "later vote, alone":
         subject.on_vote(vote(others[0], Y, attempt=2), now)
     for voter, value in zip(others, chosen, strict=False):
         subject.on_vote(vote(voter, value, step=step), now)
@@ -226,7 +230,9 @@ def test_a_proposer_that_missed_its_turn_is_told_of_and_one_that_was_skipped_is_
 def test_steps_grow_longer_with_the_attempts_but_not_for_ever() -> None:
     def patience(attempt: int) -> float:
         subject, _, others = follower()
-        subject.on_vote(vote(others[0], NIL, attempt=attempt, step=Step.PRECOMMIT), 0.0)
+        for other in others:
+            subject.restore([vote(other, NIL, attempt=attempt)], None)
+        subject.step = Step.PROPOSE
         host = Host(value=None)
         return next(t / 4 for t in range(1000) if votes_in(subject.advance(host, t / 4)))
 
