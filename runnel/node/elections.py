@@ -45,7 +45,9 @@ class Elections:
             return known
         state = self._state
         place = state.round_of(instance)
-        if place is None or (instance.kind == "set" and place.decided is not None):
+        if place is None:
+            return None
+        if instance.kind == "set" and (place.decided is not None or place.forgotten):
             return None
         if state.me not in place.voters:
             return None

@@ -110,7 +110,7 @@ class RoundProtocol:
         """
         place = self.state.rounds.get(handover.key)
         me = self.state.me
-        if place is None or me in place.commits or me not in place.view or place.decided:
+        if place is None or me in place.commits or not place.takes(me) or place.decided:
             return []
         commitment = taking_part.commitment_of(self.state, handover, progress, now)
         self.state.saved.commits[place.key] = commitment
@@ -225,7 +225,7 @@ class RoundProtocol:
         if own is not None:
             self._inbox.note(place, own, now)
             return [Send(Commit(own))]
-        if state.me not in place.view:
+        if not place.takes(state.me):
             return []
         return [WantHandover(key, place.fragment, len(place.slices), urgent=False)]
 
@@ -281,7 +281,8 @@ class RoundProtocol:
     def _move(self, path: list[Digest], now: float, *, landed: bool = False) -> list[Action]:
         """Follows another path; state, head and records change in one durable step."""
         state, chain = self.state, self.state.chain
-        fork = chain.fork_to(path)
+        fork, before = chain.fork_to(path), chain.number
+        meet = before - len(fork.given_up)
         chain.follow(path)
         self._opened = Digest(b"")
         if len(fork.adopted) == 1 and chain.head.kind is RecordKind.ROUND:
@@ -292,6 +293,8 @@ class RoundProtocol:
         if landed:
             state.saved.floor = chain.number
             updates |= storage_keys.floor_updates(chain.number)
+        if fork.given_up:
+            updates |= state.saved.part(before, meet)
         for record in fork.adopted:
             updates |= storage_keys.record_updates(record, chain.certificate(record.hash))
         last = chain.number + (0 if state.is_over else chain.open_rounds)

@@ -45,7 +45,10 @@ class SliceState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundFacts:
-    """What follows from the record a round derives from, and when it was opened here."""
+    """What follows from the record a round derives from, and when it was opened here.
+
+    `forgotten`: this peer may have made promises in it that it does not know any more.
+    """
 
     key: RoundKey
     fragment: int
@@ -53,6 +56,7 @@ class RoundFacts:
     view: tuple[PeerId, ...]
     voters: tuple[PeerId, ...]
     opened: float
+    forgotten: bool = False
 
 
 MAX_PUT = 8
@@ -140,6 +144,11 @@ class Round:
         return self.motions.candidates
 
     @property
+    def forgotten(self) -> bool:
+        """Whether this peer may have made promises in it that it does not know any more."""
+        return self.facts.forgotten
+
+    @property
     def opened(self) -> float:
         """When it was opened here."""
         return self.facts.opened
@@ -149,13 +158,19 @@ class Round:
         pool = (*(self.decided or ()), *self.commits.values())
         return next((c for c in pool if c.id == name), None)
 
+    def takes(self, me: PeerId) -> bool:
+        """Whether this peer may commit to it."""
+        return me in self.view and not self.forgotten
+
     def same(self, commitment: Commitment) -> Commitment:
         """The copy of a commitment that is kept already, if there is one: most sets name the same ones."""
         known = self.commits.get(commitment.peer)
         return known if known is not None and known.id == commitment.id else commitment
 
     def own(self, me: PeerId) -> Commitment | None:
-        """This peer's commitment in the decided set, if it is there."""
+        """This peer's commitment in the decided set, if it is there and its payload is known."""
+        if self.forgotten:
+            return None
         return next((c for c in self.decided or () if c.peer == me), None)
 
     def reducers(self, index: int) -> tuple[PeerId, PeerId]:

@@ -105,7 +105,9 @@ class Restored:
 
     A round may close and open again when the chain moves to another path and back: what this peer
     promised in it must be found again without a restart, too. `floor` is the newest record whose state
-    was fetched (-1: none): the disk has none of those before it.
+    was fetched (-1: none): the disk has none of those before it. Promises in rounds up to `expired` are
+    forgotten, if they were made before the path followed left another one at record `parted`
+    (-2: it never did).
     """
 
     chain: Chain
@@ -120,6 +122,21 @@ class Restored:
     stops: set[Digest] = field(default_factory=set)
     evidence: dict[Digest, Evidence] = field(default_factory=dict)
     floor: int = -1
+    expired: int = -1
+    parted: int = -2
+
+    def part(self, number: int, meet: int) -> Updates:
+        """Notes that a path is given up that had come to `number`, back to record `meet`; what to write.
+
+        What was promised on records up to `meet` may be forgotten by now; what will be promised on those
+        that are adopted instead is not.
+        """
+        self.parted = meet if number > self.expired else min(self.parted, meet)
+        return {"parted": pack(self.parted)}
+
+    def may_have_promised(self, number: int, base: int) -> bool:
+        """Whether this peer may have promised in round `number`, which derives from record `base`, and forgot."""
+        return number <= self.expired and base <= self.parted
 
     def expire(self, number: int) -> Updates:
         """Forgets what was promised in rounds up to `number`; the deletions that this asks for."""
@@ -142,6 +159,9 @@ class Restored:
         for key in [k for k in self.commits if k.number <= number]:
             del self.commits[key]
             updates[f"com/{_place(key)}"] = None
+        if updates and number > self.expired:
+            self.expired = number
+            updates["expired"] = pack(number)
         return updates
 
 
@@ -232,6 +252,14 @@ def _read_floor(found: Restored, _rest: str, value: Any) -> None:
     found.floor = integer(value, low=-1)
 
 
+def _read_expired(found: Restored, _rest: str, value: Any) -> None:
+    found.expired = integer(value, low=-1)
+
+
+def _read_parted(found: Restored, _rest: str, value: Any) -> None:
+    found.parted = integer(value, low=-2)
+
+
 _READERS: dict[str, Callable[[Restored, str, Any], None]] = {
     "record": _read_record,
     "vote": _read_vote,
@@ -245,6 +273,8 @@ _READERS: dict[str, Callable[[Restored, str, Any], None]] = {
     "result": _read_result,
     "stop": _read_stop,
     "floor": _read_floor,
+    "expired": _read_expired,
+    "parted": _read_parted,
 }
 
 

@@ -25,6 +25,7 @@ def open_round(state: ProtocolState, key: RoundKey, now: float) -> Round:
         view=view,
         voters=chain.voters_of(key.number),
         opened=now,
+        forgotten=saved.may_have_promised(key.number, chain.record(key.base).number),
     )
     slices = [SliceState() for _ in slice_bounds(sizes[facts.fragment], len(view))]
     place = state.rounds[key] = Round(facts, slices)
@@ -76,7 +77,7 @@ def _withheld(state: ProtocolState, handover: Handover) -> tuple[int, ...]:
 def hurry(state: ProtocolState, place: Round, now: float) -> list[Action]:
     """Some time after half has committed, asks the trainer for what it has."""
     late = place.half_at is not None and now - place.half_at > state.deadlines.hurry_s
-    if not late or state.me in place.commits or place.decided or state.me not in place.view:
+    if not late or state.me in place.commits or place.decided or not place.takes(state.me):
         return []
     return [WantHandover(place.key, place.fragment, len(place.slices), urgent=True)]
 

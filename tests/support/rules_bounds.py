@@ -104,3 +104,40 @@ BOUNDS = (
         ),
     ),
 )
+
+FORGOTTEN = (
+    Mutant(
+        "nobody votes again where it may have forgotten its votes",
+        "node.elections",
+        "(place.decided is not None or place.forgotten)",
+        "(place.decided is not None)",
+        (
+            "node.test_forgotten_promises:test_a_round_whose_promises_may_be_forgotten_is_not_promised_anything_again",
+        ),
+    ),
+    Mutant(
+        "nobody commits again where it may have forgotten its commitment",
+        "node.rounds",
+        "return me in self.view and not self.forgotten",
+        "return me in self.view",
+        (
+            "node.test_forgotten_promises:test_a_round_whose_promises_may_be_forgotten_is_not_promised_anything_again",
+        ),
+    ),
+    Mutant(
+        "where the path parted is on disk",
+        "node.storage_keys",
+        '        return {"parted": pack(self.parted)}',
+        "        return {}",
+        (
+            "node.test_forgotten_promises:test_a_round_whose_promises_may_be_forgotten_is_not_promised_anything_again",
+        ),
+    ),
+    Mutant(
+        "what is promised after a fork is known",
+        "node.storage_keys",
+        "return number <= self.expired and base <= self.parted",
+        "return number <= self.expired",
+        ("node.test_forgotten_promises:test_a_second_fork_closes_nothing_that_was_promised_since",),
+    ),
+)

@@ -85,7 +85,7 @@ EXCHANGE = (
     Mutant(
         "a trainer that is behind is asked for what it has",
         "node.taking_part",
-        "    if not late or state.me in place.commits or place.decided or state.me not in place.view:\n",
+        "    if not late or state.me in place.commits or place.decided or not place.takes(state.me):\n",
         "    if True:\n",
         ("node.test_elections:test_a_trainer_that_is_behind_is_asked_for_what_it_has",),
     ),

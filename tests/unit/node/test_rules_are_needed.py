@@ -7,7 +7,7 @@ import pytest
 from tests.support.mutants import Mutant, reverted
 from tests.support.named_tests import run_test
 from tests.support.rules_agreement import AGREEMENT, EVIDENCE
-from tests.support.rules_bounds import BOUNDS
+from tests.support.rules_bounds import BOUNDS, FORGOTTEN
 from tests.support.rules_chain import BEHIND, BRANCHES, FOLLOWING, MEMBERSHIP
 from tests.support.rules_rounds import EXCHANGE, ONE_RULE
 from tests.support.sweep import problem
@@ -16,6 +16,7 @@ RULES = (
     *AGREEMENT,
     *EVIDENCE,
     *BOUNDS,
+    *FORGOTTEN,
     *MEMBERSHIP,
     *BEHIND,
     *BRANCHES,

@@ -170,6 +170,7 @@ def test_promises_of_old_rounds_are_forgotten_in_memory_and_on_disk() -> None:
     stored = written(*old, *new)
     found = keys.restore(stored, GENESIS, open_rounds=2)
     deletions = found.expire(2)
+    assert deletions.pop("expired") is not None
     assert set(deletions.values()) == {None}
     left = written(stored, deletions)  # type: ignore[arg-type]
     assert left == written(*new)
