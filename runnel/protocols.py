@@ -121,6 +121,10 @@ class PeerDirectory(Protocol):
         ...
 
 
+Part = Float32 | tuple[Float32, Float32]
+"""Values for an encoder that overwrites them, alone or with others that it adds to them first."""
+
+
 class Codec(Protocol):
     """Turns float32 values into few bytes. Deterministic; every payload is decoded to the same bits everywhere."""
 
@@ -141,14 +145,15 @@ class Codec(Protocol):
         """
         ...
 
-    def encode_parts(self, parts: Iterable[Float32], numel: int, out: memoryview) -> memoryview:
+    def encode_parts(self, parts: Iterable[Part], numel: int, out: memoryview) -> memoryview:
         """The payload of all `parts` one after the other, in `out`; each is overwritten by what it loses.
 
         That is done when the next one is asked for, so that a generator can go on with the loss of a
         part that is still in the processor's cache.
 
         Args:
-            parts: all but the last have `runnel.optim.parts.PART` values.
+            parts: all but the last have `runnel.optim.parts.PART` values. Of a pair the sum is encoded,
+                and the first is overwritten: error feedback in one pass.
             numel: values in all.
             out: where the payload goes: at least `max_bytes`, from a multiple of four bytes on.
 

@@ -6,7 +6,13 @@ Knows no sockets, no clock, no threads. Importing it loads numpy only; numba fol
 from runnel.kernels.arrays import require_vector
 from runnel.kernels.dispatch import implementation, warm_up
 from runnel.kernels.outer_step import momentum_step, plain_step
-from runnel.kernels.signatures import BlockKernels, ElementwiseKernels, Float32, Implementation
+from runnel.kernels.signatures import (
+    BlockKernels,
+    ElementwiseKernels,
+    Float32,
+    Implementation,
+    SparseKernels,
+)
 from runnel.kernels.statistics import first_non_finite, norm, sum_of_squares
 
 __all__ = [
@@ -14,6 +20,7 @@ __all__ = [
     "ElementwiseKernels",
     "Float32",
     "Implementation",
+    "SparseKernels",
     "first_non_finite",
     "implementation",
     "momentum_step",

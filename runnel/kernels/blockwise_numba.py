@@ -35,11 +35,11 @@ _ROUNDER_BITS = np.int32(0x4B400000)
 
 
 @njit(inline="always")
-def _hold(x: Float32, held: Float32, block: int) -> Any:
-    """Copies a block and returns the bits of its largest magnitude."""
+def _hold(x: Float32, more: Float32, held: Float32) -> Any:
+    """Adds up a block in a buffer and returns the bits of its largest magnitude."""
     largest = np.int32(0)
-    for i in range(block):
-        v = np.float32(x[i])
+    for i in range(held.size):
+        v = np.float32(x[i] + more[i])
         held[i] = v
         largest = max(largest, np.int32(v.view(np.int32) & _MAGNITUDE))
     return largest
@@ -78,15 +78,20 @@ def _signed(nibble: Any) -> Any:
     return np.float32(_signed_integer(nibble))
 
 
-@njit(types.int64(_FLOATS_IN, _FLOATS_OUT, types.int8[::1], _SCALES_OUT, types.int64), **_COMPILE)
+@njit(
+    types.int64(_FLOATS_IN, _FLOATS_IN, _FLOATS_OUT, types.int8[::1], _SCALES_OUT, types.int64),
+    **_COMPILE,
+)
 def int8_encode(
-    values: Float32, residual: Float32, codes: Codes, scales: Scales, block: int
+    values: Float32, added: Float32, residual: Float32, codes: Codes, scales: Scales, block: int
 ) -> int:
     """See `BlockKernels.encode`."""
     held = np.empty(block, np.float32)
     stride = block if residual.size == values.size else 0
+    step = block if added.size == values.size else 0
     for b in range(scales.size):
-        largest = _hold(values[b * block : (b + 1) * block], held, block)
+        more = added[b * step : b * step + block]
+        largest = _hold(values[b * block : (b + 1) * block], more, held)
         if largest >= _INFINITE:
             return b
         bits = _scale_bits(largest, 127, _INT8_LARGEST_SCALE)
@@ -150,9 +155,12 @@ def int8_sum_of_squares(codes: Codes, scales: Scales, block: int) -> float:
     return total
 
 
-@njit(types.int64(_FLOATS_IN, _FLOATS_OUT, types.uint8[::1], _SCALES_OUT, types.int64), **_COMPILE)
+@njit(
+    types.int64(_FLOATS_IN, _FLOATS_IN, _FLOATS_OUT, types.uint8[::1], _SCALES_OUT, types.int64),
+    **_COMPILE,
+)
 def int4_encode(
-    values: Float32, residual: Float32, codes: Codes, scales: Scales, block: int
+    values: Float32, added: Float32, residual: Float32, codes: Codes, scales: Scales, block: int
 ) -> int:
     """See `BlockKernels.encode`."""
     half = block // 2
@@ -160,8 +168,10 @@ def int4_encode(
     low_codes = np.empty(half, np.int32)
     second = held[half:]
     stride = block if residual.size == values.size else 0
+    step = block if added.size == values.size else 0
     for b in range(scales.size):
-        largest = _hold(values[b * block : (b + 1) * block], held, block)
+        more = added[b * step : b * step + block]
+        largest = _hold(values[b * block : (b + 1) * block], more, held)
         if largest >= _INFINITE:
             return b
         bits = _scale_bits(largest, 7, _INT4_LARGEST_SCALE)

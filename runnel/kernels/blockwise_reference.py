@@ -17,22 +17,27 @@ _ZERO = np.float32(0)
 _SMALLEST_SCALE = 0x0800  # 2^-111
 
 
-def absmax_encode(
-    values: Float32, residual: Float32, codes: Codes, scales: Scales, block: int, *, steps: int
+def int8_encode(
+    values: Float32, added: Float32, residual: Float32, codes: Codes, scales: Scales, block: int
 ) -> int:
-    """See `BlockKernels.encode`; `steps` is the largest code, 127 or 7."""
-    x, refused = _blocks_before_refusal(values, block)
-    largest = np.abs(x).max(axis=1, initial=0)
-    scales[: len(x)] = _scales(largest, steps)
-    scale = _widen(scales[: len(x)])
-    t = np.rint(x * (_ONE / scale)) + _ZERO  # the sum turns -0 into +0, which is what is decoded
-    left = x - t * scale
-    if steps > 7:
-        codes[: x.size] = t.astype(np.int8).ravel()
-    else:
-        codes[: x.size // 2] = _pack(t.astype(np.int8).view(np.uint8) & 15)
+    """See `BlockKernels.encode`."""
+    x, refused = blocks_before_refusal(values, added, block)
+    t, scale = _absmax_codes(x, scales, 127)
+    codes[: x.size] = t.astype(np.int8).ravel()
     if residual.size == values.size:
-        residual[: x.size] = left.ravel()
+        residual[: x.size] = (x - t * scale).ravel()
+    return refused
+
+
+def int4_encode(
+    values: Float32, added: Float32, residual: Float32, codes: Codes, scales: Scales, block: int
+) -> int:
+    """See `BlockKernels.encode`."""
+    x, refused = blocks_before_refusal(values, added, block)
+    t, scale = _absmax_codes(x, scales, 7)
+    codes[: x.size // 2] = _pack(t.astype(np.int8).view(np.uint8) & 15)
+    if residual.size == values.size:
+        residual[: x.size] = (x - t * scale).ravel()
     return refused
 
 
@@ -51,7 +56,7 @@ def absmax_accumulate(
     """See `BlockKernels.accumulate`."""
     decoded = np.empty_like(out)
     absmax_decode(codes, scales, decoded, block, steps=steps)
-    _add_scaled(decoded, factor, out)
+    add_scaled(decoded, factor, out)
 
 
 def absmax_sum_of_squares(codes: Codes, scales: Scales, block: int, *, steps: int) -> float:
@@ -63,10 +68,10 @@ def absmax_sum_of_squares(codes: Codes, scales: Scales, block: int, *, steps: in
 
 
 def e3m0_encode(
-    values: Float32, residual: Float32, codes: Codes, scales: Scales, block: int
+    values: Float32, added: Float32, residual: Float32, codes: Codes, scales: Scales, block: int
 ) -> int:
     """See `BlockKernels.encode`."""
-    x, refused = _blocks_before_refusal(values, block)
+    x, refused = blocks_before_refusal(values, added, block)
     mantissa, exponent = np.frexp(np.abs(x))  # x = mantissa * 2^exponent, mantissa in [0.5, 1)
     exponent = np.where(mantissa >= 0.75, exponent, exponent - 1) + 127
     exponent = np.where(x == 0, 0, np.minimum(exponent, 254))
@@ -89,7 +94,7 @@ def e3m0_accumulate(
     codes: Codes, scales: Scales, factor: np.float32, out: Float32, block: int
 ) -> None:
     """See `BlockKernels.accumulate`."""
-    _add_scaled(_powers(_unpack(codes, block), scales).ravel(), factor, out)
+    add_scaled(_powers(_unpack(codes, block), scales).ravel(), factor, out)
 
 
 def e3m0_sum_of_squares(codes: Codes, scales: Scales, block: int) -> float:
@@ -109,11 +114,20 @@ def nibbles_canonical(codes: Codes) -> bool:
     return not bool((((codes & 15) == 8) | ((codes >> 4) == 8)).any())
 
 
-def _blocks_before_refusal(values: Float32, block: int) -> tuple[Float32, int]:
-    """All blocks [blocks, block] up to the first with a NaN or Inf, and which that is, or -1."""
-    x = values.reshape(-1, block)
+def blocks_before_refusal(values: Float32, added: Float32, block: int) -> tuple[Float32, int]:
+    """The sums [blocks, block] up to the first block with a NaN or Inf, and which that is, or -1."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        x = values.reshape(-1, block) + added.reshape(-1, block)
     refused = np.flatnonzero(~np.isfinite(x).all(axis=1))
     return (x, -1) if refused.size == 0 else (x[: refused[0]], int(refused[0]))
+
+
+def _absmax_codes(x: Float32, scales: Scales, steps: int) -> tuple[Float32, Float32]:
+    """Codes of blocks as floats, and their scales, which are also written to `scales`."""
+    scales[: len(x)] = _scales(np.abs(x).max(axis=1, initial=0), steps)
+    scale = _widen(scales[: len(x)])
+    t = np.rint(x * (_ONE / scale)) + _ZERO  # the sum turns -0 into +0, which is what is decoded
+    return t, scale
 
 
 def _scales(largest: Float32, steps: int) -> Scales:
@@ -149,7 +163,8 @@ def _unpack(codes: Codes, block: int) -> Codes:
     return np.concatenate([q & 15, q >> 4], axis=1)
 
 
-def _add_scaled(values: Float32, factor: np.float32, out: Float32) -> None:
+def add_scaled(values: Float32, factor: np.float32, out: Float32) -> None:
+    """``out += factor * values``, each product and sum rounded by itself."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         out += factor * values
 
@@ -165,7 +180,7 @@ def _sum_of_blocks(codes: Float32, scales: Float32, block: int) -> float:
 
 def _absmax_kernels(steps: int) -> BlockKernels:
     return BlockKernels(
-        partial(absmax_encode, steps=steps),
+        int8_encode if steps > 7 else int4_encode,
         partial(absmax_decode, steps=steps),
         partial(absmax_accumulate, steps=steps),
         int8_canonical if steps > 7 else nibbles_canonical,

@@ -59,22 +59,39 @@ def _load(choice: str) -> Implementation:
 
 
 def _numba() -> Implementation:
-    from runnel.kernels import blockwise_numba, e3m0_numba, elementwise_numba
+    from runnel.kernels import (
+        blockwise_numba,
+        e3m0_numba,
+        elementwise_numba,
+        few_bits_numba,
+        top_k_numba,
+    )
 
     blocks = {
         "int8": blockwise_numba.INT8,
         "int4": blockwise_numba.INT4,
         "e3m0": e3m0_numba.E3M0,
+        "two-bit": few_bits_numba.TWO_BIT,
+        "sign": few_bits_numba.SIGN,
     }
-    return Implementation("numba", blocks, elementwise_numba.ELEMENTS)
+    sparse = {"top-k": top_k_numba.TOP_K}
+    return Implementation("numba", blocks, sparse, elementwise_numba.ELEMENTS)
 
 
 def _reference() -> Implementation:
-    from runnel.kernels import blockwise_reference, elementwise_reference
+    from runnel.kernels import (
+        blockwise_reference,
+        elementwise_reference,
+        few_bits_reference,
+        top_k_reference,
+    )
 
     blocks = {
         "int8": blockwise_reference.INT8,
         "int4": blockwise_reference.INT4,
         "e3m0": blockwise_reference.E3M0,
+        "two-bit": few_bits_reference.TWO_BIT,
+        "sign": few_bits_reference.SIGN,
     }
-    return Implementation("reference", blocks, elementwise_reference.ELEMENTS)
+    sparse = {"top-k": top_k_reference.TOP_K}
+    return Implementation("reference", blocks, sparse, elementwise_reference.ELEMENTS)

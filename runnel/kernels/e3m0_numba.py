@@ -60,9 +60,12 @@ def _value(nibble: Any, base: Any) -> Any:
     return np.int32(bits).view(np.float32)
 
 
-@njit(types.int64(_FLOATS_IN, _FLOATS_OUT, _BYTES_OUT, _BYTES_OUT, types.int64), **_COMPILE)
+@njit(
+    types.int64(_FLOATS_IN, _FLOATS_IN, _FLOATS_OUT, _BYTES_OUT, _BYTES_OUT, types.int64),
+    **_COMPILE,
+)
 def e3m0_encode(
-    values: Float32, residual: Float32, codes: Codes, scales: Scales, block: int
+    values: Float32, added: Float32, residual: Float32, codes: Codes, scales: Scales, block: int
 ) -> int:
     """See `BlockKernels.encode`."""
     half = block // 2
@@ -70,11 +73,13 @@ def e3m0_encode(
     low_codes = np.empty(half, np.int32)
     second = held[half:]
     stride = block if residual.size == values.size else 0
+    step = block if added.size == values.size else 0
     for b in range(scales.size):
         x = values[b * block : (b + 1) * block]
+        more = added[b * step : b * step + block]
         largest = np.int32(0)
         for i in range(block):
-            v = np.float32(x[i])
+            v = np.float32(x[i] + more[i])
             held[i] = v
             largest = max(largest, np.int32(v.view(np.int32) & _MAGNITUDE))
         if largest >= _INFINITE:

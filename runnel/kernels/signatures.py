@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 Float32 = npt.NDArray[np.float32]
 Codes = npt.NDArray[Any]
-"""int8 [values] for int8; uint8 [values / 2] for the 4-bit codecs."""
+"""int8 [values] for int8; uint8 for the codecs of 4 bits and fewer, several codes in each."""
 
 Scales = npt.NDArray[Any]
-"""uint16 [blocks] (the upper half of a float32) for int8 and int4; uint8 [blocks] for E3M0."""
+"""uint16 (the upper half of a float32), one for each block, or two for two-bit; uint8 [blocks] for E3M0."""
 
 Halves = npt.NDArray[np.uint16]
 """uint16 [values]: the bits of IEEE half-precision numbers."""
@@ -27,11 +27,12 @@ class BlockKernels:
     Nothing is checked here: the codec checks first, since compiled code does not watch bounds.
     """
 
-    encode: Callable[[Float32, Float32, Codes, Scales, int], int]
-    """``(values, residual, codes, scales, block)``: the first block with a NaN or Inf, or -1.
+    encode: Callable[[Float32, Float32, Float32, Codes, Scales, int], int]
+    """``(values, added, residual, codes, scales, block)``: the first block with a NaN or Inf, or -1.
 
-    `residual` is `values` itself, another array of its size, or `block` values of scratch.
-    Blocks before a refused one are complete; from it on, nothing is written.
+    Encodes ``values + added``. `added` is another array of the same size, or one block of -0.0, which
+    changes nothing. `residual` is `values` itself, another array of its size, or `block` values of
+    scratch. Blocks before a refused one are complete; from it on, nothing is written.
     """
 
     decode: Callable[[Codes, Scales, Float32, int], None]
@@ -49,6 +50,30 @@ class BlockKernels:
     The squares of a block's codes add up exactly, as integers; their sum times the square of the
     block's scale (exact, too) is rounded to float64 when it is added, block after block.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class SparseKernels:
+    """The operations of a codec that sends `count` values of each chunk, on whole chunks. Same rules.
+
+    Of a chunk there are two scales, ``ceil(count / 4)`` bytes of codes, ``3 * ceil(count / 2)`` of indices.
+    """
+
+    encode: Callable[[Float32, Scales, Codes, Codes, int], int]
+    """``(values, scales, codes, indices, count)``: the first chunk with a NaN or Inf, or -1.
+
+    `values` become what they lose. Chunks before a refused one are complete; from it on, nothing is
+    written.
+    """
+
+    accumulate: Callable[[Scales, Codes, Codes, np.float32, Float32, int], None]
+    """``(scales, codes, indices, factor, out, count)``: adds; each product and sum is rounded by itself."""
+
+    canonical: Callable[[Scales, Codes, Codes, int, int], bool]
+    """``(scales, codes, indices, chunk, count)``: whether indices rise within the chunk, unused bits are 0."""
+
+    sum_of_squares: Callable[[Scales, Codes, int], float]
+    """``(scales, codes, count)``: of the decoded values, rounded to float64 chunk after chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,4 +115,5 @@ class Implementation:
 
     name: str
     blocks: Mapping[str, BlockKernels]
+    sparse: Mapping[str, SparseKernels]
     elements: ElementwiseKernels

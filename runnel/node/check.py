@@ -8,20 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runnel.errors import ConfigError, RunnelError
+from runnel.optim.codecs import CODECS, codec_named
 
 if TYPE_CHECKING:
     from torch import nn
 
     from runnel.optim.check import ModelSurvey
     from runnel.optim.fragments import FragmentPlan
-
-PAYLOAD_BITS: Mapping[str, float] = {
-    "fp32": 32.0,
-    "fp16": 16.0,
-    "int8": 8.0 + 16.0 / 256,
-    "e3m0": 4.0 + 16.0 / 128,
-}
-"""Bits per value of each codec, block scales included (16 bits in 256 or 128 values)."""
 
 _NAMES_SHOWN = 4
 
@@ -181,7 +174,7 @@ def _report(
         frozen=found.frozen,
         float_buffers=found.float_buffers,
         other_buffers=found.other_buffers,
-        round_bytes={codec: int(-(-max(sizes) * bits // 8)) for codec, bits in PAYLOAD_BITS.items()}
+        round_bytes={name: codec_named(name).max_bytes(max(sizes)) for name in CODECS}
         if sizes
         else {},
         fingerprint=plan.fingerprint().hex() if plan else "",

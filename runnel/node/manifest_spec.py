@@ -23,7 +23,11 @@ NAME_WORDS = "1 to 40 lower-case letters, digits and inner hyphens"
 MAX_MEMBERS = 64
 MAX_INT = 2**63 - 1
 
-CodecName = Literal["fp32", "fp16", "int8", "int4", "e3m0"]
+CODEC_PATTERN = (
+    "^(?:fp32|fp16|int8|int4|e3m0|two-bit|sign|top-k"
+    "(?::(?:[1-9][0-9]{0,2}|[1-3][0-9]{3}|40[0-8][0-9]|409[0-6]))?)$"
+)
+CODEC_WORDS = "fp32, fp16, int8, int4, e3m0, two-bit, sign, top-k, or top-k:N for N of 4096 values"
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -159,8 +163,18 @@ class OuterSection(Section):
     mixing: float = Field(
         default=0.0, ge=0, lt=1, description="part of the local parameters kept at a merge (alpha)"
     )
-    codec: CodecName = Field(default="e3m0", description="how contributions are encoded")
-    result_codec: CodecName = Field(default="e3m0", description="how results are encoded")
+    codec: str = Field(
+        default="e3m0",
+        pattern=CODEC_PATTERN,
+        description="how contributions are encoded",
+        json_schema_extra={"expected": CODEC_WORDS},
+    )
+    result_codec: str = Field(
+        default="e3m0",
+        pattern=CODEC_PATTERN,
+        description="how results are encoded",
+        json_schema_extra={"expected": CODEC_WORDS},
+    )
     residual_decay: float = Field(
         default=1.0,
         gt=0,

@@ -22,16 +22,18 @@ from runnel.optim.payloads import (
     blank_payload,
     bytes_of,
     factor_of,
-    placed,
     require_encodable,
     require_finite,
     room_in,
+    summed_parts,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from typing_extensions import Buffer
+
+    from runnel.protocols import Part
 
 
 class HalfCodec:
@@ -60,7 +62,7 @@ class HalfCodec:
         implementation(self._by).elements.half_encode(values, rest, payload.view(np.uint16))
         return buffer.getvalue()
 
-    def encode_parts(self, parts: Iterable[Float32], numel: int, out: memoryview) -> memoryview:
+    def encode_parts(self, parts: Iterable[Part], numel: int, out: memoryview) -> memoryview:
         """See `Codec.encode_parts`.
 
         Raises:
@@ -68,7 +70,7 @@ class HalfCodec:
         """
         room, payload = room_in(out, self.max_bytes(numel))
         halves = payload.view(np.uint16)
-        for place, part in placed(parts, numel):
+        for place, part in summed_parts(parts, numel):
             require_finite(part, self._by, place=place)
             into = halves[place : place + part.size]
             implementation(self._by).elements.half_encode(part, part, into)
@@ -150,7 +152,7 @@ class FloatCodec:
             residual.fill(0)
         return payload
 
-    def encode_parts(self, parts: Iterable[Float32], numel: int, out: memoryview) -> memoryview:
+    def encode_parts(self, parts: Iterable[Part], numel: int, out: memoryview) -> memoryview:
         """See `Codec.encode_parts`.
 
         Raises:
@@ -158,7 +160,7 @@ class FloatCodec:
         """
         room, payload = room_in(out, self.max_bytes(numel))
         values = payload.view(np.float32)
-        for place, part in placed(parts, numel):
+        for place, part in summed_parts(parts, numel):
             require_finite(part, self._by, place=place)
             values[place : place + part.size] = part
             part.fill(0)

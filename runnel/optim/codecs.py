@@ -23,51 +23,109 @@ numbers are little-endian, as is every machine this runs on. n values take:
     ``sign << 3 | c``: c = 0 is zero (sign 0), c = 1..7 is +-2^(E - 7 + c - 127). Magnitudes below
     0.75 of the smallest power become zero. This is the 4-bit format of Streaming DiLoCo.
 
-Nibbles: a block of L values (the last may be short) takes h = ceil(L / 2) bytes; byte i holds value
-i in its low half and value h + i in its high half, or 0 where there is none. The nibble 8 is not
-used. What a codec never writes is refused, so a payload cannot decode to NaN or Inf.
+``two-bit``
+    Blocks of 512 values. First two scales for each block, both bf16 from 0x0800 to 0x7F7F, the smaller
+    one first; then the codes, ``sign << 1 | large``: +-the first scale, or +-the second. The scales are
+    the mean magnitudes, rounded half to even, of the values up to 1.5 times the mean magnitude of all,
+    and of those above it; a value is large if its magnitude exceeds the middle between the two.
+    (Lloyd's algorithm, one and a half steps of it.) There is no zero: what a small value is given too
+    much, error feedback takes back.
+``sign``
+    Blocks of 4096 values. First a scale for each block, bf16 from 0x0800 to 0x7F7F: the mean magnitude,
+    rounded half to even; then one bit for each value, 1 where the sign is set.
+``top-k`` and ``top-k:N``
+    Chunks of 4096 values, of which the N of the largest magnitudes are sent (64 without a number), of a
+    last chunk of L values ceil(N * L / 4096); among equals the first ones. First two scales for each
+    chunk, as in two-bit but parted at the mean magnitude of what is sent; then its codes as in two-bit,
+    by rising index; then the indices in the chunk, rising, 12 bits each: two in three bytes, the first
+    in the lower bits, 0 behind an odd number.
+
+Means are sums in a fixed order (`runnel.kernels.few_bits_reference`, `runnel.kernels.top_k_reference`).
+
+Codes of b bits: of a block of L values (the last may be short), or of the L entries of a chunk, byte i
+of h = ceil(L * b / 8) holds value i in its lowest bits, then values h + i, 2h + i and so on, or 0 where
+there is none. The nibble 8 is not used. What a codec never writes is refused, so a payload cannot
+decode to NaN or Inf.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from runnel.errors import ConfigError
 from runnel.optim.codec_blockwise import BlockFormat, BlockwiseCodec
 from runnel.optim.codec_plain import FloatCodec, HalfCodec
+from runnel.optim.codec_top_k import TopKCodec
 from runnel.protocols import Codec
 
 INT8 = BlockFormat(
     name="int8",
     block=256,
-    packed=False,
+    bits=8,
     scale_bytes=2,
     smallest_scale=0x0800,
     largest_scale=0x7C01,
 )
 INT4 = BlockFormat(
-    name="int4", block=128, packed=True, scale_bytes=2, smallest_scale=0x0800, largest_scale=0x7E12
+    name="int4", block=128, bits=4, scale_bytes=2, smallest_scale=0x0800, largest_scale=0x7E12
 )
 E3M0 = BlockFormat(
-    name="e3m0", block=128, packed=True, scale_bytes=1, smallest_scale=8, largest_scale=254
+    name="e3m0", block=128, bits=4, scale_bytes=1, smallest_scale=8, largest_scale=254
+)
+TWO_BIT = BlockFormat(
+    name="two-bit",
+    block=512,
+    bits=2,
+    scale_bytes=2,
+    smallest_scale=0x0800,
+    largest_scale=0x7F7F,
+    scales=2,
+    exact_residual=False,
+)
+SIGN = BlockFormat(
+    name="sign",
+    block=4096,
+    bits=1,
+    scale_bytes=2,
+    smallest_scale=0x0800,
+    largest_scale=0x7F7F,
+    exact_residual=False,
 )
 
-CODECS: Mapping[str, Callable[[], Codec]] = {
+Maker = Callable[..., Codec]
+"""Makes a codec; ``by`` forces an implementation of the arithmetic, see `runnel.kernels.implementation`."""
+
+CODECS: Mapping[str, Maker] = {
     "fp32": FloatCodec,
     "fp16": HalfCodec,
-    "int8": lambda: BlockwiseCodec(INT8),
-    "int4": lambda: BlockwiseCodec(INT4),
-    "e3m0": lambda: BlockwiseCodec(E3M0),
+    "int8": partial(BlockwiseCodec, INT8),
+    "int4": partial(BlockwiseCodec, INT4),
+    "e3m0": partial(BlockwiseCodec, E3M0),
+    "two-bit": partial(BlockwiseCodec, TWO_BIT),
+    "sign": partial(BlockwiseCodec, SIGN),
+    "top-k": TopKCodec,
 }
 """Every codec by the name under which manifests choose it."""
 
+WITH_NUMBER = {"top-k": (1, 4096)}
+"""Codecs that take a number, as in ``top-k:128``, and from where to where it goes."""
 
-def codec_named(name: str) -> Codec:
-    """The codec called `name`.
+
+def codec_named(name: str, *, by: str | None = None) -> Codec:
+    """The codec called `name`; `by` forces an implementation of its arithmetic.
 
     Raises:
         ConfigError: there is none of that name.
     """
-    if name not in CODECS:
+    word, _, number = name.partition(":")
+    if word not in CODECS:
         raise ConfigError(f"codec {name!r} is unknown; known codecs: {', '.join(CODECS)}")
-    return CODECS[name]()
+    if word == name:
+        return CODECS[word](by=by)
+    low, high = WITH_NUMBER.get(word, (1, 0))
+    if not re.fullmatch("[1-9][0-9]{0,8}", number) or not low <= int(number) <= high:
+        expected = f"{word}:{low} to {word}:{high}" if low <= high else f"{word} alone"
+        raise ConfigError(f"codec {name!r} is unknown; expected {expected}")
+    return CODECS[word](int(number), by=by)

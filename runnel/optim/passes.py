@@ -18,8 +18,8 @@ def owing(
     after: Array,
     span: tuple[int, int],
     keep: Callable[[Array], object] | None,
-) -> Iterator[Array]:
-    """What a slice owes, ``x = e + (theta - w)``, in `after`, where its encoder leaves ``x - q``.
+) -> Iterator[tuple[Array, Array]]:
+    """What a slice owes, ``x = (theta - w) + e``, for its encoder to add; it leaves ``x - q`` in `after`.
 
     Args:
         known: outer parameters theta, the trainer's values w and the residual e of a fragment, [values].
@@ -32,8 +32,7 @@ def owing(
     for part in parts_of(*span):
         owed, earlier = after[part], residual[part]
         np.subtract(theta[part], snapshot[part], out=owed)
-        np.add(earlier, owed, out=owed)
-        yield owed
+        yield owed, earlier
         if keep is not None:
             keep(np.subtract(owed, earlier, out=held[: owed.size]))
 

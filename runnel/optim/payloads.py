@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from runnel.protocols import Part
+
 _NOTHING = np.empty(0, np.uint8)
 
 Bytes = npt.NDArray[np.uint8]
+Scales = npt.NDArray[Any]
 
 
 def require_encodable(values: Float32, residual: Float32 | None) -> None:
@@ -34,21 +37,40 @@ def require_encodable(values: Float32, residual: Float32 | None) -> None:
         require_vector(residual, "residual", size=values.size, write=True)
 
 
-def placed(parts: Iterable[Float32], numel: int) -> Iterator[tuple[int, Float32]]:
-    """The parts of `numel` values, each with the place of its first one.
+def placed(parts: Iterable[Part], numel: int) -> Iterator[tuple[int, Float32, Float32 | None]]:
+    """The parts of `numel` values: the place of the first one, the part, and what is to be added to it.
 
     Raises:
         ValueError: a part is not a float32 vector, or cannot be written.
     """
     place = 0
-    for part in parts:
+    for given in parts:
+        part, added = given if isinstance(given, tuple) else (given, None)
         require_vector(part, "a part", write=True)
+        if added is not None:
+            require_vector(added, "what is added to a part", size=part.size)
         if place % PART or part.size > numel - place:
             raise BugError(f"a part of {part.size} values at {place} of {numel}")
-        yield place, part
+        yield place, part, added
         place += part.size
     if place != numel:
         raise BugError(f"parts of {place} values in all, expected {numel}")
+
+
+def summed_parts(parts: Iterable[Part], numel: int) -> Iterator[tuple[int, Float32]]:
+    """The same for an encoder that does not add by itself: what was to be added is in the part."""
+    for place, part, added in placed(parts, numel):
+        if added is not None:
+            sum_of(part, added, out=part)
+        yield place, part
+
+
+def sum_of(values: Float32, added: Float32 | None, *, out: Float32 | None = None) -> Float32:
+    """``values + added``, which may leave float32's range; `values` themselves if nothing is added."""
+    if added is None:
+        return values
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        return np.add(values, added, out=out)
 
 
 def require_finite(values: Float32, by: str | None, *, place: int = 0) -> None:
@@ -60,6 +82,24 @@ def require_finite(values: Float32, by: str | None, *, place: int = 0) -> None:
     index = first_non_finite(values, by=by)
     if index >= 0:
         raise ValueError(f"value {place + index} is {values[index]}, expected finite values")
+
+
+def require_scales(scales: Scales, within: tuple[int, int], name: str, *, pairs: bool) -> None:
+    """Refuses scales that no encoder writes: outside of a range, or the second of a pair below the first.
+
+    Raises:
+        PeerError: naming what was found.
+    """
+    if not scales.size:
+        return
+    low, high = int(scales.min()), int(scales.max())
+    if low < within[0] or high > within[1]:
+        raise PeerError(
+            "malformed",
+            f"{name}: scales {low:#x} to {high:#x}, expected {within[0]:#x} to {within[1]:#x}",
+        )
+    if pairs and bool((scales[::2] > scales[1::2]).any()):
+        raise PeerError("malformed", f"{name}: the larger scale of a block comes first")
 
 
 def factor_of(scale: float) -> np.float32:

@@ -25,9 +25,16 @@ class IntegerCodec:
         return bytes(sent.astype("<i8").tobytes())
 
     def encode_parts(self, parts: Any, numel: int, out: memoryview) -> memoryview:
-        payload = b"".join(self.encode(part, part) for part in parts)
+        payload = b"".join(self.encode(part, part) for part in map(self._sum, parts))
         out[: len(payload)] = payload
         return out[: len(payload)]
+
+    @staticmethod
+    def _sum(part: Any) -> Any:
+        if isinstance(part, tuple):
+            part, added = part
+            part += added
+        return part
 
     def decode_parts(self, payload: Any, numel: int) -> Any:
         return iter([np.frombuffer(payload, "<i8")])

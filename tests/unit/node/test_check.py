@@ -8,6 +8,7 @@ from runnel.errors import ConfigError
 from runnel.node.check import check, require, require_finite
 from runnel.node.gpt import Gpt, GptConfig
 from runnel.optim.check import survey
+from runnel.optim.codecs import CODECS
 from runnel.optim.fragments import plan_fragments
 
 
@@ -25,12 +26,12 @@ def test_a_good_model_is_reported_with_its_sizes() -> None:
 
 def test_bytes_per_round_are_those_of_the_largest_fragment() -> None:
     report = check(nn.Linear(1024, 1, bias=False), fragments=1)
-    assert report.round_bytes == {
-        "fp32": 4096,
-        "fp16": 2048,
-        "int8": 1024 + 2 * 4,
-        "e3m0": 512 + 2 * 8,
-    }
+    assert list(report.round_bytes) == list(CODECS)
+    assert report.round_bytes["fp32"] == 4096
+    assert report.round_bytes["int8"] == 1024 + 2 * 4
+    assert report.round_bytes["e3m0"] == 512 + 8
+    assert report.round_bytes["two-bit"] == 256 + 4 * 2
+    assert report.round_bytes["top-k"] == 4 + 16 * 2 // 8 + 16 * 12 // 8
 
 
 def test_a_huge_parameter_is_named() -> None:

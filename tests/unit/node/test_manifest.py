@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from runnel.dht.identity import Identity, null_peer_id
 from runnel.dht.wire import pack, unpack
@@ -27,7 +28,8 @@ from runnel.node.manifest import (
     parse_overrides,
     spec_to_toml,
 )
-from runnel.node.manifest_spec import RunSection, section_kinds
+from runnel.node.manifest_spec import OuterSection, RunSection, section_kinds
+from runnel.optim.codecs import CODECS, codec_named
 
 SPEC = RunSpec(run=RunSection(name="demo"))
 
@@ -189,8 +191,8 @@ def test_an_override_cannot_smuggle_in_a_second_setting(tmp_path: Path) -> None:
         ),
         (
             '[outer]\ncodec = "e3"',
-            'run.toml: outer.codec is "e3", expected one of "fp32", "fp16", "int8", "int4", "e3m0": edit'
-            " the file or use --set outer.codec=e3m0",
+            'run.toml: outer.codec is "e3", expected fp32, fp16, int8, int4, e3m0, two-bit, sign, top-k,'
+            " or top-k:N for N of 4096 values: edit the file or use --set outer.codec=e3m0",
         ),
         (
             "[outer]\nmomentm = 1",
@@ -372,6 +374,14 @@ def test_the_run_id_depends_on_everything_but_the_signature(
     ]
     assert len({manifest.run_id, *(variant.run_id for variant in variants)}) == 7
     assert replace(manifest, signature=b"").run_id == manifest.run_id
+
+
+@pytest.mark.parametrize("name", [*CODECS, "top-k:1", "top-k:128", "top-k:4095", "top-k:4096"])
+def test_every_codec_can_be_chosen_for_both_ways(name: str) -> None:
+    assert OuterSection(codec=name, result_codec=name).codec == codec_named(name).name
+    for wrong in (f"{name} ", f"{name}:0", "top-k:4097", "top-k:5000", "top-k:064"):
+        with pytest.raises(ValidationError):
+            OuterSection(codec=wrong)
 
 
 FIELDS_OF_VERSION_2 = """\

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,46 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runnel.errors import PeerError
-from runnel.kernels import Float32
-from runnel.optim.codec_blockwise import BlockwiseCodec
-from runnel.optim.codec_plain import FloatCodec, HalfCodec
-from runnel.optim.codecs import CODECS, E3M0, INT4, INT8
-from runnel.protocols import Codec
-
-MAKERS: dict[str, Callable[[str | None], Codec]] = {
-    "fp32": lambda by: FloatCodec(by=by),
-    "fp16": lambda by: HalfCodec(by=by),
-    "int8": lambda by: BlockwiseCodec(INT8, by=by),
-    "int4": lambda by: BlockwiseCodec(INT4, by=by),
-    "e3m0": lambda by: BlockwiseCodec(E3M0, by=by),
-}
-BLOCKS = {"int8": INT8, "int4": INT4, "e3m0": E3M0}
-FLOAT_MAX = float(np.finfo(np.float32).max)
-
-every_codec = pytest.mark.parametrize("name", list(CODECS))
-every_block_codec = pytest.mark.parametrize("name", list(BLOCKS))
-
-
-def values_of(size: int, seed: int = 0, scale: float = 1.0) -> Float32:
-    """Heavy-tailed float32 numbers made without a library's random distributions."""
-    state = (np.arange(size, dtype=np.uint64) + np.uint64(seed * 1_000_003 + 1)) * np.uint64(
-        0x9E3779B97F4A7C15
-    )
-    state ^= state >> np.uint64(29)
-    state *= np.uint64(0xBF58476D1CE4E5B9)
-    unit = (state >> np.uint64(40)).astype(np.float32) / np.float32(1 << 23) - np.float32(1)
-    cubed: Float32 = unit * unit * unit * np.float32(scale)
-    return cubed
-
-
-def bits(array: Float32) -> bytes:
-    return array.tobytes()
-
-
-def decoded(codec: Codec, payload: bytes, size: int) -> Float32:
-    out = np.full(size, np.nan, np.float32)
-    codec.decode(payload, out)
-    return out
+from runnel.optim.codecs import codec_named
+from tests.support.codecs import (
+    BLOCKS,
+    FLOAT_MAX,
+    bits,
+    decoded,
+    every_codec,
+    values_of,
+)
 
 
 @every_codec
@@ -60,7 +28,7 @@ def decoded(codec: Codec, payload: bytes, size: int) -> Float32:
 def test_a_value_that_is_not_finite_is_named_and_nothing_is_lost(
     name: str, bad: float, index: int, by: str
 ) -> None:
-    codec = MAKERS[name](by)
+    codec = codec_named(name, by=by)
     x = values_of(700)
     x[index] = bad
     held = x.copy()
@@ -74,7 +42,7 @@ def test_a_value_that_is_not_finite_is_named_and_nothing_is_lost(
 @every_codec
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 300, 513])
 def test_a_payload_of_another_length_is_refused(name: str, size: int) -> None:
-    codec = MAKERS[name](None)
+    codec = codec_named(name)
     payload = codec.encode(values_of(size))
     for wrong in (payload + b"\0", payload[:-1], b"") if payload else (b"\0",):
         out = np.ones(size, np.float32)
@@ -92,7 +60,7 @@ def test_a_payload_of_another_length_is_refused(name: str, size: int) -> None:
 def test_any_bytes_are_refused_or_decode_to_finite_values(
     name: str, payload: bytes, size: int
 ) -> None:
-    fast, slow = MAKERS[name]("numba"), MAKERS[name]("reference")
+    fast, slow = codec_named(name, by="numba"), codec_named(name, by="reference")
     payload = (payload * (fast.max_bytes(size) // len(payload) + 1))[: fast.max_bytes(size)]
     out, other = np.ones(size, np.float32), np.ones(size, np.float32)
     try:
@@ -107,13 +75,13 @@ def test_any_bytes_are_refused_or_decode_to_finite_values(
     assert bits(out) == bits(other)
 
 
-@every_block_codec
+@every_codec
 @given(seed=st.integers(0, 1000), position=st.integers(0, 10**6), flip=st.integers(1, 255))
 @settings(max_examples=150, deadline=None)
 def test_a_corrupted_byte_is_refused_or_decodes_to_finite_values(
     name: str, seed: int, position: int, flip: int
 ) -> None:
-    codec = MAKERS[name](None)
+    codec = codec_named(name)
     x = values_of(301, seed, scale=1e37 if seed % 2 else 1.0)
     payload = bytearray(codec.encode(x))
     payload[position % len(payload)] ^= flip
@@ -139,10 +107,16 @@ def test_a_corrupted_byte_is_refused_or_decodes_to_finite_values(
         ("int4", 0),
         ("e3m0", 255),
         ("e3m0", 7),
+        ("two-bit", 0x7F80),
+        ("two-bit", 0x7FC0),
+        ("two-bit", 0x07FF),
+        ("sign", 0x7F80),
+        ("sign", 0xFFC0),
+        ("sign", 0),
     ],
 )
 def test_scales_that_no_encoder_writes_are_refused(name: str, scale: int) -> None:
-    codec, layout = MAKERS[name](None), BLOCKS[name]
+    codec, layout = codec_named(name), BLOCKS[name]
     payload = bytearray(codec.encode(values_of(2 * layout.block)))
     payload[layout.scale_bytes : 2 * layout.scale_bytes] = scale.to_bytes(
         layout.scale_bytes, "little"
@@ -159,7 +133,7 @@ def test_the_largest_scale_is_the_last_one_whose_top_code_is_finite(name: str, l
         assert (wide * steps <= FLOAT_MAX) == finite
     assert BLOCKS[name].largest_scale == limit
     x = np.full(3, FLOAT_MAX, np.float32)
-    back = decoded(MAKERS[name](None), MAKERS[name](None).encode(x), 3)
+    back = decoded(codec_named(name), codec_named(name).encode(x), 3)
     assert np.all(back > 0.99 * FLOAT_MAX)
 
 
@@ -168,21 +142,36 @@ def test_the_largest_scale_is_the_last_one_whose_top_code_is_finite(name: str, l
 )
 @pytest.mark.parametrize("by", ["numba", "reference"])
 def test_codes_that_no_encoder_writes_are_refused(name: str, code: int, by: str) -> None:
-    codec = MAKERS[name](by)
+    codec = codec_named(name, by=by)
     payload = bytearray(codec.encode(values_of(300)))
     payload[-20] = code
     with pytest.raises(PeerError, match="a code that no encoder writes"):
         decoded(codec, bytes(payload), 300)
 
 
-@pytest.mark.parametrize("name", ["int4", "e3m0"])
-def test_the_unused_half_of_the_last_byte_must_be_zero(name: str) -> None:
-    codec = MAKERS[name](None)
-    payload = bytearray(codec.encode(np.ones(3, np.float32)))
-    assert payload[-1] >> 4 == 0
-    payload[-1] |= 0x10
-    with pytest.raises(PeerError, match="a code that no encoder writes"):
-        decoded(codec, bytes(payload), 3)
+@pytest.mark.parametrize(
+    ("name", "size", "stray"),
+    [
+        ("int4", 3, {-1: 0xF0}),
+        ("e3m0", 3, {-1: 0xF0}),
+        ("two-bit", 5, {-2: 0xC0, -1: 0xF0}),
+        ("two-bit", 513, {-1: 0xFC}),
+        ("sign", 3, {-1: 0xF8}),
+        ("sign", 9, {-2: 0xE0, -1: 0xF0}),
+    ],
+)
+def test_bits_that_belong_to_no_value_must_be_zero(
+    name: str, size: int, stray: dict[int, int]
+) -> None:
+    codec = codec_named(name)
+    payload = codec.encode(-np.ones(size, np.float32))
+    for place, mask in stray.items():
+        assert payload[place] & mask == 0
+        for bit in (1 << i for i in range(8) if mask >> i & 1):
+            wrong = bytearray(payload)
+            wrong[place] |= bit
+            with pytest.raises(PeerError, match="a code that no encoder writes"):
+                decoded(codec, bytes(wrong), size)
 
 
 @every_codec
@@ -192,7 +181,7 @@ def test_the_unused_half_of_the_last_byte_must_be_zero(name: str) -> None:
     ids=["float64", "two-dimensional", "strided"],
 )
 def test_arrays_that_are_not_float32_vectors_are_refused(name: str, array: Any) -> None:
-    codec = MAKERS[name](None)
+    codec = codec_named(name)
     with pytest.raises(ValueError, match="float32"):
         codec.encode(array)
     with pytest.raises(ValueError, match="float32"):
@@ -206,4 +195,4 @@ def test_arrays_that_are_not_float32_vectors_are_refused(name: str, array: Any) 
 def test_a_scale_beyond_float32_is_refused(name: str, scale: float) -> None:
     out = np.zeros(4, np.float32)
     with pytest.raises(ValueError, match="scale is"):
-        MAKERS[name](None).accumulate(MAKERS[name](None).encode(out), scale, out)
+        codec_named(name).accumulate(codec_named(name).encode(out), scale, out)

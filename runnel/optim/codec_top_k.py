@@ -1,0 +1,220 @@
+"""The codec that sends the largest values of each chunk only. Its format is described in `codecs`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runnel.errors import ConfigError, PeerError
+from runnel.kernels import Float32, SparseKernels, implementation, require_vector
+from runnel.optim.parts import PART, parts_of
+from runnel.optim.payloads import (
+    Bytes,
+    Scales,
+    blank_payload,
+    bytes_of,
+    factor_of,
+    require_encodable,
+    require_finite,
+    require_scales,
+    room_in,
+    summed_parts,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from typing_extensions import Buffer
+
+    from runnel.protocols import Part
+
+CHUNK = 4096
+"""Values among which the largest are looked for: an index takes twelve bits."""
+
+DEFAULT_COUNT = 64
+
+_SCALES = (0x0800, 0x7F7F)
+_ONE = np.float32(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What is sent of some chunks: views of a payload's three sections, and entries of a chunk."""
+
+    scales: Scales
+    codes: Bytes
+    indices: Bytes
+    count: int
+
+
+class TopKCodec:
+    """Sends, of each chunk of 4096 values, those of the largest magnitudes, with two bits and an index each."""
+
+    def __init__(self, count: int = DEFAULT_COUNT, *, by: str | None = None) -> None:
+        """`count` values of a whole chunk are sent; of a short one the same part, rounded up.
+
+        `by` forces an implementation of the arithmetic, see `runnel.kernels.implementation`.
+
+        Raises:
+            ConfigError: `count` is not between 1 and 4096.
+        """
+        if not 1 <= count <= CHUNK:
+            raise ConfigError(f"top-k: {count} values of {CHUNK}, expected 1 to {CHUNK}")
+        self._count = count
+        self._by = by
+
+    @property
+    def name(self) -> str:
+        """The name under which manifests choose it."""
+        return "top-k" if self._count == DEFAULT_COUNT else f"top-k:{self._count}"
+
+    def max_bytes(self, numel: int) -> int:
+        """The exact size of a payload of `numel` values."""
+        return sum(self._section_bytes(numel))
+
+    def encode(self, values: Float32, residual: Float32 | None = None) -> bytes:
+        """See `Codec.encode`. `residual` is exact but for the values that are sent, where it is rounded.
+
+        A refused call leaves `residual` as it was. Two passes, and a copy if `residual` is not `values`.
+
+        Raises:
+            ValueError: a value is NaN or infinite, or an array is not a float32 vector.
+        """
+        require_encodable(values, residual)
+        require_finite(values, self._by)
+        left = np.empty_like(values) if residual is None else residual
+        np.copyto(left, values)
+        buffer, payload = blank_payload(self.max_bytes(values.size))
+        self._encode(left, payload, 0, values.size)
+        return buffer.getvalue()
+
+    def encode_parts(self, parts: Iterable[Part], numel: int, out: memoryview) -> memoryview:
+        """See `Codec.encode_parts`.
+
+        Raises:
+            ValueError: a value is NaN or infinite, or a part is not a writable float32 vector.
+        """
+        room, payload = room_in(out, self.max_bytes(numel))
+        for place, part in summed_parts(parts, numel):
+            if not self._encode(part, payload, place, numel):
+                require_finite(part, self._by, place=place)
+        return room
+
+    def decode_parts(self, payload: Buffer, numel: int) -> Iterator[Float32]:
+        """See `Codec.decode_parts`.
+
+        Raises:
+            PeerError: not one encoding of `numel` values.
+        """
+        raw, held = self._checked(payload, numel), np.empty(min(PART, numel), np.float32)
+        for part in parts_of(0, numel):
+            out = held[: part.stop - part.start]
+            out.fill(0)
+            self._add(raw, part.start, numel, _ONE, out)
+            yield out
+
+    def decode(self, payload: Buffer, out: Float32) -> None:
+        """See `Codec.decode`. A refused payload leaves `out` as it was.
+
+        Raises:
+            PeerError: not one encoding of ``out.size`` values.
+            ValueError: `out` is not a writable float32 vector.
+        """
+        require_vector(out, "out", write=True)
+        raw = self._checked(payload, out.size)
+        out.fill(0)
+        self._add(raw, 0, out.size, _ONE, out)
+
+    def accumulate(self, payload: Buffer, scale: float, out: Float32) -> None:
+        """See `Codec.accumulate`; touches the values that were sent only. A refused payload leaves `out` as it was.
+
+        Raises:
+            PeerError: not one encoding of ``out.size`` values.
+            ValueError: `scale` is not finite, or `out` is not a writable float32 vector.
+        """
+        require_vector(out, "out", write=True)
+        factor = factor_of(scale)
+        self._add(self._checked(payload, out.size), 0, out.size, factor, out)
+
+    def norm(self, payload: Buffer, numel: int) -> float:
+        """See `Codec.norm`. One pass over the payload.
+
+        Raises:
+            PeerError: not one encoding of `numel` values.
+        """
+        raw = self._checked(payload, numel)
+        total = 0.0
+        for some, _ in self._entries(raw, 0, numel, numel):
+            total += self._kernels.sum_of_squares(some.scales, some.codes, some.count)
+        return math.sqrt(total)
+
+    @property
+    def _kernels(self) -> SparseKernels:
+        return implementation(self._by).sparse["top-k"]
+
+    def _section_bytes(self, numel: int) -> tuple[int, int, int]:
+        """Bytes of scales, codes and indices of the first `numel` values."""
+        chunks, rest = divmod(numel, CHUNK)
+        few = self._count_of(rest)
+        return (
+            4 * (chunks + (rest > 0)),
+            chunks * -(-self._count // 4) - (-few // 4),
+            3 * (chunks * -(-self._count // 2) - (-few // 2)),
+        )
+
+    def _count_of(self, chunk: int) -> int:
+        """Entries of a chunk of so many values."""
+        return -(-self._count * chunk // CHUNK)
+
+    def _entries(
+        self, raw: Bytes, place: int, size: int, numel: int
+    ) -> Iterator[tuple[Entries, slice]]:
+        """What is sent of `size` values from `place`: the whole chunks, and the short one; where they are."""
+        sections = np.split(raw, np.cumsum(self._section_bytes(numel))[:2])
+        body = size - size % CHUNK
+        for low, high, count in (
+            (place, place + body, self._count),
+            (place + body, place + size, self._count_of(size - body)),
+        ):
+            if low < high:
+                scales, codes, indices = (
+                    section[start:end]
+                    for section, start, end in zip(
+                        sections, self._section_bytes(low), self._section_bytes(high), strict=True
+                    )
+                )
+                wide = np.require(scales.view(np.uint16), requirements="A")
+                yield Entries(wide, codes, indices, count), slice(low - place, high - place)
+
+    def _encode(self, values: Float32, payload: Bytes, place: int, numel: int) -> bool:
+        """Encodes a part in place; whether its values are finite."""
+        for some, where in self._entries(payload, place, values.size, numel):
+            refused = self._kernels.encode(
+                values[where], some.scales, some.codes, some.indices, some.count
+            )
+            if refused >= 0:
+                return False
+        return True
+
+    def _add(self, raw: Bytes, place: int, numel: int, factor: np.float32, out: Float32) -> None:
+        for some, where in self._entries(raw, place, out.size, numel):
+            self._kernels.accumulate(
+                some.scales, some.codes, some.indices, factor, out[where], some.count
+            )
+
+    def _checked(self, payload: Buffer, numel: int) -> Bytes:
+        raw = bytes_of(payload, self.max_bytes(numel), f"{self.name}, {numel} values")
+        for some, where in self._entries(raw, 0, numel, numel):
+            require_scales(some.scales, _SCALES, self.name, pairs=True)
+            chunk = min(CHUNK, where.stop - where.start)
+            if not self._kernels.canonical(
+                some.scales, some.codes, some.indices, chunk, some.count
+            ):
+                raise PeerError(
+                    "malformed",
+                    f"{self.name}: indices that do not rise within a chunk, or stray bits",
+                )
+        return raw
