@@ -93,8 +93,9 @@ def shapes(vocab: int) -> dict[str, tuple[int, ...]]:
 def losses(weights: Weights, batches: Tensor) -> Tensor:
     """The loss of each replica: [R], from weights [R, ...] and tokens int64 [R, B, T + 1]."""
     replicas, rows = batches.shape[:2]
-    tokens = batches[:, :, :-1].reshape(replicas, -1)
-    x = torch.gather(weights["embedding"], 1, tokens.unsqueeze(-1).expand(-1, -1, WIDTH))
+    first = torch.arange(replicas).view(-1, 1) * weights["embedding"].shape[1]
+    tokens = batches[:, :, :-1].reshape(replicas, -1) + first
+    x = functional.embedding(tokens, weights["embedding"].flatten(0, 1))
     x = x + weights["position"].repeat(1, rows, 1)
     for layer in range(LAYERS):
         own = {name: weights[f"{layer}.{name}"] for name in _BLOCK}
