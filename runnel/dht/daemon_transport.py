@@ -12,6 +12,7 @@ from runnel.dht.connections import RefusalError
 from runnel.dht.daemon_messages import decode_stream_head
 from runnel.dht.framing import FramedStream, TakeRoom, fresh_room
 from runnel.dht.incoming import MAX_STREAMS, PREFIX, ByteHandler, Incoming
+from runnel.dht.throttle import Throttle
 from runnel.dht.traffic import ByteCounter
 from runnel.dht.unix_stream import UnixStream
 from runnel.errors import NetworkError
@@ -49,11 +50,17 @@ class HivemindTransport:
     Survives restarts of the daemon: streams that were open end, handlers stay.
     """
 
-    def __init__(self, daemon: Daemon, take_room: TakeRoom = fresh_room) -> None:
-        """`take_room` gives the memory that messages arrive in."""
+    def __init__(
+        self,
+        daemon: Daemon,
+        take_room: TakeRoom = fresh_room,
+        throttle: Throttle | None = None,
+    ) -> None:
+        """`take_room` gives the memory that messages arrive in, `throttle` caps what is sent."""
+        self.throttle = throttle or Throttle()
         self._daemon = daemon
         self._traffic = ByteCounter()
-        self._incoming = Incoming(self._traffic, take_room)
+        self._incoming = Incoming(self._traffic, take_room, self.throttle)
         self._book = AddressBook(daemon.identity.peer_id)
         self._server: asyncio.AbstractServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -61,9 +68,14 @@ class HivemindTransport:
         self._find_detours: FindDetours | None = None
 
     @classmethod
-    async def start(cls, daemon: Daemon, take_room: TakeRoom = fresh_room) -> HivemindTransport:
+    async def start(
+        cls,
+        daemon: Daemon,
+        take_room: TakeRoom = fresh_room,
+        throttle: Throttle | None = None,
+    ) -> HivemindTransport:
         """A transport over `daemon`, which it does not own: close it first."""
-        transport = cls(daemon, take_room)
+        transport = cls(daemon, take_room, throttle)
         loop = asyncio.get_running_loop()
         transport._server = await loop.create_unix_server(
             lambda: UnixStream(transport._accept), daemon.folder.stream_socket

@@ -23,6 +23,7 @@ from runnel.dht.frames import (
     batches,
     tag_of,
 )
+from runnel.dht.throttle import URGENT_BYTES, Throttle
 from runnel.dht.traffic import StreamCounter
 from runnel.errors import PeerError
 from runnel.hashing import checksum
@@ -116,9 +117,11 @@ class FramedStream:
         purpose: str,
         *,
         take_room: TakeRoom = fresh_room,
+        throttle: Throttle | None = None,
     ) -> None:
-        """`take_room` gives the memory that messages arrive in."""
+        """`take_room` gives the memory that messages arrive in, `throttle` caps what all streams send."""
         self._bytes = byte_stream
+        self._throttle = throttle or Throttle()
         self._counted = StreamCounter(traffic, purpose)
         self._take_room = take_room
         self._sending = asyncio.Lock()  # one message, from its header to its reply
@@ -162,7 +165,7 @@ class FramedStream:
                 header = Header(Kind.DATA, length, await tag_of(views))
                 frame = batches(header.encode(), views)
                 if length <= PIECE_BYTES:
-                    await self._write_frame(frame)
+                    await self._write_frame(frame, urgent=length <= URGENT_BYTES)
                     reply = await self._take_reply()
                 else:
                     reply = await self._write_until_reply(frame)
@@ -254,22 +257,27 @@ class FramedStream:
             raise outcome
         return outcome
 
-    async def _write_frame(self, frame: Iterator[Sequence[bytes | memoryview]]) -> None:
+    async def _write_frame(
+        self, frame: Iterator[Sequence[bytes | memoryview]], *, urgent: bool = False
+    ) -> None:
         """Writes DATA; a stream that breaks meanwhile shows when the reply is read, with the reason."""
         try:
             async with self._writing:
                 for batch in frame:
-                    await self._write(*batch)
+                    await self._write(batch, urgent=urgent)
         except OSError as error:
             _log.debug("writing to %s failed: %s", short(self.remote), error)
 
-    async def _write(self, *parts: bytes | memoryview) -> None:
-        await self._bytes.write(*parts)
-        self._counted.add_sent(sum(map(len, parts)))
+    async def _write(self, parts: Sequence[bytes | memoryview], *, urgent: bool) -> None:
+        for piece in self._throttle.pieces(parts):
+            size = sum(map(len, piece))
+            await self._throttle.admit(size, urgent=urgent)
+            await self._bytes.write(*piece)
+            self._counted.add_sent(size)
 
     async def _answer(self, header: Header) -> None:
         async with self._writing:
-            await self._write(header.encode())
+            await self._write([header.encode()], urgent=True)
         self._wrote_last = True
 
     async def _refuse(self, header: Header, reason: Refusal) -> None:

@@ -14,6 +14,7 @@ from runnel.types import short
 
 if TYPE_CHECKING:
     from runnel.dht.framing import ByteStream
+    from runnel.dht.throttle import Throttle
     from runnel.dht.traffic import ByteCounter
     from runnel.protocols import StreamHandler
     from runnel.types import PeerId
@@ -40,9 +41,9 @@ ByteHandler = Callable[[Any], Awaitable[None]]
 class Incoming:
     """The handlers of one transport and the streams that they serve."""
 
-    def __init__(self, traffic: ByteCounter, take_room: TakeRoom) -> None:
-        """`take_room` gives the memory that messages arrive in."""
-        self._traffic = traffic
+    def __init__(self, traffic: ByteCounter, take_room: TakeRoom, throttle: Throttle) -> None:
+        """`take_room` gives the memory that messages arrive in, `throttle` caps what all streams send."""
+        self._traffic, self._throttle = traffic, throttle
         self._take_room = take_room
         self._handlers: dict[str, ByteHandler] = {}  # by the name on the network
         self._per_peer: Counter[PeerId] = Counter()
@@ -81,7 +82,9 @@ class Incoming:
 
     def framed(self, stream: ByteStream, protocol: str) -> FramedStream:
         """`stream` as a conversation whose bytes count under `protocol`."""
-        return FramedStream(stream, self._traffic, protocol, take_room=self._take_room)
+        return FramedStream(
+            stream, self._traffic, protocol, take_room=self._take_room, throttle=self._throttle
+        )
 
     def refuse(self, stream: ByteStream, who: str) -> None:
         """Closes a stream that is one too many, and counts it."""

@@ -18,6 +18,7 @@ from runnel.dht.memory_network import (
     Relink,
 )
 from runnel.dht.memory_stream import MemoryByteStream
+from runnel.dht.throttle import Throttle
 from runnel.dht.traffic import ByteCounter
 from runnel.errors import NetworkError
 
@@ -44,7 +45,11 @@ __all__ = [
 class MemoryTransport:
     """One peer on a `MemoryNetwork`; implements `runnel.protocols.Transport`."""
 
-    def __init__(self, network: MemoryNetwork, peer_id: PeerId) -> None:
+    def __init__(
+        self, network: MemoryNetwork, peer_id: PeerId, throttle: Throttle | None = None
+    ) -> None:
+        """`throttle` caps what is sent."""
+        self.throttle = throttle or Throttle()
         self._network = network
         self._peer_id = peer_id
         self._traffic = ByteCounter()
@@ -70,7 +75,7 @@ class MemoryTransport:
             raise NetworkError("this transport is closed")
         async with asyncio.timeout_at(deadline):
             stream = await self._network.connect(self._peer_id, peer, protocol)
-        return FramedStream(stream, self._traffic, protocol)
+        return FramedStream(stream, self._traffic, protocol, throttle=self.throttle)
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
         """Runs `handler` for each incoming stream of `protocol`; the stream closes when it returns."""
@@ -89,7 +94,7 @@ class MemoryTransport:
         handler = self._handlers.get(protocol)
         if handler is None:
             return False
-        framed = FramedStream(stream, self._traffic, protocol)
+        framed = FramedStream(stream, self._traffic, protocol, throttle=self.throttle)
         task = asyncio.get_running_loop().create_task(
             run_handler(handler, framed), context=self._context
         )

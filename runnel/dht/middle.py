@@ -39,7 +39,7 @@ class Middle:
         self._control, self._transport = control, transport
         self._me = daemon.identity.peer_id
         self._rules = RelayRules()
-        self._relay = Relay(control, self._rules)
+        self._relay = Relay(control, self._rules, transport.throttle)
         self._reach = ReachService(control, transport)
         self._outside = OutsideView(transport, daemon.port if listens else 0)
         self._own: Sequence[str] = ()

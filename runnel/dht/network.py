@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ class NetworkSettings:
         allow_alone: start even if no address answers, and go on trying in the background.
         port_mapping: ask the router to forward the port (UPnP, NAT-PMP).
         relay: carry bytes for peers of the run that cannot meet.
+        max_upload_bits_s: a cap on what this peer sends.
         dial_out: listen nowhere: others talk to this peer over connections that it opens.
     """
 
@@ -51,6 +53,7 @@ class NetworkSettings:
     port_mapping: bool = False
     relay: bool = True
     dial_out: bool = False
+    max_upload_bits_s: float = math.inf
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:

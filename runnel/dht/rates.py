@@ -1,7 +1,8 @@
-"""How often each peer may ask for something: a bucket of tokens for each of them. Pure."""
+"""Rates by buckets of tokens: how often each peer may ask for something, how much may be sent. Pure."""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +23,22 @@ class Rate:
     def __post_init__(self) -> None:
         if self.per_s <= 0 or self.burst < 1:
             raise ValueError(f"a rate that lets nothing through: {self}")
+
+
+class Bucket:
+    """One bucket that is never in debt: `burst` at most, filled again with `per_s`."""
+
+    def __init__(self, per_s: float, burst: float) -> None:
+        self._per_s, self._burst = per_s, burst
+        self._full_at = -math.inf
+
+    def due(self, amount: float, now: float) -> float:
+        """When `amount`, at most the burst, is there: `now` or later."""
+        return max(now, self._full_at + (amount - self._burst) / self._per_s)
+
+    def take(self, amount: float, now: float) -> None:
+        """Takes out what is `due`."""
+        self._full_at = max(now, self._full_at) + amount / self._per_s
 
 
 class Buckets:

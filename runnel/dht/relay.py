@@ -31,6 +31,7 @@ from runnel.types import PeerId, short
 if TYPE_CHECKING:
     from runnel.dht.daemon_control import DaemonControl
     from runnel.dht.daemon_transport import HivemindTransport
+    from runnel.dht.throttle import Throttle
     from runnel.dht.unix_stream import UnixStream
 
 _log = logging.getLogger(__name__)
@@ -42,8 +43,9 @@ HANDSHAKE_S = 10.0
 class Relay:
     """Serves circuits over a transport, by rules. Its tasks are the transport's."""
 
-    def __init__(self, control: DaemonControl, rules: RelayRules) -> None:
-        self.rules = rules
+    def __init__(self, control: DaemonControl, rules: RelayRules, throttle: Throttle) -> None:
+        """`throttle` caps what this peer sends, for others too."""
+        self.rules, self._throttle = rules, throttle
         self._control = control
         self._carried_bytes = 0
 
@@ -128,11 +130,12 @@ class Relay:
 
         async def pass_on(source: UnixStream, sink: UnixStream) -> None:
             nonlocal left
-            while piece := await source.read(PIECE_BYTES):
+            while piece := await source.read(min(PIECE_BYTES, self._throttle.piece_bytes)):
                 if left is not None:
                     left -= len(piece)
                     if left < 0:
                         return
+                await self._throttle.admit(len(piece), urgent=False)
                 self._carried_bytes += len(piece)
                 await sink.write(piece)
 

@@ -287,6 +287,7 @@ def _settings(
         admits=admits,
         deepest_fork=_KEPT_WINDOWS * spec.outer.fragments,
         ticket=entrance.ticket(),
+        max_upload_bits_s=entrance.place.machine.max_upload_bits_s,
     )
 
 

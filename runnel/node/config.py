@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import re
 import socket
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from runnel.errors import ConfigError, InputFileError, StorageError
 from runnel.files import make_folder, part_beside, remove, write_new
+from runnel.node.link_rate import parse_rate
 
 if TYPE_CHECKING:
     from runnel.node.invite import Invite
@@ -89,6 +91,7 @@ class MachineConfig:
         log_level: one of `LOG_LEVELS`.
         network: one of `NETWORKS`: through the daemon, by libp2p for Python, or by what is here.
         metrics: where figures for monitoring are served; None is nowhere.
+        max_upload_bits_s: the most that this peer sends, in bits per second.
 
     Raises:
         ConfigError: a value out of range.
@@ -104,6 +107,7 @@ class MachineConfig:
     log_level: str = "INFO"
     network: str = "auto"
     metrics: MetricsAddress | None = None
+    max_upload_bits_s: float = math.inf
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -172,6 +176,21 @@ class MachineConfig:
             log_level=os.environ.get(LOG_VARIABLE, "INFO").upper(),
             network=network or os.environ.get(NETWORK_VARIABLE, "auto"),
         )
+
+    @property
+    def max_upload_mbit(self) -> float | None:
+        """The cap in Mbit/s, None if there is none."""
+        return None if math.isinf(self.max_upload_bits_s) else self.max_upload_bits_s / 1e6
+
+    def sending(self, max_upload: str | None) -> Self:
+        """With a cap on what is sent, such as "2 Mbit/s"; "" and None for none.
+
+        Raises:
+            ConfigError: not such a rate.
+        """
+        if not max_upload:
+            return self
+        return replace(self, max_upload_bits_s=parse_rate("max upload", max_upload))
 
     def serving(self, metrics: str | int | None) -> Self:
         """With figures for monitoring at a port of this machine, or "HOST:PORT"; "" and None for none.

@@ -64,9 +64,9 @@ class Deadlines:
     `pace` is what this peer's own link carries meanwhile.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, pace: Pace | None = None) -> None:
         self.limits = limits
-        self.pace = Pace()
+        self.pace = pace or Pace()
         self.commits = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s)
         self.data = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s)
         self.votes = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s / 2)

@@ -174,6 +174,7 @@ def _settings(place: Place, *, has_run: bool) -> NetworkSettings:
         announce=machine.announce,
         dial_out=machine.dials_only,
         relay=machine.relay,
+        max_upload_bits_s=machine.max_upload_bits_s,
         allow_alone=has_run or isinstance(place, Local),
     )
 

@@ -72,7 +72,7 @@ class Narrator:
         """A share was encoded and, if it is in time, committed to."""
         pace, commitment = self._state.deadlines.pace, self._state.saved.commits.get(handover.key)
         withheld = len(commitment.withheld) if commitment else 0
-        rate = pace.meter.bits_s()
+        rate = pace.bits_s()
         paced, self._withheld = withheld != self._withheld, withheld
         self.note(
             RoundCommitted(

@@ -60,14 +60,22 @@ class LinkMeter:
 
 @dataclass(slots=True)
 class Pace:
-    """Which slices of its next share a peer sends; `meter` is what its link was seen to carry."""
+    """Which slices of its next share a peer sends.
 
+    `cap_bits_s` is what it may send, `meter` what its link was seen to carry.
+    """
+
+    cap_bits_s: float = math.inf
     meter: LinkMeter = field(default_factory=LinkMeter)
     _credit: dict[int, float] = field(default_factory=dict)
     _turns: dict[int, int] = field(default_factory=dict)
 
+    def bits_s(self) -> float:
+        """What is planned with; infinite while nothing is known."""
+        return min(self.meter.bits_s(), self.cap_bits_s)
+
     def withheld(
-        self, fragment: int, slices: int, slice_bytes: int, *, time_s: float
+        self, fragment: int, slices: int, slice_bytes: int, *, time_s: float, every_s: float = 0.0
     ) -> tuple[int, ...]:
         """The slices of a share that are not sent; none where the link carries all of them in time.
 
@@ -80,9 +88,15 @@ class Pace:
             slices: in the share.
             slice_bytes: the size of one.
             time_s: how long after the decision on the set slices are waited for.
+            every_s: from one round to the next; 0 if that is not known.
         """
         others = max(1, slices - 1)  # as a rule a peer reduces one slice itself
-        carried = self.meter.bits_s() * MARGIN * time_s / (8 * slice_bytes)
+        carried = self.bits_s() * MARGIN * time_s / (8 * slice_bytes)
+        if every_s and not math.isinf(self.cap_bits_s):
+            # What is left of a cap when the others have this peer's result, which all wait for, too. A
+            # measured rate needs no such rule: it was measured beside all else.
+            carried = min(carried, self.cap_bits_s * MARGIN * every_s / (8 * slice_bytes) - others)
+            carried = max(carried, 0.0)
         if carried >= others:
             self._credit.clear()
             return ()

@@ -396,4 +396,5 @@ class PeerNode:
             "run_id": self.run_id.hex(),
             "peer": short(self.peer),
             "parameters": self.plan.numel,
+            "max_upload_mbit": self._entrance.place.machine.max_upload_mbit,
         }

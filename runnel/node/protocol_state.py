@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from runnel.node.branches import Brancher
 from runnel.node.chain import Chain
 from runnel.node.deadlines import Deadlines, Limits
 from runnel.node.membership import MAX_STRANGERS, Membership
+from runnel.node.pace import Pace
 from runnel.node.rounds import Round
 from runnel.node.storage_keys import Restored
 from runnel.node.witness import Witness
@@ -35,7 +37,8 @@ class ProtocolSettings:
 
     `admits` checks a join ticket's signature (not its expiry, which clocks may disagree on);
     `ticket` is this peer's own; `deepest_fork` is how many records it can give up one by one: the
-    states before them, down to a fetched one, are still on its disk.
+    states before them, down to a fetched one, are still on its disk; `max_upload_bits_s` is the most
+    that it may send.
     """
 
     run: bytes
@@ -45,6 +48,7 @@ class ProtocolSettings:
     admits: Callable[[PeerId, bytes], bool]
     deepest_fork: int
     ticket: bytes = b""
+    max_upload_bits_s: float = math.inf
 
 
 @dataclass(slots=True)
@@ -120,7 +124,7 @@ class ProtocolState:
             saved,
             Membership(signer.peer_id, now=now, number=saved.chain.number),
             Brancher(signer.peer_id, stall_s=settings.limits.stall_s),
-            Deadlines(settings.limits),
+            Deadlines(settings.limits, Pace(settings.max_upload_bits_s)),
             Pulse(ticked=now, moved=now),
             Witness(saved.evidence),
             held=dict.fromkeys(saved.results, saved.chain.number),

@@ -13,7 +13,7 @@ class RoundCommitted(Event):
     """This peer has committed to what it contributes: inner steps and tokens behind it, payload bytes.
 
     Of its `slices` as many as are `withheld` are not sent this time; `paced` if that is another part of
-    them than before. `uplink_mbit` is what its link was seen to carry, 0 if that is not known.
+    them than before. `uplink_mbit` is what its link was seen to carry, or may, 0 if that is not known.
     """
 
     round: int

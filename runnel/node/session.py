@@ -10,6 +10,7 @@ import html
 import logging
 import operator
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -61,6 +62,7 @@ class Peer:
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
         on_event: Listener | None = None,
+        max_upload: str | None = None,
     ) -> None:
         """Joins, or starts, a run with `model`; returns once the model holds the run's parameters.
 
@@ -70,14 +72,16 @@ class Peer:
             model: all its trainable parameters are exchanged; see `runnel.check(model)`.
             optimizer: only looked at, for reports; its state stays yours.
             on_event: gets every event of this peer, from several threads.
+            max_upload: the most that this peer sends, such as "2 Mbit/s".
 
         Raises:
-            ConfigError: a bad invite, a model that cannot be exchanged, or a run that would start
+            ConfigError: a bad invite, a rate that is none, a model that cannot be exchanged, or a run that would start
                 from values that are NaN or infinite.
             NetworkError: nobody of the run can be reached.
             RunMismatchError: the model is not the run's.
         """
         where = resolve(place)
+        where = replace(where, machine=where.machine.sending(max_upload))
         require(model, fragments=1)
         _check_optimizer(optimizer, model)
         scratch = where.machine.home if isinstance(where, Local) and where.scratch else None

@@ -71,6 +71,7 @@ def _withheld(state: ProtocolState, handover: Handover) -> tuple[int, ...]:
         slices,
         max(1, handover.payload_bytes // slices),
         time_s=state.deadlines.sure_s,
+        every_s=state.deadlines.interval_s,
     )
 
 

@@ -166,6 +166,7 @@ def status(
     """Show the runs on this machine: peers, rounds, loss, bytes."""
     from runnel.clock import SystemClock
     from runnel.tools.cli_status import (
+        cap_lines,
         diary_lines,
         find_runs,
         json_lines,
@@ -179,7 +180,7 @@ def status(
     else:
         lines = status_lines(found, SystemClock().unix_s())
         if len(found) == 1:
-            lines += [*reach_lines(found[0]), *diary_lines(found[0])]
+            lines += [*cap_lines(found[0]), *reach_lines(found[0]), *diary_lines(found[0])]
     print("\n".join(lines))
 
 

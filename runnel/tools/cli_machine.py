@@ -44,6 +44,10 @@ class MachineOptions:
             metavar="PORT", help="Serve figures for Prometheus to this machine; or HOST:PORT."
         ),
     ] = ""
+    max_upload: Annotated[
+        str,
+        typer.Option(metavar="RATE", help='The most that this peer sends, such as "2 Mbit/s".'),
+    ] = ""
 
     def config(self, *, threads: int = 1) -> MachineConfig:
         """The configuration that they make.
@@ -53,13 +57,17 @@ class MachineOptions:
         """
         from runnel.node.config import MachineConfig
 
-        return MachineConfig.at(
-            self.home,
-            port=self.port,
-            host=self.host,
-            announce=self.announce or (),
-            threads=threads,
-        ).serving(self.metrics)
+        return (
+            MachineConfig.at(
+                self.home,
+                port=self.port,
+                host=self.host,
+                announce=self.announce or (),
+                threads=threads,
+            )
+            .serving(self.metrics)
+            .sending(self.max_upload)
+        )
 
 
 def takes_machine(command: Callable[..., None]) -> Callable[..., None]:

@@ -12,6 +12,7 @@ from time import localtime, strftime
 from typing import Any
 
 from runnel.errors import ConfigError, InputFileError
+from runnel.node.link_rate import rate_text
 from runnel.node.wording import size_text
 
 STATUS_NAME = "status.json"
@@ -128,6 +129,12 @@ def reach_lines(run: RunFolder) -> list[str]:
         lines.append(f"{who} can open connections to this peer{through}")
     carried = _number(reach.get("carried_bytes"))
     return [*lines, f"carried {_size(carried)} for others"] if carried else lines
+
+
+def cap_lines(run: RunFolder) -> list[str]:
+    """What the peer was told to send at most, if it was."""
+    cap = _number(run.status.get("max_upload_mbit"))
+    return [f"sends at most {rate_text(cap * 1e6)}, as it was told to"] if cap else []
 
 
 def json_lines(runs: Sequence[RunFolder]) -> list[str]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -21,6 +21,7 @@ from torch import nn
 
 from runnel.dht.identity import Identity, NullSigner, null_peer_id, to_base58
 from runnel.dht.memory import MemoryDirectory, MemoryNetwork, MemoryTransport
+from runnel.dht.throttle import Throttle
 from runnel.hashing import digest
 from runnel.node.assembly import assemble
 from runnel.node.config import MachineConfig
@@ -146,6 +147,7 @@ class Ground:
         null_signatures: whether signatures are only as long as real ones; the owner's are real.
         wrap: what goes around each transport.
         learner: makes what peer number so and so trains; by default a `Drill`.
+        caps: what peers, by number, send at most, such as "500 kbit/s".
     """
 
     loop: SimLoop
@@ -158,6 +160,7 @@ class Ground:
     null_signatures: bool = True
     wrap: TransportWrap | None = None
     learner: Callable[[int], Learner] | None = None
+    caps: Mapping[int, str] = field(default_factory=dict)
     turns: Turns = field(default_factory=Turns)
 
     def signer(self, index: int) -> Signer:
@@ -206,7 +209,9 @@ class SimPeer:
         Raises:
             RunnelError: it cannot.
         """
-        await self.process.block(lambda: self._start(place, note))
+        cap = self._ground.caps.get(self.index)
+        capped = replace(place, machine=place.machine.sending(cap))
+        await self.process.block(lambda: self._start(capped, note))
 
     async def leave(self) -> None:
         """Says goodbye, and stops."""
@@ -268,7 +273,8 @@ class SimPeer:
     def _enter(self, place: Place) -> Entrance:
         ground, machine = self._ground, place.machine
         machine.prepare()
-        transport: Transport = MemoryTransport(ground.network, self.signer.peer_id)
+        throttle = Throttle(machine.max_upload_bits_s)
+        transport: Transport = MemoryTransport(ground.network, self.signer.peer_id, throttle)
         if ground.wrap is not None:
             transport = ground.wrap(transport)  # type: ignore[arg-type]  # just made
         network = SimNetwork(transport, MemoryDirectory(ground.network, self.signer.peer_id))

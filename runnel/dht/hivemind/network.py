@@ -19,6 +19,7 @@ from runnel.dht.middle import Middle
 from runnel.dht.network import NetworkSettings, require_alone
 from runnel.dht.peer_cache import PeerCache
 from runnel.dht.tending import Tending, parsed
+from runnel.dht.throttle import Throttle
 from runnel.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -148,7 +149,9 @@ async def start_hivemind(
                 f"{settings.identity_path} holds the key of {to_base58(daemon.identity.peer_id)}, "
                 f"expected that of {to_base58(identity.peer_id)}"
             )
-        transport = await HivemindTransport.start(daemon, take_room)
+        transport = await HivemindTransport.start(
+            daemon, take_room, Throttle(settings.max_upload_bits_s)
+        )
         stack.push_async_callback(transport.aclose)
         directory: HivemindDirectory = await module.HivemindDirectory.start(daemon)
         stack.push_async_callback(directory.aclose)

@@ -16,6 +16,7 @@ from runnel.dht.libp2p.transport import Libp2pTransport
 from runnel.dht.network import NetworkSettings, require_alone
 from runnel.dht.peer_cache import PeerCache
 from runnel.dht.tending import Tending, parsed
+from runnel.dht.throttle import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -117,7 +118,9 @@ async def start_libp2p(
             announce=settings.announce,
         )
         stack.push_async_callback(host.aclose)
-        transport = Libp2pTransport(host, identity.peer_id, take_room)
+        transport = Libp2pTransport(
+            host, identity.peer_id, take_room, Throttle(settings.max_upload_bits_s)
+        )
         stack.push_async_callback(transport.aclose)
         directory = AskedDirectory(transport, host, identity, SystemClock())
         await directory.serve()

@@ -10,6 +10,7 @@ from runnel.dht.address_book import AddressBook
 from runnel.dht.connections import RefusalError
 from runnel.dht.framing import FramedStream, TakeRoom, fresh_room
 from runnel.dht.incoming import MAX_STREAMS, PREFIX, Incoming
+from runnel.dht.throttle import Throttle
 from runnel.dht.traffic import ByteCounter
 from runnel.errors import NetworkError
 from runnel.types import PeerId, short
@@ -28,13 +29,20 @@ class Libp2pTransport:
     """Streams through libp2p for Python; implements `runnel.protocols.Transport`."""
 
     def __init__(
-        self, host: Libp2pHost, local_id: PeerId, take_room: TakeRoom = fresh_room
+        self,
+        host: Libp2pHost,
+        local_id: PeerId,
+        take_room: TakeRoom = fresh_room,
+        throttle: Throttle | None = None,
     ) -> None:
-        """Does not own `host`: close it after this. `take_room` gives the memory for messages."""
+        """Does not own `host`: close it after this.
+
+        `take_room` gives the memory for messages, `throttle` caps what is sent.
+        """
         self._host = host
         self._local_id = local_id
         self._traffic = ByteCounter()
-        self._incoming = Incoming(self._traffic, take_room)
+        self._incoming = Incoming(self._traffic, take_room, throttle or Throttle())
         self._book = AddressBook(local_id)
         self._open: set[Libp2pStream] = set()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -16,6 +16,8 @@ SPEC = RunSpec(run=RunSection(name="demo"))
 def test_the_home_folder_is_the_first_that_the_environment_names() -> None:
     user = {"HOME": "/home/rima"}
     assert default_home(user, platform="linux") == Path("/home/rima/.local/share/runnel")
+    windows = {"LOCALAPPDATA": "/c/Rima", "HOME": "/elsewhere"}
+    assert default_home(windows, platform="win32") == Path("/c/Rima/runnel")
     assert default_home(user, platform="darwin") == Path(
         "/home/rima/Library/Application Support/runnel"
     )
@@ -126,3 +128,13 @@ def test_a_run_that_nobody_could_join_is_not_launched(tmp_path: Path) -> None:
     machine = MachineConfig.at(tmp_path, host="none")
     with pytest.raises(ConfigError, match="nobody could join"):
         LaunchPlan(machine=machine, spec=RunSpec(run=RunSection(name="lonely")))
+
+
+def test_a_cap_is_given_as_people_write_it_or_not_at_all(tmp_path: Path) -> None:
+    machine = MachineConfig.at(tmp_path)
+    assert machine.max_upload_mbit is None
+    assert machine.sending("") == machine.sending(None) == machine
+    assert machine.sending("500 kbit/s").max_upload_bits_s == 5e5
+    assert machine.sending("500 kbit/s").max_upload_mbit == 0.5
+    with pytest.raises(ConfigError, match="max upload is '2 MB/s'"):
+        machine.sending("2 MB/s")

@@ -134,3 +134,31 @@ def test_turns_of_fragments_are_spread_over_the_rounds() -> None:
     pace = Pace(meter=meter(0.5 * MBIT))
     counts = [sent(pace, r % 4, 4, time_s=1.25) for r in range(80)]  # half a slice each
     assert max(sum(counts[i : i + 4]) for i in range(76)) <= 3
+
+
+# -- a cap
+
+
+def test_a_cap_is_planned_with_before_anything_was_measured() -> None:
+    pace = Pace(1 * MBIT)
+    assert sent(pace, 0, 4, time_s=2.5) == 2, "of a megabit each, in four fifths of the time"
+
+
+def test_a_cap_is_no_promise_that_the_link_carries_it() -> None:
+    pace = Pace(100 * MBIT, meter(1 * MBIT))
+    assert pace.bits_s() == pytest.approx(1 * MBIT)
+    assert pace.withheld(0, 4, SLICE, time_s=2.5, every_s=5.0)
+
+
+def test_of_a_cap_is_left_what_the_others_need_of_the_result() -> None:
+    free = Pace(1 * MBIT).withheld(0, 4, SLICE, time_s=4.0, every_s=100.0)
+    tight = Pace(1 * MBIT).withheld(
+        0, 4, SLICE, time_s=4.0, every_s=5.1
+    )  # 4.08 megabits, 3 for results
+    assert len(free) == 0
+    assert len(tight) == 3
+
+
+def test_a_cap_that_the_results_fill_sends_no_slices_and_does_not_fail() -> None:
+    pace = Pace(0.1 * MBIT)
+    assert all(len(pace.withheld(0, 4, SLICE, time_s=2.0, every_s=4.0)) == 4 for _ in range(20))

@@ -68,6 +68,14 @@ def test_a_loss_is_one_number_of_any_kind() -> None:
     assert math.isnan(_number(float("nan")))
 
 
+def test_a_cap_that_is_no_rate_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    model, optimizer = pair()
+    place = runnel.local("end.rounds=1", home=tmp_path / "home")
+    with pytest.raises(ConfigError, match="max upload is 'fast', expected a number with its unit"):
+        runnel.Peer(place, model=model, optimizer=optimizer, max_upload="fast")
+    assert not (tmp_path / "home").exists()
+
+
 @pytest.mark.parametrize(
     ("loss", "seen"),
     [

@@ -15,6 +15,7 @@ from runnel.node.journal import checked_line
 from runnel.tools.cli_status import (
     JOURNAL_NAME,
     RunFolder,
+    cap_lines,
     diary_lines,
     find_run,
     find_runs,
@@ -152,3 +153,11 @@ def test_the_diary_ends_with_the_newest_lines(tmp_path: Path) -> None:
 def test_no_run_at_all_is_an_input_file_error(tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match="no run under"):
         find_runs(tmp_path / "none")
+
+
+def test_a_cap_shows_and_none_does_not() -> None:
+    capped = RunFolder(Path("/x/demo"), {"max_upload_mbit": 0.5})
+    assert cap_lines(capped) == ["sends at most 500 kbit/s, as it was told to"]
+    facts: tuple[object, ...] = (None, "2", True, {})
+    for fact in facts:
+        assert cap_lines(RunFolder(Path("/x/demo"), {"max_upload_mbit": fact})) == []
