@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from runnel.dht.circuits import is_circuit, through
 from runnel.dht.outside import Outside, OutsideView
+from runnel.dht.punching import Puncher
 from runnel.dht.reachability import ReachService
 from runnel.dht.relay import Relay
 from runnel.dht.relay_rules import RelayRules
@@ -40,22 +41,35 @@ class Middle:
         self._me = daemon.identity.peer_id
         self._rules = RelayRules()
         self._relay = Relay(control, self._rules, transport.throttle)
-        self._reach = ReachService(control, transport)
         self._outside = OutsideView(transport, daemon.port if listens else 0)
         self._own: Sequence[str] = ()
+        self._puncher = Puncher(
+            control,
+            transport,
+            daemon.port if listens else 0,
+            knows=lambda peer: self._rules.knows(peer),
+            neighbours=lambda: self._neighbours(self._known),
+        )
+        self._reach = ReachService(control, transport, self._puncher.met)
         self._shortcuts = Shortcuts(
             control,
             addresses=transport.addresses_of,
             ours=lambda: self._own,
+            meet=self._puncher.meet,
         )
         self._known: Mapping[PeerId, Route] = {}
 
     async def serve(self, *, relay: bool) -> None:
         """Begins to help others (carrying their bytes only if `relay`), and to accept help."""
         await self._reach.serve()
+        await self._puncher.serve()
         if relay:
             await self._relay.serve(self._transport)
         self._transport.detour_by(self._detours)
+
+    async def aclose(self) -> None:
+        """Ends what this peer passes on for itself. Idempotent."""
+        await self._puncher.aclose()
 
     @property
     def outside(self) -> Outside:

@@ -20,7 +20,7 @@ from runnel.errors import NetworkError, PeerError
 from runnel.types import PeerId, short
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from runnel.dht.daemon_control import Connection, DaemonControl
     from runnel.protocols import Stream, Transport
@@ -34,7 +34,7 @@ TRY_S = 3.0
 ASK_S = 10.0
 _RATE = Rate(per_s=1 / 10, burst=4)
 _MAX_MESSAGE_BYTES = 256
-_GREETING = b"\x13/multistream/1.0.0\n"
+GREETING = b"\x13/multistream/1.0.0\n"
 """What daemons say first."""
 
 
@@ -49,8 +49,11 @@ class Sighting:
 class ReachService:
     """Tries, for others, whether they can be reached."""
 
-    def __init__(self, control: DaemonControl, transport: Transport) -> None:
-        self._control, self._transport = control, transport
+    def __init__(
+        self, control: DaemonControl, transport: Transport, passed_on: Container[PeerId] = ()
+    ) -> None:
+        """`passed_on` are peers whose connections do not show where they are."""
+        self._control, self._transport, self._passed_on = control, transport, passed_on
         self._asked = Buckets(_RATE)
 
     async def serve(self) -> None:
@@ -65,7 +68,7 @@ class ReachService:
         if not self._asked.take(stream.remote, loop.time()):
             return
         found = await self._control.connections(deadline=deadline)
-        host = _seen_at(found, stream.remote)
+        host = "" if stream.remote in self._passed_on else _seen_at(found, stream.remote)
         reached = bool(host) and await listens_at(host, port)
         await stream.send(pack([host, reached]), deadline=deadline)
 
@@ -98,7 +101,7 @@ async def listens_at(host: str, port: int) -> bool:
         async with asyncio.timeout(TRY_S):
             reader, writer = await asyncio.open_connection(host, port)
             try:
-                return await reader.readexactly(len(_GREETING)) == _GREETING
+                return await reader.readexactly(len(GREETING)) == GREETING
             finally:
                 writer.transport.abort()
                 with contextlib.suppress(OSError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from runnel.dht.connections import RefusalError
@@ -38,10 +38,14 @@ class Shortcuts:
         *,
         addresses: Callable[[PeerId], Iterable[str]],
         ours: Callable[[], Iterable[str]],
+        meet: Callable[[PeerId], Awaitable[bool]],
     ) -> None:
-        """`addresses` gives what is known of a peer, `ours` where we listen: others there are not meant."""
+        """`addresses` gives what is known of a peer, `ours` where we listen: others there are not meant.
+
+        `meet` connects to a peer behind its router and ours, or says that it cannot.
+        """
         self._control = control
-        self._addresses, self._ours = addresses, ours
+        self._addresses, self._ours, self._meet = addresses, ours, meet
         self._due: dict[PeerId, tuple[float, float]] = {}
 
     async def look(self, known: Mapping[PeerId, Route]) -> None:
@@ -68,6 +72,7 @@ class Shortcuts:
         for address, (host, port) in usable[:_MAX_ADDRESSES]:
             if await listens_at(host, port) and await self._reconnect(peer, address):
                 return
+        await self._meet(peer)
 
     async def _reconnect(self, peer: PeerId, address: str) -> bool:
         deadline = asyncio.get_running_loop().time() + _CONNECT_S

@@ -108,6 +108,7 @@ class HivemindNetwork:
             stack.push_async_callback(self._daemon.aclose)
             stack.push_async_callback(self._directory.aclose)
             stack.push_async_callback(self._transport.aclose)
+            stack.push_async_callback(self._middle.aclose)
             stack.push_async_callback(self._tending.aclose)
 
     async def begin(self, *, allow_alone: bool) -> None:
