@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -17,6 +16,7 @@ from typing import Any
 from runnel.clock import Clock
 from runnel.errors import InputFileError, PeerError, RunnelError, StorageError
 from runnel.node import actions as act
+from runnel.node.action_queue import ActionQueue
 from runnel.node.actions import RoundKey
 from runnel.node.bulk import Bulk, PayloadSlice
 from runnel.node.contacts import Contacts
@@ -81,11 +81,16 @@ class Driver:
     def __init__(self, parts: DriverParts) -> None:
         self.contacts = Contacts(parts.protocol.state)
         self._parts = parts
-        self._queue: deque[act.Action] = deque()
-        self._wake = asyncio.Event()
+        self._queue = ActionQueue()
         self._tasks: set[asyncio.Task[None]] = set()
         standing = Standing(lambda peer: peer in parts.protocol.state.chain.head.view)
-        self._links = Links(parts.transport, parts.run, receive=self._receive, standing=standing)
+        self._links = Links(
+            parts.transport,
+            parts.run,
+            receive=self._receive,
+            standing=standing,
+            ready=self._queue.room,
+        )
         self._bulk = Bulk(
             parts.transport,
             take=self._take,
@@ -215,7 +220,8 @@ class Driver:
         for turn in count():
             for sender in self._bulk.senders():
                 self._parts.protocol.heard(sender, self._now())
-            self._post(self._parts.protocol.tick(self._now()))
+            if not self._queue.is_full:
+                self._post(self._parts.protocol.tick(self._now()))
             self._transfers.trim()
             self._desk.parcels.trim()
             if turn % _KEEP_TURNS == 0:
@@ -244,31 +250,24 @@ class Driver:
     # -- actions
 
     def _post(self, actions: Sequence[act.Action]) -> None:
-        if actions:
-            self._queue.extend(actions)
-            self._wake.set()
+        self._queue.post(actions)
 
     async def _work(self) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._queue:
-                await self._stretch()
+            await self._queue.wait()
+            await self._stretch()
 
     async def _stretch(self) -> None:
         """Carries out everything up to the next step of the chain; one write makes it durable first."""
-        stretch: list[act.Action] = []
-        while self._queue and not isinstance(self._queue[0], act.Adopt):
-            stretch.append(self._queue.popleft())
+        stretch = self._queue.stretch()
         updates = {k: v for a in stretch if isinstance(a, act.Store) for k, v in a.updates.items()}
         if updates:
             await self._write(updates)
         for action in stretch:
             self._begin(action)
         # while the write was awaited, more may have come in: only a step is taken out here
-        if self._queue and isinstance(self._queue[0], act.Adopt):
-            step = self._queue.popleft()
-            assert isinstance(step, act.Adopt)
+        step = self._queue.step()
+        if step is not None:
             await self._adopt(step)
 
     def _begin(self, action: act.Action) -> None:

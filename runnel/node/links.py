@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from runnel.dht.wire import pack, unpack
 from runnel.errors import NetworkError, PeerError
 from runnel.node.events import MessageRefused
 from runnel.node.messages import MAX_MESSAGE_BYTES, Message, decode, encode
+from runnel.node.outboxes import MAX_MESSAGES, Outboxes
 from runnel.node.records import blob, items
 from runnel.node.standing import Standing
 from runnel.protocols import Stream, Transport
@@ -19,7 +19,6 @@ from runnel.types import PeerId, short
 logger = logging.getLogger(__name__)
 
 CONTROL_PROTOCOL = "control"
-_QUEUE_MESSAGES = 256
 _MAX_LINKS = 512
 """More than there are members, seeds and guests: answers to strangers make way for those to others."""
 _MAX_BATCH_BYTES = 2 * MAX_MESSAGE_BYTES + 4096
@@ -34,15 +33,22 @@ class Links:
     """Sends messages in order to each peer, and hands over what they send.
 
     A queue that is full drops its oldest message: the protocol repeats what matters. `receive` refuses
-    a message by a `PeerError`; `standing` counts that, and says how fast its sender is read.
+    a message by a `PeerError`; `standing` counts that, and says how fast its sender is read. Nothing is
+    read before `ready` returns: until then senders are held back by their links.
     """
 
     def __init__(
-        self, transport: Transport, run: bytes, *, receive: Receiver, standing: Standing
+        self,
+        transport: Transport,
+        run: bytes,
+        *,
+        receive: Receiver,
+        standing: Standing,
+        ready: Callable[[], Awaitable[None]],
     ) -> None:
         self._transport, self._run = transport, run
-        self._receive, self._standing = receive, standing
-        self._queues: dict[PeerId, deque[bytes]] = {}
+        self._receive, self._standing, self._ready = receive, standing, ready
+        self._boxes = Outboxes()
         self._wake: dict[PeerId, asyncio.Event] = {}
         self._tasks: dict[PeerId, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -58,7 +64,8 @@ class Links:
         data = encode(self._run, message)
         for peer in to:
             if peer != self._transport.local_id and not self._closed:
-                self._queue(peer).append(data)
+                self._open(peer)
+                self._boxes.put(peer, data)
                 self._wake[peer].set()
 
     def keep(self, peers: Iterable[PeerId]) -> None:
@@ -82,7 +89,7 @@ class Links:
     async def drain(self, deadline: float) -> None:
         """Waits until all queues are empty or the deadline is over."""
         loop = asyncio.get_running_loop()
-        while any(self._queues.values()) and loop.time() < deadline:  # noqa: ASYNC110 - several queues
+        while self._boxes.any_waiting() and loop.time() < deadline:  # noqa: ASYNC110 - several queues
             await asyncio.sleep(0.02)
 
     async def aclose(self) -> None:
@@ -92,33 +99,31 @@ class Links:
             self._drop(peer)
         await asyncio.gather(*self._ending, return_exceptions=True)
 
-    def _queue(self, peer: PeerId) -> deque[bytes]:
-        if peer not in self._queues:
+    def _open(self, peer: PeerId) -> None:
+        if peer not in self._tasks:
             while len(self._tasks) >= _MAX_LINKS:
                 strangers = (known for known in self._tasks if known not in self._wanted)
                 self._drop(next(strangers, next(iter(self._tasks))))
-            self._queues[peer] = deque(maxlen=_QUEUE_MESSAGES)
             self._wake[peer] = asyncio.Event()
             loop = asyncio.get_running_loop()
             self._tasks[peer] = loop.create_task(self._carry(peer), name=f"link:{short(peer)}")
-        return self._queues[peer]
 
     def _drop(self, peer: PeerId) -> None:
         task = self._tasks.pop(peer)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
         task.cancel()
-        self._queues.pop(peer, None)
+        self._boxes.clear(peer)
         self._wake.pop(peer, None)
 
     async def _carry(self, peer: PeerId) -> None:
         loop = asyncio.get_running_loop()
         stream: Stream | None = None
-        queue, wake = self._queues[peer], self._wake[peer]
+        boxes, wake = self._boxes, self._wake[peer]
         try:
             while True:
                 wake.clear()
-                if not queue:
+                if not boxes.waiting(peer):
                     await wake.wait()
                 try:
                     deadline = loop.time() + _SEND_S
@@ -126,11 +131,11 @@ class Links:
                         stream = await self._transport.open(
                             peer, CONTROL_PROTOCOL, deadline=deadline
                         )
-                    while queue:
-                        await stream.send(_batch(queue), deadline=loop.time() + _SEND_S)
+                    while boxes.waiting(peer):
+                        await stream.send(pack(boxes.take(peer)), deadline=loop.time() + _SEND_S)
                 except (PeerError, NetworkError, TimeoutError) as error:
                     logger.debug("link to %s: %s", short(peer), error)
-                    queue.clear()  # what is old by now says less than what comes next
+                    boxes.clear(peer)  # what is old by now says less than what comes next
                     if stream is not None:
                         await stream.aclose()
                         stream = None
@@ -146,6 +151,7 @@ class Links:
             pause_s = self._standing.received(peer, 0, loop.time())
             if pause_s:
                 await asyncio.sleep(min(pause_s, _IDLE_S))
+            await self._ready()
             self._check(peer)
             data = await stream.receive(max_bytes=_MAX_BATCH_BYTES, deadline=loop.time() + _IDLE_S)
             self._check(peer)
@@ -178,15 +184,6 @@ class Links:
         self.blame(peer, error.reason)
 
 
-def _batch(queue: deque[bytes]) -> bytes:
-    """Takes messages from the queue into one frame, so that a long link carries many in one trip."""
-    batch, size = [queue.popleft()], 0
-    while queue and size + len(queue[0]) < MAX_MESSAGE_BYTES:
-        size += len(queue[0])
-        batch.append(queue.popleft())
-    return pack(batch)
-
-
 def _messages(data: memoryview) -> list[bytes]:
     batch = unpack(data, max_bytes=_MAX_BATCH_BYTES)
-    return [blob(message, MAX_MESSAGE_BYTES) for message in items(batch, _QUEUE_MESSAGES)]
+    return [blob(message, MAX_MESSAGE_BYTES) for message in items(batch, MAX_MESSAGES)]

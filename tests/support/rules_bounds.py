@@ -95,6 +95,20 @@ BOUNDS = (
         ("node.test_hostile_members:test_an_attempt_that_nobody_comes_to_is_refused",),
     ),
     Mutant(
+        "whoever asks and does not read makes others hold so much",
+        "node.outboxes",
+        "while self._total > MAX_TOTAL_BYTES:",
+        "while False:",
+        ("node.test_queues:test_who_does_not_read_large_answers_leaves_room_for_the_others",),
+    ),
+    Mutant(
+        "nothing is read while too much waits to be carried out",
+        "node.links",
+        "            await self._ready()\n",
+        "",
+        ("node.test_links:test_nothing_is_read_while_too_much_waits_to_be_carried_out",),
+    ),
+    Mutant(
         "a proof is not kept with what a member signed",
         "node.witness",
         "self._seen[place] = without_proof(statement)",

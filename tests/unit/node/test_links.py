@@ -13,6 +13,8 @@ from runnel.dht.memory_network import Link, MemoryNetwork
 from runnel.dht.virtual_loop import run_virtual
 from runnel.dht.wire import pack
 from runnel.errors import PeerError
+from runnel.node.action_queue import MAX_WAITING, ActionQueue
+from runnel.node.actions import Send
 from runnel.node.contacts import Contacts
 from runnel.node.links import CONTROL_PROTOCOL, Links
 from runnel.node.messages import Hello, Message, encode
@@ -33,8 +35,13 @@ class Pair:
         self.taken: list[tuple[PeerId, Message]] = []
         self._refuse = refuse
         self.standing = Standing(lambda _: False)
+        self.queue = ActionQueue()
         self.links = Links(
-            MemoryTransport(self.network, US), RUN, receive=self._receive, standing=self.standing
+            MemoryTransport(self.network, US),
+            RUN,
+            receive=self._receive,
+            standing=self.standing,
+            ready=self.queue.room,
         )
         self.them = MemoryTransport(self.network, THEM)
 
@@ -82,6 +89,25 @@ def test_whoever_sends_rubbish_is_not_read_for_a_while_and_then_is() -> None:
     run_virtual(main)
 
 
+def test_nothing_is_read_while_too_much_waits_to_be_carried_out() -> None:
+    async def main() -> None:
+        pair = Pair()
+        await pair.links.serve()
+        pair.queue.post([Send(HELLO)] * MAX_WAITING)
+        sending = asyncio.get_running_loop().create_task(pair.send(50))
+        await asyncio.sleep(30)
+        assert pair.queue.is_full
+        assert not sending.done()
+        assert not pair.taken
+        assert len(pair.queue.stretch()) == MAX_WAITING  # the disk works again
+        await sending
+        await asyncio.sleep(0.1)
+        assert len(pair.taken) == 50
+        await pair.links.aclose()
+
+    run_virtual(main)
+
+
 def test_links_that_nobody_needs_end() -> None:
     async def main() -> None:
         pair = Pair()
@@ -105,7 +131,9 @@ def test_answers_to_very_many_strangers_open_a_bounded_number_of_links() -> None
         pair.links.send(HELLO, [THEM])
         for stranger in strangers:
             pair.links.send(HELLO, [stranger])
-        assert len(pair.links._tasks) == len(pair.links._queues) == len(pair.links._wake) == 512
+        assert (
+            len(pair.links._tasks) == len(pair.links._boxes._boxes) == len(pair.links._wake) == 512
+        )
         assert THEM in pair.links._tasks
         assert set(strangers[-511:]) <= set(pair.links._tasks)
         await asyncio.sleep(0.1)
