@@ -291,10 +291,10 @@ class RoundProtocol:
         state.branches.forming = None
         updates: storage_keys.Updates = {storage_keys.HEAD: chain.head.hash}
         if landed:
-            state.saved.floor = chain.number
+            state.saved.past.floor = chain.number
             updates |= storage_keys.floor_updates(chain.number)
         if fork.given_up:
-            updates |= state.saved.part(before, meet)
+            updates |= state.saved.past.part(before, meet)
         for record in fork.adopted:
             updates |= storage_keys.record_updates(record, chain.certificate(record.hash))
         last = chain.number + (0 if state.is_over else chain.open_rounds)

@@ -138,7 +138,7 @@ class ProtocolState:
     def parts_deeply(self, place: int) -> bool:
         """Whether a path that shares `place` records with ours gives up more than can be taken back one by one."""
         far = len(self.chain.path) - place > self.settings.deepest_fork
-        return far or place - 2 < self.saved.floor
+        return far or place - 2 < self.saved.past.floor
 
     @property
     def me(self) -> PeerId:

@@ -100,27 +100,14 @@ def floor_updates(number: int) -> Updates:
 
 
 @dataclass(slots=True)
-class Restored:
-    """Protocol state as it is on disk; kept up to date while the peer runs.
+class Past:
+    """What this peer does not know any more of its own past.
 
-    A round may close and open again when the chain moves to another path and back: what this peer
-    promised in it must be found again without a restart, too. `floor` is the newest record whose state
-    was fetched (-1: none): the disk has none of those before it. Promises in rounds up to `expired` are
-    forgotten, if they were made before the path followed left another one at record `parted`
-    (-2: it never did).
+    The disk has no state from before record `floor`, the newest one whose state was fetched (-1: none).
+    Promises in rounds up to `expired` are forgotten, as far as they were made before the path followed left
+    another one at record `parted` (-2: it never did).
     """
 
-    chain: Chain
-    candidates: dict[int, dict[Digest, Record]] = field(default_factory=dict)
-    proposed: dict[RoundKey, dict[Digest, Proposed]] = field(default_factory=dict)
-    votes: dict[Instance, list[Vote]] = field(default_factory=dict)
-    locks: dict[str, Lock] = field(default_factory=dict)
-    proposals: dict[Instance, list[Proposal]] = field(default_factory=dict)
-    sets: dict[RoundKey, tuple[Proposed, Certificate | None]] = field(default_factory=dict)
-    commits: dict[RoundKey, Commitment] = field(default_factory=dict)
-    results: set[Digest] = field(default_factory=set)
-    stops: set[Digest] = field(default_factory=set)
-    evidence: dict[Digest, Evidence] = field(default_factory=dict)
     floor: int = -1
     expired: int = -1
     parted: int = -2
@@ -137,6 +124,28 @@ class Restored:
     def may_have_promised(self, number: int, base: int) -> bool:
         """Whether this peer may have promised in round `number`, which derives from record `base`, and forgot."""
         return number <= self.expired and base <= self.parted
+
+
+@dataclass(slots=True)
+class Restored:
+    """Protocol state as it is on disk; kept up to date while the peer runs.
+
+    A round may close and open again when the chain moves to another path and back: what this peer
+    promised in it must be found again without a restart, too.
+    """
+
+    chain: Chain
+    candidates: dict[int, dict[Digest, Record]] = field(default_factory=dict)
+    proposed: dict[RoundKey, dict[Digest, Proposed]] = field(default_factory=dict)
+    votes: dict[Instance, list[Vote]] = field(default_factory=dict)
+    locks: dict[str, Lock] = field(default_factory=dict)
+    proposals: dict[Instance, list[Proposal]] = field(default_factory=dict)
+    sets: dict[RoundKey, tuple[Proposed, Certificate | None]] = field(default_factory=dict)
+    commits: dict[RoundKey, Commitment] = field(default_factory=dict)
+    results: set[Digest] = field(default_factory=set)
+    stops: set[Digest] = field(default_factory=set)
+    evidence: dict[Digest, Evidence] = field(default_factory=dict)
+    past: Past = field(default_factory=Past)
 
     def expire(self, number: int) -> Updates:
         """Forgets what was promised in rounds up to `number`; the deletions that this asks for."""
@@ -159,8 +168,8 @@ class Restored:
         for key in [k for k in self.commits if k.number <= number]:
             del self.commits[key]
             updates[f"com/{_place(key)}"] = None
-        if updates and number > self.expired:
-            self.expired = number
+        if updates and number > self.past.expired:
+            self.past.expired = number
             updates["expired"] = pack(number)
         return updates
 
@@ -249,15 +258,15 @@ def _read_stop(found: Restored, rest: str, _value: Any) -> None:
 
 
 def _read_floor(found: Restored, _rest: str, value: Any) -> None:
-    found.floor = integer(value, low=-1)
+    found.past.floor = integer(value, low=-1)
 
 
 def _read_expired(found: Restored, _rest: str, value: Any) -> None:
-    found.expired = integer(value, low=-1)
+    found.past.expired = integer(value, low=-1)
 
 
 def _read_parted(found: Restored, _rest: str, value: Any) -> None:
-    found.parted = integer(value, low=-2)
+    found.past.parted = integer(value, low=-2)
 
 
 _READERS: dict[str, Callable[[Restored, str, Any], None]] = {

@@ -25,7 +25,7 @@ def open_round(state: ProtocolState, key: RoundKey, now: float) -> Round:
         view=view,
         voters=chain.voters_of(key.number),
         opened=now,
-        forgotten=saved.may_have_promised(key.number, chain.record(key.base).number),
+        forgotten=saved.past.may_have_promised(key.number, chain.record(key.base).number),
     )
     slices = [SliceState() for _ in slice_bounds(sizes[facts.fragment], len(view))]
     place = state.rounds[key] = Round(facts, slices)

@@ -123,16 +123,14 @@ def test_what_is_still_known_is_promised_again_as_it_was() -> None:
 def test_a_second_fork_closes_nothing_that_was_promised_since() -> None:
     life, _ = far_away()
     life.come_back(40.0)
-    saved = life.protocol.state.saved
-    assert (saved.parted, saved.expired) == (-1, 1)
-    saved.part(
-        1, 0
-    )  # nearer than the fork before, and nothing was forgotten since: that one counts
-    assert saved.may_have_promised(1, -1)
-    assert not saved.may_have_promised(1, 0)
-    saved.part(5, 0)
-    assert saved.may_have_promised(1, 0)
-    assert not saved.may_have_promised(2, 0)
+    past = life.protocol.state.saved.past
+    assert (past.parted, past.expired) == (-1, 1)
+    past.part(1, 0)  # nearer than the fork before, and nothing was forgotten since: that one counts
+    assert past.may_have_promised(1, -1)
+    assert not past.may_have_promised(1, 0)
+    past.part(5, 0)
+    assert past.may_have_promised(1, 0)
+    assert not past.may_have_promised(2, 0)
 
 
 def test_a_life_without_forks_takes_part_everywhere() -> None:
@@ -140,5 +138,5 @@ def test_a_life_without_forks_takes_part_everywhere() -> None:
     record = following_record(GENESIS)
     life.follow(record, [certificate(record, PEERS[:2])], LONG, 30.0)
     state = life.protocol.state
-    assert state.saved.parted == -2
+    assert state.saved.past.parted == -2
     assert not any(place.forgotten for place in state.rounds.values())

@@ -138,7 +138,7 @@ def test_behind_a_fetched_state_there_is_no_way_back_record_by_record() -> None:
     state.chain.follow(state.target)
     head = len(state.chain.path)
     assert not state.parts_deeply(head - 2)
-    state.saved.floor = state.chain.number - 1
+    state.saved.past.floor = state.chain.number - 1
     assert state.parts_deeply(head - 2)
     assert not state.parts_deeply(head - 1)
     assert not state.parts_deeply(head)

@@ -200,7 +200,7 @@ def test_a_vote_key_is_one_for_each_attempt_and_step() -> None:
 
 
 def test_the_record_whose_state_was_fetched_is_remembered() -> None:
-    assert restored().floor == -1
-    assert restored(keys.floor_updates(7)).floor == 7
+    assert restored().past.floor == -1
+    assert restored(keys.floor_updates(7)).past.floor == 7
     with pytest.raises(InputFileError, match="damaged"):
         keys.restore({"floor": pack("seven")}, GENESIS, open_rounds=2)
