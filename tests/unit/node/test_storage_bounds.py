@@ -125,3 +125,18 @@ def test_what_is_written_while_old_blobs_are_deleted_stays(monkeypatch: pytest.M
 def test_a_run_of_thousands_of_rounds_stays_as_large_as_it_was() -> None:
     with memory_folder() as folder:
         check_bounds(folder, 6000)
+
+
+def test_a_result_whose_record_is_to_come_is_not_forgotten_with_an_old_one(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    pinning = Pinning(bench.log, bench.vault, BlobShelf(), every=EVERY, keep_rounds=KEEP)
+    record = bench.round((True, True), give=True, reducer=False)
+    root = record.slices[0].root
+    payload = bench.vault.results.get(root)
+    assert payload is not None
+    for _ in range(3 * EVERY + KEEP):
+        bench.round((True, True), give=True, reducer=False)
+    bench.vault.results.keep(root, bytes(payload))
+    pinning.renew(bench.chain, tuple(bench.chain.path))
+    assert root in bench.vault.results
+    bench.log.close()

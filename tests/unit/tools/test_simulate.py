@@ -160,3 +160,17 @@ def test_many_peers_agree_through_churn_losses_slow_links_and_a_partition() -> N
     options = SimOptions(peers=16, minutes=4, seed=7, weather=weather, loss=0.01)
     summary = simulate(options, lambda _: None).summary
     assert summary.held, summary.lines()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_halves_that_meet_after_hundreds_of_rounds_hold_the_same_bits(tmp_path: Path) -> None:
+    path = tmp_path / "faults.toml"
+    path.write_text("[[fault]]\ndo = 'partition'\npeers = [0]\nsecond = 20\nlasts_s = 210\n")
+    options = SimOptions(peers=2, minutes=4.2, seed=3, step_s=0.05, faults=path)
+    outcome = simulate(options, lambda _: None)
+    course = outcome.summary.course
+    assert outcome.summary.held, outcome.summary.lines()
+    assert len({index for _, index, _ in course.branches}) == 2
+    during = [number for second, number, _ in course.decisions if 60 < second < 225]
+    assert max(during) - min(during) > 300
