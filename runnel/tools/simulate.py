@@ -4,7 +4,8 @@
 what happened and whether everything held. Everything of a peer is real but what it stands on: the
 network is in memory (latency, bandwidth, loss), its folder where the system keeps files in memory, its
 trainer learns by rule, and peers' signatures are as long as real ones and not secret. Equal options give
-equal traces. What it costs grows with the square of the peers: each talks to each.
+equal traces. What a round costs grows with the square of the peers, as each votes to each; what passes between
+rounds grows with their number.
 """
 
 from __future__ import annotations
