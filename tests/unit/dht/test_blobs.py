@@ -154,7 +154,8 @@ def test_what_two_files_hold_is_read_from_the_one_that_was_not_dropped(
     files = [tmp_path / "older", tmp_path / "newer"]
     for file in files:
         file.write_bytes(content)
-    root, _ = [shelf.add_file(file, chunk_bytes=SMALL) for file in files]
+    older, root = (shelf.add_file(file, chunk_bytes=SMALL) for file in files)
+    assert older == root
     assert shelf.drop(root, files[dropped])
     files[dropped].unlink()
     assert read_tree(shelf, root) == content
