@@ -24,9 +24,6 @@ from runnel.verification.votes import majority
 Handler = Callable[[PeerId, Any, float], list[Action]]
 """Takes in one type of message, from whom and when."""
 
-_MAX_VERIFIED = 4096
-"""Votes whose signatures need not be checked once more: they come again in repetitions and certificates."""
-
 FETCH_AGAIN_S = 10.0
 """After so long without any answer a result is asked for again."""
 
@@ -111,7 +108,6 @@ class ProtocolState:
     held: dict[Digest, int] = field(default_factory=dict)
     pursuit: Pursuit = field(default_factory=Pursuit)
     news: set[int] = field(default_factory=set)
-    _verified: dict[Vote, None] = field(default_factory=dict)
 
     @staticmethod
     def begin(
@@ -202,12 +198,10 @@ class ProtocolState:
 
     def verify_vote(self, vote: Vote) -> bool:
         """Whether the vote carries its voter's signature; of the newest ones it is checked once."""
-        if vote in self._verified:
+        if self.witness.has_verified(vote):
             return True
         statement = vote.statement(self.settings.run)
         good = self.signer.verify(vote.voter, statement, vote.signature)
         if good:
-            self._verified[vote] = None
-            if len(self._verified) > _MAX_VERIFIED:
-                del self._verified[next(iter(self._verified))]
+            self.witness.verified(vote)
         return good

@@ -84,29 +84,31 @@ class Motions:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Contributors in the order in which they reduce: those who send whole shares, and those who do not."""
+    """Contributors in the order in which they reduce: those who send whole shares, and those who do not.
+
+    `shares` is the decided set as a record keeps it.
+    """
 
     whole: tuple[PeerId, ...]
     slow: tuple[PeerId, ...]
+    shares: tuple[Share, ...] = ()
 
 
 @dataclass(slots=True)
 class Round:
-    """A round between its opening and its outcome. `shares` is the decided set as a record keeps it."""
+    """A round between its opening and its outcome."""
 
     facts: RoundFacts
     slices: list[SliceState]
     commits: dict[PeerId, Commitment] = field(default_factory=dict)
     half_at: float | None = None
     decided: tuple[Commitment, ...] | None = None
-    shares: tuple[Share, ...] = ()
     decided_at: float = 0.0
     set_certificate: Certificate | None = None
     motions: Motions = field(default_factory=Motions)
     prepared: dict[tuple[SliceResult, ...], Digest | None] = field(default_factory=dict)
     drawn: Drawn = field(default_factory=lambda: Drawn((), ()))
     repeat_at: float = 0.0
-    tell_at: float = 0.0
 
     @property
     def key(self) -> RoundKey:
@@ -153,6 +155,11 @@ class Round:
         """When it was opened here."""
         return self.facts.opened
 
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """The decided set as a record keeps it."""
+        return self.drawn.shares
+
     def commitment(self, name: Digest) -> Commitment | None:
         """A commitment of this round by its digest."""
         pool = (*(self.decided or ()), *self.commits.values())
@@ -192,12 +199,14 @@ class Round:
     ) -> None:
         """Takes up the decided set; results that records named before can now be told apart."""
         self.decided, self.decided_at, self.set_certificate = commitments, now, certificate
-        self.shares = tuple(Share(c.peer, c.id, c.tokens) for c in commitments)
+        self.repeat_at = 0.0
         base, number = self.key.base, self.key.number.to_bytes(8, "big")
         order = sorted((c.peer for c in commitments), key=lambda peer: digest(base, number, peer))
         names = {c.peer for c in commitments if c.withheld}
         slow = tuple(peer for peer in order if peer in names)
-        self.drawn = Drawn(tuple(peer for peer in order if peer not in names) or slow, slow)
+        whole = tuple(peer for peer in order if peer not in names) or slow
+        shares = tuple(Share(c.peer, c.id, c.tokens) for c in commitments)
+        self.drawn = Drawn(whole, slow, shares)
         for record in self.candidates.values():
             self._take_results(record)
 

@@ -98,7 +98,7 @@ def repeat(state: ProtocolState, place: Round, now: float) -> list[Action]:
     if own and place.decided is None and now >= place.repeat_at:
         place.repeat_at = now + _REPEAT_SHARE * (now - place.opened)
         actions.append(Send(Commit(own)))
-    if place.decided is None or now < place.tell_at:
+    if place.decided is None or now < place.repeat_at:
         return actions
     told = list[Action]()
     for index, piece in enumerate(place.slices):
@@ -106,5 +106,5 @@ def repeat(state: ProtocolState, place: Round, now: float) -> list[Action]:
             if (late or result.reducer == state.me) and result.root in state.held:
                 told.append(Send(ResultReady(key.number, key.base, index, result, size)))
     if told:
-        place.tell_at = now + _REPEAT_SHARE * waited_s
+        place.repeat_at = now + _REPEAT_SHARE * waited_s
     return actions + told

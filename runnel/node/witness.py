@@ -23,6 +23,8 @@ MAX_KEPT = 128
 """Pieces of evidence that are kept in all."""
 _MAX_SEEN = 8192
 """Statements that are remembered: those of the largest view in all open rounds, in several attempts."""
+_MAX_VERIFIED = 4096
+"""Votes whose signatures need not be checked once more: they come again in repetitions and certificates."""
 
 
 class Witness:
@@ -32,6 +34,7 @@ class Witness:
         """`kept` is the evidence on disk; what `notes` finds is to be added to it."""
         self._kept = kept
         self._seen: OrderedDict[Hashable, Statement] = OrderedDict()
+        self._verified: OrderedDict[Vote, None] = OrderedDict()
 
     def notes(self, statement: Statement) -> Evidence | None:
         """Takes note of a statement whose signature was checked; evidence if it excludes an earlier one."""
@@ -45,6 +48,16 @@ class Witness:
                 self._seen.popitem(last=False)
             return None
         return Evidence.of(known, statement) if excludes(known, statement) else None
+
+    def has_verified(self, vote: Vote) -> bool:
+        """Whether this vote's signature was checked lately, and was good."""
+        return vote in self._verified
+
+    def verified(self, vote: Vote) -> None:
+        """Takes note of a vote whose signature is good."""
+        self._verified[vote] = None
+        if len(self._verified) > _MAX_VERIFIED:
+            self._verified.popitem(last=False)
 
     def is_news(self, evidence: Evidence) -> bool:
         """Whether to keep it: nothing against this peer in this place is kept, and there is room."""

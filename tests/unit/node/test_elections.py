@@ -144,7 +144,7 @@ def test_of_many_holders_a_few_tell_of_a_late_result_first() -> None:
     waits_s = state.deadlines.data_s
     place.drawn = Drawn((*map(null_peer_id, range(100, 107)), ME), ())
     assert messages(taking_part.repeat(state, place, 1.1 * waits_s)) != []
-    place.tell_at, place.drawn = 0.0, Drawn((*map(null_peer_id, range(100, 108)), ME), ())
+    place.repeat_at, place.drawn = 0.0, Drawn((*map(null_peer_id, range(100, 108)), ME), ())
     assert messages(taking_part.repeat(state, place, 1.1 * waits_s)) == []
     assert messages(taking_part.repeat(state, place, 2.1 * waits_s)) != []
 
