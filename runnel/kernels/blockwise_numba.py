@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
+from runnel.kernels.prefetch import ask_for
 from runnel.kernels.signatures import BlockKernels, Codes, Float32, Scales
 
 _COMPILE: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
@@ -91,6 +92,8 @@ def int8_encode(
     step = block if added.size == values.size else 0
     for b in range(scales.size):
         more = added[b * step : b * step + block]
+        ask_for(values, (b + 2) * block, block)
+        ask_for(added, (b + 2) * step, block)
         largest = _hold(values[b * block : (b + 1) * block], more, held)
         if largest >= _INFINITE:
             return b
@@ -171,6 +174,8 @@ def int4_encode(
     step = block if added.size == values.size else 0
     for b in range(scales.size):
         more = added[b * step : b * step + block]
+        ask_for(values, (b + 2) * block, block)
+        ask_for(added, (b + 2) * step, block)
         largest = _hold(values[b * block : (b + 1) * block], more, held)
         if largest >= _INFINITE:
             return b

@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit, types
 
 from runnel.kernels.blockwise_numba import nibbles_canonical
+from runnel.kernels.prefetch import ask_for
 from runnel.kernels.signatures import BlockKernels, Codes, Float32, Scales
 
 _COMPILE: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
@@ -77,6 +78,8 @@ def e3m0_encode(
     for b in range(scales.size):
         x = values[b * block : (b + 1) * block]
         more = added[b * step : b * step + block]
+        ask_for(values, (b + 4) * block, block)
+        ask_for(added, (b + 4) * step, block)
         largest = np.int32(0)
         for i in range(block):
             v = np.float32(x[i] + more[i])

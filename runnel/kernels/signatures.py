@@ -59,11 +59,12 @@ class SparseKernels:
     Of a chunk there are two scales, ``ceil(count / 4)`` bytes of codes, ``3 * ceil(count / 2)`` of indices.
     """
 
-    encode: Callable[[Float32, Scales, Codes, Codes, int], int]
-    """``(values, scales, codes, indices, count)``: the first chunk with a NaN or Inf, or -1.
+    encode: Callable[[Float32, Float32, Scales, Codes, Codes, int], int]
+    """``(values, added, scales, codes, indices, count)``: the first chunk with a NaN or Inf, or -1.
 
-    `values` become what they lose. Chunks before a refused one are complete; from it on, nothing is
-    written.
+    Encodes ``values + added``; `values` become what that loses. `added` is another array of their size,
+    or one chunk of -0.0, which changes nothing. Chunks before a refused one are complete; of those from
+    it on, only `values` may have changed, to the sum.
     """
 
     accumulate: Callable[[Scales, Codes, Codes, np.float32, Float32, int], None]

@@ -17,6 +17,7 @@ from numba import njit, types
 from runnel.kernels.signatures import Codes, Float32, Scales, SparseKernels
 
 _COMPILE: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+_FLOATS_IN = types.Array(types.float32, 1, "C", readonly=True)
 _FLOATS_OUT = types.float32[::1]
 _BYTES_IN = types.Array(types.uint8, 1, "C", readonly=True)
 _BYTES_OUT = types.uint8[::1]
@@ -47,16 +48,18 @@ def _reaching(bits: _Bits, size: int, bound: Any) -> Any:
 
 
 @njit(inline="always")
-def _survey(x: Float32, bits: _Bits, tops: _Bits) -> Any:
-    """Magnitudes of a chunk, the largest of each column, and the largest of all."""
+def _survey(x: Float32, more: Float32, bits: _Bits, tops: _Bits) -> Any:
+    """Adds to a chunk; its magnitudes, the largest of each column, and the largest of all."""
     columns = tops.size
     for i in range(columns):
         tops[i] = np.int32(0)
     for row in range(_ROWS):
         first, last = row * columns, min((row + 1) * columns, x.size)
-        y, u = x[first:last], bits[first:last]
+        y, z, u = x[first:last], more[first:last], bits[first:last]
         for i in range(last - first):
-            w = np.int32(np.float32(y[i]).view(np.int32) & _MAGNITUDE)
+            v = np.float32(y[i] + z[i])
+            y[i] = v
+            w = np.int32(v.view(np.int32) & _MAGNITUDE)
             u[i] = w
             tops[i] = max(tops[i], w)
     largest = np.int32(0)
@@ -233,8 +236,13 @@ def _index(q: Codes, e: int) -> Any:
     return np.int32(pair >> np.int32(12)) if e % 2 else np.int32(pair & np.int32(4095))
 
 
-@njit(types.int64(_FLOATS_OUT, _SCALES_OUT, _BYTES_OUT, _BYTES_OUT, types.int64), **_COMPILE)
-def encode(values: Float32, scales: Scales, codes: Codes, indices: Codes, count: int) -> int:
+@njit(
+    types.int64(_FLOATS_OUT, _FLOATS_IN, _SCALES_OUT, _BYTES_OUT, _BYTES_OUT, types.int64),
+    **_COMPILE,
+)
+def encode(
+    values: Float32, added: Float32, scales: Scales, codes: Codes, indices: Codes, count: int
+) -> int:
     """See `SparseKernels.encode`."""
     chunks = scales.size // 2
     chunk = values.size // max(chunks, 1)
@@ -243,10 +251,11 @@ def encode(values: Float32, scales: Scales, codes: Codes, indices: Codes, count:
     chosen, places = np.empty(chunk + 1, np.int32), np.empty(chunk + 1, np.int32)
     marks = np.zeros((chunk + 7) // 8 * 8, np.uint8)
     kept = np.zeros(count + 2, np.int32)
+    step = chunk if added.size == values.size else 0
     guess = np.int32(0)
     for c in range(chunks):
         x = values[c * chunk : (c + 1) * chunk]
-        largest = _survey(x, bits, tops)
+        largest = _survey(x, added[c * step : c * step + chunk], bits, tops)
         if largest >= _INFINITE:
             return c
         guess = _bound(tops, count, largest, guess)

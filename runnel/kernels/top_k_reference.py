@@ -24,11 +24,15 @@ from runnel.kernels.signatures import Codes, Float32, Scales, SparseKernels
 _Indices = npt.NDArray[np.int64]
 
 
-def encode(values: Float32, scales: Scales, codes: Codes, indices: Codes, count: int) -> int:
+def encode(
+    values: Float32, added: Float32, scales: Scales, codes: Codes, indices: Codes, count: int
+) -> int:
     """See `SparseKernels.encode`."""
     if not scales.size:
         return -1
     x = values.reshape(scales.size // 2, -1)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        x += added.reshape(-1, x.shape[1])
     refused = np.flatnonzero(~np.isfinite(x).all(axis=1))
     x = x[: refused[0]] if refused.size else x
     magnitude = (x.view(np.uint32) & np.uint32(0x7FFFFFFF)).astype(np.int64)

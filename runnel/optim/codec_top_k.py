@@ -17,11 +17,11 @@ from runnel.optim.payloads import (
     blank_payload,
     bytes_of,
     factor_of,
+    placed,
     require_encodable,
     require_finite,
     require_scales,
     room_in,
-    summed_parts,
 )
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class TopKCodec:
         left = np.empty_like(values) if residual is None else residual
         np.copyto(left, values)
         buffer, payload = blank_payload(self.max_bytes(values.size))
-        self._encode(left, payload, 0, values.size)
+        self._encode((left, None), payload, 0, values.size)
         return buffer.getvalue()
 
     def encode_parts(self, parts: Iterable[Part], numel: int, out: memoryview) -> memoryview:
@@ -98,8 +98,8 @@ class TopKCodec:
             ValueError: a value is NaN or infinite, or a part is not a writable float32 vector.
         """
         room, payload = room_in(out, self.max_bytes(numel))
-        for place, part in summed_parts(parts, numel):
-            if not self._encode(part, payload, place, numel):
+        for place, part, added in placed(parts, numel):
+            if not self._encode((part, added), payload, place, numel):
                 require_finite(part, self._by, place=place)
         return room
 
@@ -189,11 +189,16 @@ class TopKCodec:
                 wide = np.require(scales.view(np.uint16), requirements="A")
                 yield Entries(wide, codes, indices, count), slice(low - place, high - place)
 
-    def _encode(self, values: Float32, payload: Bytes, place: int, numel: int) -> bool:
-        """Encodes a part in place; whether its values are finite."""
+    def _encode(
+        self, summands: tuple[Float32, Float32 | None], payload: Bytes, place: int, numel: int
+    ) -> bool:
+        """Encodes the sum of two vectors in the first one's place; whether it is finite."""
+        values, added = summands
         for some, where in self._entries(payload, place, values.size, numel):
+            x = values[where]
+            more = np.full(min(CHUNK, x.size), -0.0, np.float32) if added is None else added[where]
             refused = self._kernels.encode(
-                values[where], some.scales, some.codes, some.indices, some.count
+                x, more, some.scales, some.codes, some.indices, some.count
             )
             if refused >= 0:
                 return False
