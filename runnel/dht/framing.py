@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from runnel.dht.traffic import ByteCounter
-    from runnel.protocols import StreamHandler
     from runnel.types import PeerId
 
 _log = logging.getLogger(__name__)
@@ -384,23 +383,3 @@ class _Failing:
         self._stream.fail(error)
         if isinstance(error, OSError) and not isinstance(error, TimeoutError):
             raise PeerError("closed", str(error)) from error
-
-
-async def run_handler(handler: StreamHandler, stream: FramedStream) -> None:
-    """Serves one incoming stream and ends it: the border at which a handler's failures stop.
-
-    The other end sees the stream close, and nothing of what went wrong.
-    """
-    try:
-        await handler(stream)
-    except (PeerError, TimeoutError) as error:
-        _log.debug("stream of %s: %s", short(stream.remote), str(error) or "too late")
-        if not stream.refused:
-            stream.abort()
-    except Exception:  # noqa: BLE001 - a task border: one handler's mistake ends no other
-        _log.exception("a handler failed while serving %s", short(stream.remote))
-        stream.abort()
-    except BaseException:
-        stream.abort()
-        raise
-    await stream.aclose()

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from runnel.dht.framing import FramedStream, TakeRoom, run_handler
+from runnel.dht.framing import FramedStream, TakeRoom
+from runnel.dht.handling import run_handler
 from runnel.dht.rates import Buckets, Rate
 from runnel.types import short
 

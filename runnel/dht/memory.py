@@ -6,7 +6,8 @@ import asyncio
 import contextvars
 from typing import TYPE_CHECKING
 
-from runnel.dht.framing import FramedStream, run_handler
+from runnel.dht.framing import FramedStream
+from runnel.dht.handling import run_handler
 from runnel.dht.memory_network import (
     Cut,
     Fault,

@@ -9,9 +9,14 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TypeVar
 
 from runnel.errors import ConfigError
-from runnel.kernels.signatures import Implementation
+from runnel.kernels.signatures import ElementwiseKernels, Implementation
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +36,35 @@ def implementation(name: str | None = None) -> Implementation:
     return _load(name or os.environ.get(ENVIRONMENT_VARIABLE) or "")
 
 
-def warm_up() -> str:
-    """Loads or compiles everything now; the name of the implementation. For the codec thread's start."""
-    return implementation().name
+def warm_up(*codecs: str) -> str:
+    """Loads or compiles now what single values need, and these codecs; the name of the implementation.
+
+    Codecs without kernels of their own (fp32, fp16) are fine, and so are numbers behind a name (top-k:64).
+    """
+    loaded = implementation()
+    for codec in codecs:
+        name = codec.partition(":")[0]
+        loaded.blocks.get(name)
+        loaded.sparse.get(name)
+    return loaded.name
+
+
+class _OnDemand(Mapping[str, T]):
+    """Kernels by the codec's name, each loaded or compiled when it is first asked for."""
+
+    def __init__(self, homes: Mapping[str, tuple[str, str]]) -> None:
+        self._homes = homes
+
+    def __getitem__(self, name: str) -> T:
+        module, attribute = self._homes[name]
+        found: T = getattr(import_module(f"runnel.kernels.{module}"), attribute)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._homes)
+
+    def __len__(self) -> int:
+        return len(self._homes)
 
 
 @functools.cache
@@ -59,39 +90,25 @@ def _load(choice: str) -> Implementation:
 
 
 def _numba() -> Implementation:
-    from runnel.kernels import (
-        blockwise_numba,
-        e3m0_numba,
-        elementwise_numba,
-        few_bits_numba,
-        top_k_numba,
-    )
+    from runnel.kernels import elementwise_numba
 
-    blocks = {
-        "int8": blockwise_numba.INT8,
-        "int4": blockwise_numba.INT4,
-        "e3m0": e3m0_numba.E3M0,
-        "two-bit": few_bits_numba.TWO_BIT,
-        "sign": few_bits_numba.SIGN,
-    }
-    sparse = {"top-k": top_k_numba.TOP_K}
-    return Implementation("numba", blocks, sparse, elementwise_numba.ELEMENTS)
+    return _assembled("numba", elementwise_numba.ELEMENTS)
 
 
 def _reference() -> Implementation:
-    from runnel.kernels import (
-        blockwise_reference,
-        elementwise_reference,
-        few_bits_reference,
-        top_k_reference,
-    )
+    from runnel.kernels import elementwise_reference
 
+    return _assembled("reference", elementwise_reference.ELEMENTS)
+
+
+def _assembled(by: str, elements: ElementwiseKernels) -> Implementation:
+    e3m0 = "e3m0_numba" if by == "numba" else "blockwise_reference"
     blocks = {
-        "int8": blockwise_reference.INT8,
-        "int4": blockwise_reference.INT4,
-        "e3m0": blockwise_reference.E3M0,
-        "two-bit": few_bits_reference.TWO_BIT,
-        "sign": few_bits_reference.SIGN,
+        "int8": (f"blockwise_{by}", "INT8"),
+        "int4": (f"blockwise_{by}", "INT4"),
+        "e3m0": (e3m0, "E3M0"),
+        "two-bit": (f"few_bits_{by}", "TWO_BIT"),
+        "sign": (f"few_bits_{by}", "SIGN"),
     }
-    sparse = {"top-k": top_k_reference.TOP_K}
-    return Implementation("reference", blocks, sparse, elementwise_reference.ELEMENTS)
+    sparse = {"top-k": (f"top_k_{by}", "TOP_K")}
+    return Implementation(by, _OnDemand(blocks), _OnDemand(sparse), elements)

@@ -168,7 +168,7 @@ def _restore(
         saved = storage_keys.restore(stored, genesis, open_rounds=spec.rounds.open)
         protocol = RoundProtocol(
             entrance.identity,
-            _settings(entrance, manifest, plan),
+            _settings(entrance, manifest, plan.sizes),
             saved,
             now=entrance.runtime.call(_loop_time, timeout_s=_LOOKUP_S),
         )
@@ -231,7 +231,7 @@ async def _fetch_all(
     run, transport = manifest.run_id, entrance.network.transport
     source = Source(transport, await find_donors(entrance, run), run)
     saved = storage_keys.restore({}, genesis, open_rounds=manifest.spec.rounds.open)
-    settings = _settings(entrance, manifest, None)
+    settings = _settings(entrance, manifest, vault.store.sizes)
     state = ProtocolState.begin(
         entrance.identity, settings, saved, asyncio.get_running_loop().time()
     )
@@ -265,7 +265,7 @@ async def find_donors(entrance: Entrance, run: bytes) -> tuple[PeerId, ...]:
 
 
 def _settings(
-    entrance: Entrance, manifest: SignedManifest, plan: FragmentPlan | None
+    entrance: Entrance, manifest: SignedManifest, sizes: tuple[int, ...]
 ) -> ProtocolSettings:
     spec, owner, run = manifest.spec, manifest.owner, manifest.run_id
 
@@ -277,7 +277,7 @@ def _settings(
 
     return ProtocolSettings(
         run=run,
-        fragment_sizes=plan.sizes if plan else (1,) * spec.outer.fragments,
+        fragment_sizes=sizes,
         max_weight_tokens=spec.outer.max_weight_tokens,
         limits=Limits(
             floor_s=spec.rounds.deadline_floor_s,

@@ -28,6 +28,7 @@ from runnel.node.config import ANY_HOST, MachineConfig
 from runnel.node.disk import DirectoryLock, clear_parts
 from runnel.node.invite import Invite
 from runnel.node.manifest import SignedManifest
+from runnel.node.manifest_spec import OuterSection
 from runnel.node.metrics_endpoint import MetricsEndpoint
 from runnel.node.place import Joined, Local, Place
 from runnel.node.run_service import MANIFEST, ask
@@ -159,7 +160,7 @@ def enter(place: Place) -> Entrance:
 async def _load_kernels(runtime: Runtime) -> None:
     """Compiled arithmetic takes a moment to load: now, while the network is waited for."""
     with contextlib.suppress(ConfigError):  # told when the peer begins
-        await runtime.codec(warm_up)
+        await runtime.load(warm_up, *OuterSection().codecs)
 
 
 def _settings(place: Place, *, has_run: bool) -> NetworkSettings:

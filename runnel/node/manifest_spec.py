@@ -195,6 +195,11 @@ class OuterSection(Section):
         default=True, description="end with a plain averaging of each fragment"
     )
 
+    @property
+    def codecs(self) -> tuple[str, str]:
+        """Of contributions and of results."""
+        return self.codec, self.result_codec
+
 
 class RoundsSection(Section):
     """How rounds run and how long anybody waits."""

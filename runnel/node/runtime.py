@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import itertools
 import logging
 import os
@@ -169,6 +170,10 @@ class Runtime:
         """Runs arithmetic on a codec thread; from coroutines of this runtime."""
         return await self._codec.run(function, *args)
 
+    async def load(self, function: Callable[..., T], *args: Any) -> T:
+        """As `codec`, for what loads code: whoever closes meanwhile neither waits for it nor complains."""
+        return await self._codec.run(self._codec.expendable(function), *args)
+
     async def disk(self, function: Callable[..., T], *args: Any) -> T:
         """Runs a blocking write on the disk thread, in the order of calls; from coroutines of this runtime.
 
@@ -227,15 +232,31 @@ class _Pool:
         self._name = name
         self._threads: list[threading.Thread] = []
         self._numbers = itertools.count()
+        self._is_loading = False
         self._executor = concurrent.futures.ThreadPoolExecutor(threads, initializer=self._enter)
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, function, *args)
 
+    def expendable(self, function: Callable[..., T]) -> Callable[..., T]:
+        """The same, noted while it runs as something that need not come to its end."""
+
+        @functools.wraps(function)
+        def noted(*args: Any) -> T:
+            self._is_loading = True
+            try:
+                return function(*args)
+            finally:
+                self._is_loading = False
+
+        return noted
+
     def close(self, grace_s: float) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
         for thread in self._threads:
+            if self._is_loading:
+                continue
             thread.join(grace_s)
             if thread.is_alive():
                 log.error("a job on %s did not end within %.1f s", thread.name, grace_s)

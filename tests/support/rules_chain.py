@@ -240,8 +240,8 @@ FOLLOWING = (
     Mutant(
         "a branch of few takes no quorum along",
         "node.following",
-        "    return few and state.has_quorum_near(now)",
-        "    return False",
+        "    if state.has_quorum_near(now):\n        return True\n    idle_s",
+        "    return False\n    idle_s",
         ("node.test_elections:test_a_branch_of_few_takes_no_quorum_along_that_stands_at_the_head",),
     ),
     Mutant(

@@ -144,7 +144,7 @@ ONE_RULE = (
     Mutant(
         "the residual is as it was where nothing was included",
         "optim.store",
-        "            if not included:\n                after[low:high] = own.residual[low:high]\n",
+        "            else:\n                after[low:high] = own.residual[low:high]\n",
         "",
         ("optim.test_store:test_included_is_decided_slice_by_slice",),
     ),
