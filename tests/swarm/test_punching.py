@@ -112,6 +112,7 @@ def test_two_behind_routers_meet_and_need_nobody_in_the_middle(tmp_path: Path) -
         assert left.facts["ways"][right.name] == "directly"
 
 
+@pytest.mark.slow
 def test_behind_a_router_with_random_ports_the_middle_goes_on_to_carry(tmp_path: Path) -> None:
     with three(tmp_path, random=True) as (public, left, right):
         left.wait_for_way(right, public.name)

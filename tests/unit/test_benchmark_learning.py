@@ -63,6 +63,7 @@ def whole_model_rounds(text: Text) -> tuple[list[CharGpt], SimulatedRounds]:
     return models, SimulatedRounds(models, plan_model(models[0], 1), WHOLE, 1)
 
 
+@pytest.mark.slow
 def test_the_result_names_loss_gap_and_bytes_of_each_method(text: Text) -> None:
     lines: list[str] = []
     result = measure(TASK, text, {"e3m0": E3M0, "fp32": FP32}, lines.append)

@@ -95,6 +95,7 @@ def test_a_replayed_simulation_is_compared_and_a_run_with_gaps_is_not(
     assert len(lines) == 3
 
 
+@pytest.mark.slow
 def test_draws_decide_bits_and_little_more(path: Path) -> None:
     text = read_text(path)
     rounds = Job(TASK, OUTER).num_rounds

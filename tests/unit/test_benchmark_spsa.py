@@ -41,6 +41,7 @@ def test_the_second_half_is_lowercased_and_keeps_its_end_for_validation(text: Pa
     assert halves.second.size == 9 * halves.validation.size
 
 
+@pytest.mark.slow
 def test_each_method_learns_counts_its_bytes_and_can_be_caught_up_with(
     text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

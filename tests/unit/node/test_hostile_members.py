@@ -34,7 +34,7 @@ OUTCOME = Instance("outcome", 0, GENESIS.hash)
 SHARE = MAX_ASIDE_BYTES // 2
 
 
-@pytest.mark.parametrize(("seed", "founders"), [(1, 4), (2, 3)])
+@pytest.mark.parametrize(("seed", "founders"), [pytest.param(1, 4, marks=pytest.mark.slow), (2, 3)])
 def test_a_member_that_floods_fills_no_memory_and_the_rounds_go_on(
     seed: int, founders: int
 ) -> None:
