@@ -52,12 +52,8 @@ class Nesterov:
         Raises:
             ValueError: the arrays are not contiguous float32 vectors of one size.
         """
-        state = (parameters, momentum)
-        if final:
-            _average(state, pseudo_gradient, out or state)
-            return
         rates, mix = (self.lr, self.momentum), (1.0, self.momentum)
-        momentum_step(state, pseudo_gradient, out or state, rates=rates, mix=mix)
+        _push((parameters, momentum), pseudo_gradient, out, None if final else (rates, mix))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +90,8 @@ class HeavyBall:
         Raises:
             ValueError: the arrays are not contiguous float32 vectors of one size.
         """
-        state = (parameters, momentum)
-        if final:
-            _average(state, pseudo_gradient, out or state)
-            return
-        rates = (self.lr, self.momentum)
-        momentum_step(state, pseudo_gradient, out or state, rates=rates, mix=(0.0, 1.0))
+        rates, mix = (self.lr, self.momentum), (0.0, 1.0)
+        _push((parameters, momentum), pseudo_gradient, out, None if final else (rates, mix))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +126,8 @@ class Sgd:
         Raises:
             ValueError: the arrays are not contiguous float32 vectors of one size.
         """
-        state = (parameters, momentum)
-        _average(state, pseudo_gradient, out or state, lr=1.0 if final else self.lr)
+        lr = 1.0 if final else self.lr
+        _average((parameters, momentum), pseudo_gradient, out or (parameters, momentum), lr=lr)
 
 
 OUTER_OPTIMIZERS: Mapping[str, Callable[[float, float], OuterOptimizer]] = {
@@ -156,6 +148,19 @@ def optimizer_named(name: str, *, lr: float, momentum: float) -> OuterOptimizer:
         known = ", ".join(OUTER_OPTIMIZERS)
         raise ConfigError(f"outer optimizer {name!r} is unknown; known ones: {known}")
     return OUTER_OPTIMIZERS[name](lr, momentum)
+
+
+def _push(
+    before: _State,
+    pseudo_gradient: Float32,
+    after: _State | None,
+    rule: tuple[tuple[float, float], tuple[float, float]] | None,
+) -> None:
+    """A step with momentum by (rates, mix), or a plain averaging for None; in place without `after`."""
+    if rule is None:
+        _average(before, pseudo_gradient, after or before)
+    else:
+        momentum_step(before, pseudo_gradient, after or before, rates=rule[0], mix=rule[1])
 
 
 def _average(before: _State, pseudo_gradient: Float32, after: _State, *, lr: float = 1.0) -> None:
