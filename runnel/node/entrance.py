@@ -136,9 +136,7 @@ def enter(place: Place) -> Entrance:
             remove_stale()  # a killed peer's daemon may still hold the port
         settings = _settings(place, has_run=known is not None)
         rooms = BufferPool(np.uint8, max_spare_bytes=_SPARE_ROOM_BYTES)
-        network = runtime.call(
-            start_network, kind, settings, identity, rooms.take_room, timeout_s=_START_S
-        )
+        network = _start(runtime, kind, settings, identity, rooms)
     except BaseException:
         runtime.close()
         lock.close()
@@ -155,6 +153,19 @@ def enter(place: Place) -> Entrance:
         entrance.close()
         raise
     return entrance
+
+
+def _start(
+    runtime: Runtime, kind: str, settings: NetworkSettings, identity: Identity, rooms: BufferPool
+) -> Network:
+    try:
+        return runtime.call(
+            start_network, kind, settings, identity, rooms.take_room, timeout_s=_START_S
+        )
+    except TimeoutError:
+        raise NetworkError(
+            f"the network did not start within {_START_S:g} s: is this machine very busy? try again"
+        ) from None
 
 
 async def _load_kernels(runtime: Runtime) -> None:
