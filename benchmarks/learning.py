@@ -16,7 +16,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +37,65 @@ from benchmarks.report_line import Say, benchmark_parser, report
 from benchmarks.simulated_rounds import Draw, SimulatedRounds
 from runnel.clock import SystemClock
 from runnel.errors import ConfigError
-from runnel.node.manifest_spec import OuterSection
+from runnel.node.manifest_spec import InnerSection, OuterSection
 from runnel.optim import plan_model
 from runnel.types import Digest, short
 
 STEPS = 2_000
 QUICK_STEPS = 200
+LONG_STEPS = 8_000
+"""With a longer context and a smaller learning rate: see `task_of`."""
 
 DATA_PARALLEL = "data_parallel"
 
-METHODS: Mapping[str, OuterSection] = {
-    "streaming_e3m0": OuterSection(every_steps=50, fragments=4),
-    "streaming_fp32": OuterSection(every_steps=50, fragments=4, codec="fp32", result_codec="fp32"),
-    "whole_e3m0": OuterSection(every_steps=50, fragments=1),
-}
-"""What is exchanged and how, by method; error feedback in both directions in all of them."""
 
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What is exchanged and how, by an `OuterSection` (None: gradients, every step), and what trains."""
+
+    outer: OuterSection | None
+    inner: str = "adamw"
+
+    def applied_to(self, task: Task) -> Task:
+        """The task with this method's inner optimizer."""
+        return replace(task, inner=task.inner.model_copy(update={"optimizer": self.inner}))
+
+
+def _both(codec: str, every_steps: int, fragments: int = 4, **more: Any) -> OuterSection:
+    return OuterSection(
+        every_steps=every_steps, fragments=fragments, codec=codec, result_codec=codec, **more
+    )
+
+
+METHODS: Mapping[str, Method] = {
+    "streaming_e3m0": Method(_both("e3m0", 50)),
+    "streaming_fp32": Method(_both("fp32", 50)),
+    "whole_e3m0": Method(_both("e3m0", 50, 1)),
+    "streaming_two_bit": Method(_both("two-bit", 50)),
+    "streaming_sign": Method(_both("sign", 50)),
+    "h100_e3m0": Method(_both("e3m0", 100)),
+    "h100_two_bit": Method(_both("two-bit", 100)),
+    "heavy_ball_e3m0": Method(_both("e3m0", 50, optimizer="heavy-ball")),
+    "averaging_e3m0": Method(_both("e3m0", 50, optimizer="sgd", lr=1.0)),
+    "sparseloco": Method(
+        OuterSection(
+            every_steps=30,
+            fragments=1,
+            codec="top-k",
+            result_codec="top-k:256",
+            optimizer="sgd",
+            lr=1.0,
+            residual_decay=0.95,
+        )
+    ),
+    "data_parallel_muon": Method(None, "muon"),
+    "muon_e3m0": Method(_both("e3m0", 50), "muon"),
+    "muon_h100_two_bit": Method(_both("two-bit", 100), "muon"),
+    "muon_h150_two_bit": Method(_both("two-bit", 150, lr=0.9, momentum=0.6), "muon"),
+}
+"""Error feedback in both directions in all of them. The first three run where none is named."""
+
+USUAL = 3
 REAL = "streaming_e3m0"
 """The method that real peers run, too."""
 
@@ -121,9 +164,7 @@ def simulate(task: Task, text: Text, outer: OuterSection, draws: Sequence[Draw] 
     return Outcome(validation_loss(models[0], text, task), sent_bytes, states)
 
 
-def measure(
-    task: Task, text: Text, methods: Mapping[str, OuterSection], say: Say
-) -> dict[str, Any]:
+def measure(task: Task, text: Text, methods: Mapping[str, Method], say: Say) -> dict[str, Any]:
     """Runs data parallel and then `methods`; the result as JSON has it.
 
     Raises:
@@ -137,9 +178,9 @@ def measure(
     rows: dict[str, dict[str, Any]] = {}
     baseline: Outcome | None = None
     identical = True
-    for name, outer in ((DATA_PARALLEL, None), *methods.items()):
-        start_s = clock.monotonic_s()
-        done = data_parallel(task, text) if outer is None else simulate(task, text, outer)
+    for name, method in ((DATA_PARALLEL, Method(None)), *methods.items()):
+        start_s, given, outer = clock.monotonic_s(), method.applied_to(task), method.outer
+        done = data_parallel(given, text) if outer is None else simulate(given, text, outer)
         baseline = baseline or done
         identical &= len(set(done.states)) <= 1
         rows[name] = row = _row(done, baseline)
@@ -205,23 +246,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; gives the exit code."""
     parser = benchmark_parser("learning", "Loss against bytes, against data parallel training.")
     parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, help="all of them; with --quick the first"
+        "--methods", metavar="A,B", help=f"some of {', '.join(METHODS)}; with --quick the first"
     )
     parser.add_argument("--text", type=Path, metavar="FILE", help="train on this file")
     parser.add_argument("--seed", type=int, default=0, help="of initial parameters and data")
+    parser.add_argument(
+        "--long", action="store_true", help="four times the steps, twice the context"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    task = Task(seed=options.seed, steps=QUICK_STEPS if options.quick else STEPS)
-    names = options.methods or list(METHODS)[: 1 if options.quick else None]
-    methods = {name: METHODS[name] for name in names}
-    left_out = [name for name in METHODS if name not in methods]
+    task = task_of(quick=options.quick, long=options.long, seed=options.seed)
+    usual = ",".join(tuple(METHODS)[: 1 if options.quick else USUAL])
 
     def run(say: Say) -> dict[str, Any]:
+        methods = methods_named(options.methods or usual)
+        left_out = [name for name in METHODS if name not in methods]
         text = read_text(options.text)
         result = measure(task, text, methods, say)
         real = None
-        if REAL in methods:
-            job = Job(task, methods[REAL], options.text)
+        method = None if options.long else methods.get(REAL)
+        if method is not None and method.outer is not None:
+            job = Job(task, method.outer, options.text)
             real = compare(job, text, result["methods"][REAL]["val_loss"], say)
         return {
             "quick": options.quick,
@@ -231,6 +276,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
 
     return report(run, json_only=options.json)
+
+
+def task_of(*, quick: bool, long: bool, seed: int) -> Task:
+    """What is trained: 2,000 steps; 200 quick ones; or 8,000 with context 64, where methods can be told apart."""
+    if long:
+        inner = InnerSection(lr=4e-3, warmup_share=100 / LONG_STEPS)
+        return Task(seed=seed, steps=QUICK_STEPS if quick else LONG_STEPS, context=64, inner=inner)
+    return Task(seed=seed, steps=QUICK_STEPS if quick else STEPS)
+
+
+def methods_named(text: str) -> dict[str, Method]:
+    """The methods that ``a,b`` names, in that order.
+
+    Raises:
+        ConfigError: one that does not exist.
+    """
+    names = [name for name in text.replace(" ", ",").split(",") if name]
+    unknown = [name for name in names if name not in METHODS]
+    if unknown or not names:
+        raise ConfigError(
+            f"--methods has {unknown[0] if unknown else text!r}, expected some of {', '.join(METHODS)}"
+        )
+    return {name: METHODS[name] for name in names}
 
 
 def _gap(val_loss: float, other: float) -> float:

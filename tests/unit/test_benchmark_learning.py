@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import learning
 from benchmarks.chars import CharGpt, Task, Text, batch_of, losses, read_text, validation_loss
-from benchmarks.learning import measure, simulate
+from benchmarks.learning import Method, measure, simulate
 from benchmarks.simulated_rounds import SimulatedRounds
 from runnel.errors import BugError, ConfigError
 from runnel.node.manifest_spec import OuterSection
@@ -66,7 +66,7 @@ def whole_model_rounds(text: Text) -> tuple[list[CharGpt], SimulatedRounds]:
 @pytest.mark.slow
 def test_the_result_names_loss_gap_and_bytes_of_each_method(text: Text) -> None:
     lines: list[str] = []
-    result = measure(TASK, text, {"e3m0": E3M0, "fp32": FP32}, lines.append)
+    result = measure(TASK, text, {"e3m0": Method(E3M0), "fp32": Method(FP32)}, lines.append)
     assert list(result["methods"]) == ["data_parallel", "e3m0", "fp32"]
     assert result["identical_bits"] is True
     assert result["steps"] == TASK.steps
@@ -173,7 +173,7 @@ def test_the_command_ends_with_one_line_of_json(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learning, "QUICK_STEPS", 8)
-    monkeypatch.setattr(learning, "METHODS", {"tiny": WHOLE})
+    monkeypatch.setattr(learning, "METHODS", {"tiny": Method(WHOLE)})
     assert learning.main(["--quick", "--json", "--text", str(path)]) == 0
     only_json = capsys.readouterr().out.splitlines()
     assert len(only_json) == 1
@@ -192,3 +192,21 @@ def test_a_missing_text_is_one_line_and_an_exit_code(capsys: pytest.CaptureFixtu
     assert printed.out == ""
     assert len(printed.err.splitlines()) == 1
     assert "no-such.txt" in printed.err
+
+
+def test_methods_are_named_with_commas_or_not_at_all(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = learning.methods_named("muon_e3m0,sparseloco")
+    assert list(named) == ["muon_e3m0", "sparseloco"]
+    assert named["muon_e3m0"].applied_to(TASK).inner.optimizer == "muon"
+    assert learning.main(["--quick", "--text", str(path), "--methods", "whole_e3m0,magic"]) == 2
+    assert capsys.readouterr().err.startswith("error: --methods has 'magic', expected some")
+
+
+def test_a_method_may_train_with_muon_and_with_gradients_every_step(text: Text) -> None:
+    methods = {"dp_muon": Method(None, "muon"), "muon": Method(WHOLE, "muon")}
+    result = measure(TASK, text, methods, lambda _: None)
+    losses = [row["val_loss"] for row in result["methods"].values()]
+    assert len(set(losses)) == 3
+    assert result["methods"]["dp_muon"]["bytes_ratio"] == 1

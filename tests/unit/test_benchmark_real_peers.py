@@ -117,7 +117,11 @@ def test_real_peers_run_with_their_method_and_not_without(
         return {"simulated": simulated_loss}
 
     monkeypatch.setattr(learning, "QUICK_STEPS", 8)
-    monkeypatch.setattr(learning, "METHODS", {learning.REAL: OUTER, "other": OUTER})
+    monkeypatch.setattr(
+        learning,
+        "METHODS",
+        {learning.REAL: learning.Method(OUTER), "other": learning.Method(OUTER)},
+    )
     monkeypatch.setattr(learning, "compare", compare)
     assert learning.main(["--quick", "--json", "--text", str(path)]) == 0
     result = json.loads(capsys.readouterr().out)
