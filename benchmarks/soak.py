@@ -130,8 +130,8 @@ def measure(minutes: float, seed: int, say: Say) -> dict[str, Any]:
         finally:
             done.set()
             watcher.join()
-    if course.stopped or len(samples) < 2:
-        raise RunnelError("stopped before there was anything to compare: let it run to its end")
+    if len(samples) < 2:
+        raise RunnelError("stopped before there was anything to compare: let it run longer")
     for row in verdict.rows:
         say(f"{row.check}: {row.seen} (wanted: {row.wanted}) {'' if row.held else 'NO'}".rstrip())
     for problem in verdict.problems:
@@ -139,6 +139,7 @@ def measure(minutes: float, seed: int, say: Say) -> dict[str, Any]:
     growth = _growth(samples, say)
     strikes = len(course.blows)
     return {"benchmark": "soak", "minutes": minutes, "seed": seed, "strikes": strikes} | {
+        "stopped": course.stopped,
         "held": verdict.held,
         "samples": len(samples),
         **growth,

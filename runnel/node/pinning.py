@@ -100,12 +100,17 @@ class Pinning:
 
     def _state_after(self, chain: Chain, path: Sequence[Digest], number: int) -> dict[str, int]:
         """Blobs of all fragments' states after record `number` of `path`, and their sizes in bytes."""
-        sizes, newest = self._vault.store.sizes, [-1] * self._vault.fragments
-        for name in path[1 : number + 2]:
-            record = chain.record(name)
+        sizes, newest = self._vault.store.sizes, dict[int, int]()
+        for index in range(number + 1, 0, -1):
+            record = chain.record(path[index])
             if record.slices:
-                newest[record.number % len(sizes)] = record.number
-        return {state_name(f, newest[f]): 2 * size * _VALUE_BYTES for f, size in enumerate(sizes)}
+                newest.setdefault(record.number % len(sizes), record.number)
+            if len(newest) == len(sizes):
+                break
+        return {
+            state_name(f, newest.get(f, -1)): 2 * size * _VALUE_BYTES
+            for f, size in enumerate(sizes)
+        }
 
     def _expire(
         self, chain: Chain, path: Sequence[Digest], oldest: int, in_use: Collection[Digest]
