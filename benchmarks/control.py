@@ -86,7 +86,7 @@ class Case:
 
 
 CASES = (
-    Case("share_100m_8bit", 100_000_000, "int8", 3.0, 0.01),
+    Case("share_100m_8bit", 100_000_000, "int8", 6.0, 0.01),
     Case("share_10m_4bit", 10_000_000, "e3m0", 1.0, 0.03),
 )
 KEYS = tuple(case.key for case in CASES)
