@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from runnel.errors import ConfigError
 from runnel.kernels import Float32, momentum_step, plain_step
@@ -18,17 +19,20 @@ _State = tuple[Float32, Float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Nesterov:
-    """Stochastic gradient descent with Nesterov's momentum on pseudo-gradients, as in DiLoCo.
+class Momentum:
+    """Stochastic gradient descent with momentum on pseudo-gradients: Nesterov's, as in DiLoCo, or Polyak's.
 
-    With pseudo-gradient d: ``b <- mu * b + d``, then ``parameters <- parameters - lr * (d + mu * b)``.
-    The gain of a constant d is lr / (1 - mu).
+    With pseudo-gradient d: ``b <- mu * b + d``, then ``parameters <- parameters - lr * (d + mu * b)``,
+    or ``- lr * b`` for a heavy ball, to which a change of d comes through later. The gain of a constant
+    d is lr / (1 - mu) in both.
     """
 
     lr: float
     """Outer learning rate, above 0."""
     momentum: float
     """mu, from 0 to below 1."""
+    ahead: bool = True
+    """Whether it looks ahead, as Nesterov's does; or else it is a heavy ball."""
 
     def __post_init__(self) -> None:
         _check(self.lr, self.momentum)
@@ -36,7 +40,7 @@ class Nesterov:
     @property
     def name(self) -> str:
         """The name under which manifests choose it."""
-        return "nesterov"
+        return "nesterov" if self.ahead else "heavy-ball"
 
     def step(
         self,
@@ -52,46 +56,12 @@ class Nesterov:
         Raises:
             ValueError: the arrays are not contiguous float32 vectors of one size.
         """
-        rates, mix = (self.lr, self.momentum), (1.0, self.momentum)
-        _push((parameters, momentum), pseudo_gradient, out, None if final else (rates, mix))
-
-
-@dataclass(frozen=True, slots=True)
-class HeavyBall:
-    """Polyak's momentum: ``b <- mu * b + d``, then ``parameters <- parameters - lr * b``.
-
-    The gain of a constant d is lr / (1 - mu), as Nesterov's, but a change of d comes through later.
-    """
-
-    lr: float
-    """Outer learning rate, above 0."""
-    momentum: float
-    """mu, from 0 to below 1."""
-
-    def __post_init__(self) -> None:
-        _check(self.lr, self.momentum)
-
-    @property
-    def name(self) -> str:
-        """The name under which manifests choose it."""
-        return "heavy-ball"
-
-    def step(
-        self,
-        parameters: Float32,
-        momentum: Float32,
-        pseudo_gradient: Float32,
-        *,
-        final: bool,
-        out: _State | None = None,
-    ) -> None:
-        """See `OuterOptimizer.step`. A `final` step subtracts the pseudo-gradient.
-
-        Raises:
-            ValueError: the arrays are not contiguous float32 vectors of one size.
-        """
-        rates, mix = (self.lr, self.momentum), (0.0, 1.0)
-        _push((parameters, momentum), pseudo_gradient, out, None if final else (rates, mix))
+        state = (parameters, momentum)
+        if final:
+            _average(state, pseudo_gradient, out or state)
+            return
+        rates, mix = (self.lr, self.momentum), (1.0, self.momentum) if self.ahead else (0.0, 1.0)
+        momentum_step(state, pseudo_gradient, out or state, rates=rates, mix=mix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +101,8 @@ class Sgd:
 
 
 OUTER_OPTIMIZERS: Mapping[str, Callable[[float, float], OuterOptimizer]] = {
-    "nesterov": Nesterov,
-    "heavy-ball": HeavyBall,
+    "nesterov": Momentum,
+    "heavy-ball": partial(Momentum, ahead=False),
     "sgd": lambda lr, _: Sgd(lr),
 }
 """Every outer optimizer, made from (lr, momentum), by the name under which manifests choose it."""
@@ -148,19 +118,6 @@ def optimizer_named(name: str, *, lr: float, momentum: float) -> OuterOptimizer:
         known = ", ".join(OUTER_OPTIMIZERS)
         raise ConfigError(f"outer optimizer {name!r} is unknown; known ones: {known}")
     return OUTER_OPTIMIZERS[name](lr, momentum)
-
-
-def _push(
-    before: _State,
-    pseudo_gradient: Float32,
-    after: _State | None,
-    rule: tuple[tuple[float, float], tuple[float, float]] | None,
-) -> None:
-    """A step with momentum by (rates, mix), or a plain averaging for None; in place without `after`."""
-    if rule is None:
-        _average(before, pseudo_gradient, after or before)
-    else:
-        momentum_step(before, pseudo_gradient, after or before, rates=rule[0], mix=rule[1])
 
 
 def _average(before: _State, pseudo_gradient: Float32, after: _State, *, lr: float = 1.0) -> None:

@@ -22,7 +22,7 @@ from runnel.node.rounds import SLICE_ALIGNMENT
 from runnel.node.storage_keys import HEAD
 from runnel.node.vault import Vault
 from runnel.optim.codecs import codec_named
-from runnel.optim.outer import Nesterov
+from runnel.optim.outer import Momentum
 from runnel.optim.store import OuterStore, StoreParts
 from runnel.protocols import Float32
 from runnel.types import Digest
@@ -44,7 +44,7 @@ def store_of(codec: str = "e3m0") -> OuterStore:
         codec=codec_named(codec),
         result_codec=codec_named("int8"),
         aggregator=WeightedMean(),
-        optimizer=Nesterov(lr=0.7, momentum=0.8),
+        optimizer=Momentum(lr=0.7, momentum=0.8),
         root_of=tree_root,
     )
     return OuterStore(values, parts)

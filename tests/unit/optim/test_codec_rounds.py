@@ -8,7 +8,7 @@ import pytest
 from runnel.hashing import digest
 from runnel.kernels import Float32
 from runnel.optim.codecs import codec_named
-from runnel.optim.outer import Nesterov
+from runnel.optim.outer import Momentum
 from runnel.optim.store import Outcome, OuterStore, StoreParts
 from runnel.verification.aggregators import aggregator_named
 from tests.support.codecs import every_codec, values_of
@@ -27,7 +27,7 @@ class Replicas:
             codec=codec_named(codec),
             result_codec=codec_named(result_codec),
             aggregator=aggregator_named("weighted-mean"),
-            optimizer=Nesterov(lr=1.0, momentum=0.0),
+            optimizer=Momentum(lr=1.0, momentum=0.0),
             root_of=lambda buffers: digest(*buffers),
         )
         self.start = values_of(SIZE, seed=1)

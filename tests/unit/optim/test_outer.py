@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from runnel.errors import ConfigError
 from runnel.hashing import digest
 from runnel.kernels import Float32
-from runnel.optim.outer import OUTER_OPTIMIZERS, HeavyBall, Nesterov, Sgd, optimizer_named
+from runnel.optim.outer import OUTER_OPTIMIZERS, Momentum, Sgd, optimizer_named
 
 EVERY = pytest.mark.parametrize("name", OUTER_OPTIMIZERS)
 BOTH = pytest.mark.parametrize("by", ["numba", "reference"])
@@ -37,7 +37,7 @@ def numbers(size: int, seed: int) -> Float32:
 @BOTH
 def test_results_never_change(use: Callable[[str], None], by: str) -> None:
     use(by)
-    outer = Nesterov(0.7, 0.8)
+    outer = Momentum(0.7, 0.8)
     theta, momentum = numbers(10_007, 1), np.zeros(10_007, np.float32)
     for step in range(5):
         outer.step(theta, momentum, numbers(10_007, 2 + step) * np.float32(1e-2), final=step == 4)
@@ -57,7 +57,7 @@ def test_a_step_is_nesterovs_formula_value_by_value(use: Callable[[str], None], 
         new_b = f(f(mu * b[i]) + d[i])
         expected_b.append(new_b)
         expected_theta.append(f(theta[i] - f(lr * f(d[i] + f(mu * new_b)))))
-    Nesterov(0.7, 0.9).step(theta, b, d, final=False)
+    Momentum(0.7, 0.9).step(theta, b, d, final=False)
     assert theta.tobytes() == np.array(expected_theta, f).tobytes()
     assert b.tobytes() == np.array(expected_b, f).tobytes()
 
@@ -69,7 +69,7 @@ def test_a_heavy_ball_moves_by_the_new_momentum_alone(use: Callable[[str], None]
     theta, b, d = numbers(50, 1), numbers(50, 2), numbers(50, 3)
     new_b = [f(f(mu * b[i]) + d[i]) for i in range(50)]
     expected = [f(theta[i] - f(lr * new_b[i])) for i in range(50)]
-    HeavyBall(0.7, 0.9).step(theta, b, d, final=False)
+    Momentum(0.7, 0.9, ahead=False).step(theta, b, d, final=False)
     assert theta.tobytes() == np.array(expected, f).tobytes()
     assert b.tobytes() == np.array(new_b, f).tobytes()
 
@@ -127,7 +127,7 @@ def test_momentum_below_two_to_the_minus_hundred_becomes_plus_zero(
     theta = np.ones(4, np.float32)
     b = np.zeros(4, np.float32)
     d = np.array([tiny, np.nextafter(tiny, np.float32(0)), -tiny / 2, -0.0], np.float32)
-    Nesterov(0.5, 0.5).step(theta, b, d, final=False)
+    Momentum(0.5, 0.5).step(theta, b, d, final=False)
     assert b.tobytes() == np.array([tiny, 0, 0, 0], np.float32).tobytes()
 
 
@@ -140,7 +140,7 @@ def test_subnormal_pseudo_gradients_move_nothing_so_flushing_them_changes_no_bit
     subnormal = np.array([1e-41, -1e-45, 1.1e-38, -1.1e-38], np.float32)
     with_them, without = [np.array([0, 1, -1e-29, 0], np.float32) for _ in range(2)]
     b_with, b_without = [np.array([0, 1e-30, 0, 1], np.float32) for _ in range(2)]
-    outer = Nesterov(1.0, 0.9)
+    outer = Momentum(1.0, 0.9)
     outer.step(with_them, b_with, subnormal, final=final)
     outer.step(without, b_without, np.zeros(4, np.float32), final=final)
     assert with_them.tobytes() == without.tobytes()
@@ -180,7 +180,7 @@ def test_a_final_step_is_plain_averaging_and_leaves_the_momentum(
     use(by)
     theta, b, d = numbers(99, 1), numbers(99, 2), numbers(99, 3)
     expected, before = theta - d, b.copy()
-    Nesterov(0.1, 0.9).step(theta, b, d, final=True)
+    Momentum(0.1, 0.9).step(theta, b, d, final=True)
     assert theta.tobytes() == expected.tobytes()
     assert b.tobytes() == before.tobytes()
 
@@ -188,7 +188,7 @@ def test_a_final_step_is_plain_averaging_and_leaves_the_momentum(
 def test_without_momentum_and_with_lr_one_a_step_is_averaging() -> None:
     theta, b, d = numbers(99, 1), np.zeros(99, np.float32), numbers(99, 3)
     expected = theta - d
-    Nesterov(1.0, 0.0).step(theta, b, d, final=False)
+    Momentum(1.0, 0.0).step(theta, b, d, final=False)
     assert np.array_equal(theta, expected)
 
 
@@ -196,15 +196,15 @@ def test_without_momentum_and_with_lr_one_a_step_is_averaging() -> None:
 def test_arrays_of_different_sizes_are_refused(final: bool) -> None:
     a, b = np.zeros(5, np.float32), np.zeros(6, np.float32)
     with pytest.raises(ValueError, match="expected 5"):
-        Nesterov(0.7, 0.8).step(a, a.copy(), b, final=final)
+        Momentum(0.7, 0.8).step(a, a.copy(), b, final=final)
     frozen = np.frombuffer(bytes(20), np.float32)
     with pytest.raises(ValueError, match="read-only"):
-        Nesterov(0.7, 0.8).step(frozen, a, a, final=final)
+        Momentum(0.7, 0.8).step(frozen, a, a, final=final)
 
 
 def test_optimizers_are_found_by_name() -> None:
     outer = optimizer_named("nesterov", lr=0.7, momentum=0.8)
-    assert outer == Nesterov(0.7, 0.8)
+    assert outer == Momentum(0.7, 0.8)
     assert [optimizer_named(name, lr=1, momentum=0).name for name in OUTER_OPTIMIZERS] == list(
         OUTER_OPTIMIZERS
     )
@@ -226,4 +226,4 @@ def test_optimizers_are_found_by_name() -> None:
 )
 def test_numbers_out_of_range_are_config_errors(lr: float, momentum: float) -> None:
     with pytest.raises(ConfigError, match="expected"):
-        Nesterov(lr, momentum)
+        Momentum(lr, momentum)
