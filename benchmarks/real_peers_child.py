@@ -101,7 +101,7 @@ class RealPeer:
         manifest, content = read_outer_state(folder)
         genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
         stored = read_snapshot(folder / STATE_FOLDER)
-        chain = restore(stored, genesis, open_rounds=manifest.spec.rounds.open).chain
+        chain = restore(stored, genesis, open_rounds=manifest.spec.open_rounds).chain
         return {
             "state": content.meta.state_root.hex(),
             "records": [_as_json(chain.record(name)) for name in chain.path[1:]],

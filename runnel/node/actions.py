@@ -37,12 +37,16 @@ class RoundKey:
 
 @dataclass(frozen=True, slots=True)
 class WantHandover:
-    """Asks the trainer for its share of a round; `urgent` means with whatever it has by now."""
+    """Asks the trainer for its share of a round; `urgent` means with whatever it has by now.
+
+    `seat` is this peer's place in the round's view.
+    """
 
     key: RoundKey
     fragment: int
     num_slices: int
     urgent: bool
+    seat: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +63,17 @@ class Scatter:
 class Reduce:
     """Aggregates the payloads of `senders`, a part of the decided set, in its order.
 
-    `included` are their places in the set.
+    `included` are their places in the set; `reducer` is whom the result names; `seats` are the senders'
+    places in the round's view; `progress` is that of the record the round derives from, in millionths.
     """
 
     key: RoundKey
     slice_index: int
     senders: tuple[Commitment, ...]
     included: tuple[int, ...]
+    reducer: PeerId
+    seats: tuple[int, ...]
+    progress: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +124,10 @@ Action = Store | Send | WantHandover | Scatter | Reduce | Fetch | Prepare | Adop
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """What the codec thread says of a handed-over and encoded contribution."""
+    """What the codec thread says of a handed-over and encoded contribution.
+
+    `carried` is the payload itself where it travels in the commitment.
+    """
 
     key: RoundKey
     payload_root: Digest
@@ -126,3 +137,4 @@ class Handover:
     loss: float
     payload_bytes: int
     updates: Mapping[str, bytes | None]
+    carried: bytes = b""

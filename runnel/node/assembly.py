@@ -22,19 +22,26 @@ from runnel.node.disk import clear_parts
 from runnel.node.durable import DurableLog
 from runnel.node.entrance import Entrance
 from runnel.node.joining import Fetched, Source, genesis_blob
-from runnel.node.manifest import Genesis, SignedManifest
+from runnel.node.keeper import Keeper
+from runnel.node.manifest import Genesis, RunSpec, SignedManifest
 from runnel.node.outcomes import genesis_record
 from runnel.node.outer_state import STATE_FOLDER, plan_updates
 from runnel.node.place import Local
 from runnel.node.protocol import RoundProtocol
 from runnel.node.protocol_state import ProtocolSettings, ProtocolState
 from runnel.node.records import Record
+from runnel.node.seed_entries import ENTRIES_NAME, EntryFile
+from runnel.node.seed_parts import seed_store
+from runnel.node.seed_vault import SeedVault
 from runnel.node.ticket import Ticket
 from runnel.node.vault import Vault
 from runnel.optim.binding import ModelBinding, plan_model
 from runnel.optim.codecs import codec_named
+from runnel.optim.exchange import StateStore
 from runnel.optim.fragments import FragmentPlan
 from runnel.optim.outer import optimizer_named
+from runnel.optim.seed_rounds import MAX_ENTRY_BYTES
+from runnel.optim.seed_store import SeedStore
 from runnel.optim.store import OuterStore, StoreParts
 from runnel.types import PeerId
 from runnel.verification.aggregators import aggregator_named
@@ -44,9 +51,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Store = OuterStore | SeedStore
+
 _FETCH_S = 1200.0
 _KEPT_WINDOWS = 4
 """Windows (a round of each fragment) whose records can be given up one by one."""
+_KEPT_SCALAR_ROUNDS = 256
+"""The same where a round is a few bytes."""
 _LOOKUP_S = 5.0
 _INCOMING = "incoming"
 """Folder of a state that is being fetched, so that a download that is cut off goes on."""
@@ -59,8 +70,8 @@ class Assembly:
     manifest: SignedManifest
     folder: Path
     plan: FragmentPlan
-    store: OuterStore
-    vault: Vault
+    store: Store
+    vault: Keeper
     log: DurableLog
     shelf: BlobShelf
     protocol: RoundProtocol
@@ -81,7 +92,25 @@ def assemble(entrance: Entrance, model: nn.Module) -> Assembly:
     """
     began_s = entrance.clock.monotonic_s()
     spec = entrance.manifest.spec if entrance.manifest else entrance.place.spec  # type: ignore[union-attr]
-    plan = plan_model(model, spec.outer.fragments)
+    plan = plan_model(model, spec.num_fragments)
+    founding = entrance.manifest is None
+    if founding:
+        require_finite(model)
+    store = seed_store(model, plan, spec) if spec.seeds.is_on else _outer_store(model, plan, spec)
+    if founding:
+        first = [store.root(f) for f in range(plan.num_fragments)]
+        entrance.manifest = _found(entrance, plan, genesis_blob(first))
+    manifest = entrance.manifest
+    assert manifest is not None  # founded or found before
+    if manifest.spec.model.fingerprint != plan.fingerprint().hex():
+        raise RunMismatchError(
+            f"the model's parameters have fingerprint {plan.fingerprint().hex()[:8]}, the run's"
+            f" {manifest.spec.model.fingerprint[:8]}: build the model with the names and shapes of the run"
+        )
+    return _restore(entrance, plan, store, began_s=began_s, founding=founding)
+
+
+def _outer_store(model: nn.Module, plan: FragmentPlan, spec: RunSpec) -> OuterStore:
     binding = ModelBinding(model, plan)
     values = [binding.new_buffer(fragment) for fragment in range(plan.num_fragments)]
     for fragment, buffer in enumerate(values):
@@ -96,20 +125,15 @@ def assemble(entrance: Entrance, model: nn.Module) -> Assembly:
         root_of=tree_root,
         decay=spec.outer.residual_decay,
     )
-    store = OuterStore(values, parts)
-    founding = entrance.manifest is None
-    if founding:
-        require_finite(model)
-        first = [store.root(f) for f in range(plan.num_fragments)]
-        entrance.manifest = _found(entrance, plan, genesis_blob(first))
-    manifest = entrance.manifest
-    assert manifest is not None  # founded or found before
-    if manifest.spec.model.fingerprint != plan.fingerprint().hex():
-        raise RunMismatchError(
-            f"the model's parameters have fingerprint {plan.fingerprint().hex()[:8]}, the run's"
-            f" {manifest.spec.model.fingerprint[:8]}: build the model with the names and shapes of the run"
-        )
-    return _restore(entrance, plan, store, began_s=began_s, founding=founding)
+    return OuterStore(values, parts)
+
+
+def _keeper(store: Store, log: DurableLog, me: PeerId, spec: RunSpec, folder: Path) -> Keeper:
+    every = spec.rounds.snapshot_every
+    if isinstance(store, SeedStore):
+        return SeedVault(store, log, me, EntryFile(folder / ENTRIES_NAME), snapshot_every=every)
+    averaging = spec.outer.final_averaging
+    return Vault(store, log, me, snapshot_every=every, final_averaging=averaging)
 
 
 def _found(entrance: Entrance, plan: FragmentPlan, first: bytes) -> SignedManifest:
@@ -136,7 +160,7 @@ def _found(entrance: Entrance, plan: FragmentPlan, first: bytes) -> SignedManife
 
 
 def _restore(
-    entrance: Entrance, plan: FragmentPlan, store: OuterStore, *, began_s: float, founding: bool
+    entrance: Entrance, plan: FragmentPlan, store: Store, *, began_s: float, founding: bool
 ) -> Assembly:
     manifest, folder = entrance.manifest, entrance.folder()
     assert manifest is not None  # founded or found before
@@ -146,13 +170,7 @@ def _restore(
     try:
         clear_parts(folder)
         genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
-        vault = Vault(
-            store,
-            log,
-            entrance.identity.peer_id,
-            snapshot_every=spec.rounds.snapshot_every,
-            final_averaging=spec.outer.final_averaging,
-        )
+        vault = _keeper(store, log, entrance.identity.peer_id, spec, folder)
         fetched = None
         if founding:
             _write_first(vault, log, genesis)
@@ -165,14 +183,13 @@ def _restore(
         # a founder that was killed before this line founds another run: nobody can know this one
         manifest.write(folder / "manifest.bin")
         stored = log.load()
-        saved = storage_keys.restore(stored, genesis, open_rounds=spec.rounds.open)
+        saved = storage_keys.restore(stored, genesis, open_rounds=spec.open_rounds)
         protocol = RoundProtocol(
             entrance.identity,
-            _settings(entrance, manifest, plan.sizes),
+            _settings(entrance, manifest, store),
             saved,
             now=entrance.runtime.call(_loop_time, timeout_s=_LOOKUP_S),
         )
-        codecs = (codec_named(spec.outer.codec), codec_named(spec.outer.result_codec))
         return Assembly(
             manifest=manifest,
             folder=folder,
@@ -183,13 +200,20 @@ def _restore(
             shelf=BlobShelf(),
             protocol=protocol,
             genesis_blob=stored["genesis"],
-            max_slice_bytes=max(codec.max_bytes(max(plan.sizes)) for codec in codecs),
+            max_slice_bytes=_largest_slice(spec, plan),
             fetched=fetched,
             began_s=began_s,
         )
     except BaseException:
         log.close()
         raise
+
+
+def _largest_slice(spec: RunSpec, plan: FragmentPlan) -> int:
+    """Bytes of the largest payload or result."""
+    if spec.seeds.is_on:
+        return MAX_ENTRY_BYTES
+    return max(codec_named(codec).max_bytes(max(plan.sizes)) for codec in spec.outer.codecs)
 
 
 def _require_head(log: DurableLog, folder: Path) -> None:
@@ -200,19 +224,19 @@ def _require_head(log: DurableLog, folder: Path) -> None:
         )
 
 
-def _write_first(vault: Vault, log: DurableLog, genesis: Record) -> None:
+def _write_first(vault: Keeper, log: DurableLog, genesis: Record) -> None:
     """Fills the log from the model of who founds the run."""
     first = {"genesis": genesis_blob(vault.state_roots()), storage_keys.HEAD: genesis.hash}
     log.write({**vault.write_all([-1] * vault.fragments), **first})
 
 
 def _bring_state(
-    entrance: Entrance, manifest: SignedManifest, vault: Vault, log: DurableLog, genesis: Record
+    entrance: Entrance, manifest: SignedManifest, vault: Keeper, log: DurableLog, genesis: Record
 ) -> Fetched | None:
     """Fills store and log: from this folder, or from members."""
     stored = log.load()
     if storage_keys.HEAD in stored:
-        saved = storage_keys.restore(stored, genesis, open_rounds=manifest.spec.rounds.open)
+        saved = storage_keys.restore(stored, genesis, open_rounds=manifest.spec.open_rounds)
         number = saved.chain.number
         log.write(vault.resume(stored, saved.chain, lambda key: _is_open(key, saved, number)))
         return None
@@ -226,12 +250,12 @@ def _is_open(key: RoundKey, saved: storage_keys.Restored, number: int) -> bool:
 
 
 async def _fetch_all(
-    entrance: Entrance, manifest: SignedManifest, vault: Vault, log: DurableLog, genesis: Record
+    entrance: Entrance, manifest: SignedManifest, vault: Keeper, log: DurableLog, genesis: Record
 ) -> Fetched:
     run, transport = manifest.run_id, entrance.network.transport
     source = Source(transport, await find_donors(entrance, run), run)
-    saved = storage_keys.restore({}, genesis, open_rounds=manifest.spec.rounds.open)
-    settings = _settings(entrance, manifest, vault.store.sizes)
+    saved = storage_keys.restore({}, genesis, open_rounds=manifest.spec.open_rounds)
+    settings = _settings(entrance, manifest, vault.store)
     state = ProtocolState.begin(
         entrance.identity, settings, saved, asyncio.get_running_loop().time()
     )
@@ -264,9 +288,7 @@ async def find_donors(entrance: Entrance, run: bytes) -> tuple[PeerId, ...]:
     return tuple(peer for peer in dict.fromkeys(found) if peer != me)
 
 
-def _settings(
-    entrance: Entrance, manifest: SignedManifest, sizes: tuple[int, ...]
-) -> ProtocolSettings:
+def _settings(entrance: Entrance, manifest: SignedManifest, store: StateStore) -> ProtocolSettings:
     spec, owner, run = manifest.spec, manifest.owner, manifest.run_id
 
     def admits(_: PeerId, ticket: bytes) -> bool:
@@ -277,7 +299,7 @@ def _settings(
 
     return ProtocolSettings(
         run=run,
-        fragment_sizes=sizes,
+        fragment_sizes=store.sizes,
         max_weight_tokens=spec.outer.max_weight_tokens,
         limits=Limits(
             floor_s=spec.rounds.deadline_floor_s,
@@ -285,9 +307,12 @@ def _settings(
             stall_s=spec.rounds.stall_s,
         ),
         admits=admits,
-        deepest_fork=_KEPT_WINDOWS * spec.outer.fragments,
+        deepest_fork=_KEPT_SCALAR_ROUNDS
+        if isinstance(store, SeedStore)
+        else _KEPT_WINDOWS * spec.num_fragments,
         ticket=entrance.ticket(),
         max_upload_bits_s=entrance.place.machine.max_upload_bits_s,
+        carries=store.method.problem if isinstance(store, SeedStore) else None,
     )
 
 

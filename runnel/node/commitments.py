@@ -11,6 +11,9 @@ from runnel.hashing import digest
 from runnel.node.fields import blob, digest_of, integer, items, number_of, peer_id, row
 from runnel.types import Digest, PeerId
 
+MAX_CARRIED_BYTES = 8192
+"""The largest contribution that travels in its commitment: 64 of them fit into a message."""
+
 MAX_NORM = 1e30
 """The largest norm of a contribution: sums of 64 of them stay within float32's range."""
 
@@ -29,7 +32,8 @@ class Commitment:
 
     `slice_norms` are the Euclidean norms of the decoded slices; `withheld` are those that will not be
     sent this time, as the member's link is too slow (ascending); `progress` is the share of the run done
-    in millionths, as this member sees it; `loss` is its mean training loss (NaN-free, 0 if none).
+    in millionths, as this member sees it; `loss` is its mean training loss (NaN-free, 0 if none);
+    `carried` is the whole contribution where the run's method makes it that small, else empty.
     """
 
     peer: PeerId
@@ -45,6 +49,7 @@ class Commitment:
     joins: tuple[JoinRequest, ...]
     leaves: tuple[PeerId, ...]
     unheard: tuple[PeerId, ...]
+    carried: bytes = b""
     signature: bytes = b""
 
     def statement(self, run: bytes) -> bytes:
@@ -76,6 +81,7 @@ class Commitment:
             [[join.peer, join.ticket] for join in self.joins],
             list(self.leaves),
             list(self.unheard),
+            self.carried,
             self.signature,
         ]
 
@@ -100,8 +106,9 @@ class Commitment:
             joins,
             leaves,
             unheard,
+            carried,
             sig,
-        ) = row(fields, 14)
+        ) = row(fields, 15)
         return Commitment(
             peer_id(peer),
             integer(number),
@@ -119,5 +126,6 @@ class Commitment:
             ),
             tuple(peer_id(p) for p in items(leaves)),
             tuple(peer_id(p) for p in items(unheard)),
+            blob(carried, MAX_CARRIED_BYTES),
             blob(sig, 64),
         )

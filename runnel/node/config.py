@@ -237,6 +237,8 @@ class MachineConfig:
 class LaunchPlan:
     """What one command starts: a new run from `spec`, or a part in the run of `invite`.
 
+    `base` is a checkpoint whose parameters a new run starts from.
+
     Raises:
         ConfigError: neither or both are given, or a run would start that nobody can join.
     """
@@ -244,6 +246,7 @@ class LaunchPlan:
     machine: MachineConfig
     spec: RunSpec | None = None
     invite: Invite | None = None
+    base: Path | None = None
 
     def __post_init__(self) -> None:
         """Checks that it is clear what to start."""

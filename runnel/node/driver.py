@@ -26,6 +26,7 @@ from runnel.node.events import (
     Event,
 )
 from runnel.node.joining import Source
+from runnel.node.keeper import Keeper
 from runnel.node.leaping import Leaper
 from runnel.node.links import Links
 from runnel.node.mailbox import HandedOver, Mailbox
@@ -34,9 +35,9 @@ from runnel.node.moves import Landing
 from runnel.node.narrator import Narrator
 from runnel.node.parcels import Desk, Parcels
 from runnel.node.protocol import RoundProtocol
+from runnel.node.records import Commitment
 from runnel.node.standing import Standing
 from runnel.node.transfers import TransferParts, Transfers
-from runnel.node.vault import Vault
 from runnel.protocols import Transport
 from runnel.types import Digest, PeerId
 
@@ -60,7 +61,7 @@ class DriverParts:
     """
 
     protocol: RoundProtocol
-    vault: Vault
+    vault: Keeper
     log: DurableLog
     mailbox: Mailbox
     transport: Transport
@@ -196,7 +197,8 @@ class Driver:
 
     def _expects(self, peer: PeerId) -> bool:
         """Whether slices of `peer` may be for us to reduce."""
-        return any(peer in place.view for place in self._parts.protocol.state.rounds.values())
+        rounds = self._parts.protocol.state.rounds.values()
+        return any(peer in place.view and not place.facts.carried for place in rounds)
 
     async def _take(self, sender: PeerId, piece: PayloadSlice) -> None:
         """A payload slice for us to reduce: kept until its round ends."""
@@ -239,7 +241,7 @@ class Driver:
             if not path:
                 continue
             source = Source(parts.transport, self.contacts.near(self._now()), parts.run)
-            found = await self._leaper.fetch(source, path)
+            found = await self._leaper.fetch(source, path, parts.vault.store.shared_sizes)
             if found is not None:
                 fetched, states = found
                 await self._in_codec(parts.vault.land, Landing(path[-1], len(path) - 2, states))
@@ -308,19 +310,22 @@ class Driver:
         parts.moved(step.path)
 
     async def _reduce(self, action: act.Reduce) -> None:
-        parts, me = self._parts, self._parts.protocol.state.me
+        parts = self._parts
         if action.key not in parts.protocol.state.rounds:
             return  # decided while this waited for the disk: its parcels are gone
-        payloads = [
-            parts.vault.contributions.slice_with_path(action.key, action.slice_index)[0]
-            if sender.peer == me
-            else self._desk.parcels.payload(action.key, action.slice_index, sender.id)
-            for sender in action.senders
-        ]
+        payloads = [self._payload(action, sender) for sender in action.senders]
         result, size = await self._in_codec(parts.vault.reduce, action, payloads)
         self._post(
             parts.protocol.reduced(action.key, action.slice_index, result, size, self._now())
         )
+
+    def _payload(self, action: act.Reduce, sender: Commitment) -> bytes | memoryview:
+        if sender.carried:
+            return sender.carried
+        key, index = action.key, action.slice_index
+        if sender.peer == self._parts.protocol.state.me:
+            return self._parts.vault.contributions.slice_with_path(key, index)[0]
+        return self._desk.parcels.payload(key, index, sender.id)
 
     async def _prepare(self, action: act.Prepare) -> None:
         try:

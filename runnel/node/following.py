@@ -14,7 +14,6 @@ from runnel.node.messages import MAX_RECORDS, Hello, Join, Leave, Records, WantR
 from runnel.node.outcomes import abort_record
 from runnel.node.protocol_state import Handler, ProtocolState
 from runnel.node.records import Record, RecordKind
-from runnel.node.rounds import slice_bounds
 from runnel.types import Digest, PeerId
 from runnel.verification.agreement import (
     Decided,
@@ -239,10 +238,10 @@ def _fits(state: ProtocolState, path: list[Digest], record: Record, parent: Reco
     """Whether a record could be an outcome, as far as the chain says: a branch of one is its own quorum."""
     if record.kind is RecordKind.ABORT:
         return record == abort_record(parent)
-    sizes, view = state.settings.fragment_sizes, state.chain.view_of(record.number, path)
-    slices = slice_bounds(sizes[record.number % len(sizes)], len(view))
+    view = state.chain.view_of(record.number, path)
+    slices = state.settings.slices(record.number, len(view))
     senders = all(piece.included[-1] < len(record.shares) for piece in record.slices)
-    return len(record.slices) == len(slices) and senders
+    return len(record.slices) == slices and senders
 
 
 def _check_branch(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from runnel.errors import PeerError
+from runnel.hashing import digest
 from runnel.node import storage_keys
 from runnel.node.actions import Action, Blame, Note, RoundKey, Send, Store
 from runnel.node.chain import Certificate
@@ -185,6 +186,8 @@ class Inbox:
             return []
         if sender not in place.view:
             raise PeerError("result", "a result told by a peer that is not a member of the round")
+        if place.facts.carried:
+            raise PeerError("result", "a result of a round in which everybody makes their own")
         problem = place.misfit(message.slice_index, message.result)
         if problem:
             raise PeerError("result", problem)
@@ -342,4 +345,15 @@ def commitment_problem(place: Round, commitment: Commitment, state: ProtocolStat
         return f"{commitment.tokens} tokens, allowed are 1 to {state.settings.max_weight_tokens}"
     if not all(state.settings.admits(join.peer, join.ticket) for join in commitment.joins):
         return "it names a candidate without a ticket"
-    return ""
+    return _carried_problem(commitment, state)
+
+
+def _carried_problem(commitment: Commitment, state: ProtocolState) -> str:
+    carries, carried = state.settings.carries, commitment.carried
+    if carries is None:
+        return "it carries a contribution that is to be sent in slices" if carried else ""
+    if commitment.withheld:
+        return "it withholds what it carries"
+    if commitment.payload_root != digest(carried):
+        return "it carries another contribution than it names"
+    return carries(carried)

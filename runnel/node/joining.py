@@ -26,7 +26,7 @@ from runnel.node.messages import Records, decode, encode
 from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import Record, digest_of, items
 from runnel.node.run_service import GENESIS, RECORDS, ask
-from runnel.optim.store import OuterStore, raw
+from runnel.optim.exchange import StateStore, raw
 from runnel.protocols import Float32, Transport
 from runnel.types import Digest, PeerId, short
 
@@ -92,14 +92,14 @@ class StateDownload:
         self._size = self._kept = 0
         self._given: Counter[str] = Counter()
 
-    async def fetch(self, root: Digest, numel: int) -> Float32:
-        """Parameters, then momentum, of a fragment with `numel` values.
+    async def fetch(self, root: Digest, sizes: tuple[int, int]) -> tuple[Float32, Float32]:
+        """Both parts of a fragment's state, of so many words each.
 
         Raises:
             NetworkError, PeerError, TimeoutError: they cannot be had.
             StorageError: the disk refused to keep them.
         """
-        loop, both = asyncio.get_running_loop(), np.empty(2 * numel, dtype=np.float32)
+        loop, both = asyncio.get_running_loop(), np.empty(sum(sizes), dtype=np.float32)
         file = self._keep / root.hex() if self._keep is not None else None
         report = await self._fetcher.fetch_tree(
             root,
@@ -116,7 +116,7 @@ class StateDownload:
         self._size += report.size_bytes
         given = {short(peer): count for peer, count in report.bytes_by_donor.items() if count}
         self._given.update(given)
-        return both
+        return both[: sizes[0]], both[sizes[0] :]
 
     async def keep_only(self, roots: Collection[Digest]) -> None:
         """Deletes what is kept of other states than these: they are not wanted any more."""
@@ -175,7 +175,7 @@ def pins(path: Sequence[Digest], every: int) -> tuple[int, ...]:
 async def catch_up(
     source: Source,
     state: ProtocolState,
-    store: OuterStore,
+    store: StateStore,
     *,
     every: int,
     keep: Path | None = None,
@@ -279,7 +279,7 @@ def records_answer(chain: Chain, run: bytes, locator: list[Digest]) -> bytes:
 
 async def fetch_state(
     source: Source,
-    store: OuterStore,
+    store: StateStore,
     chain: Chain,
     path: Sequence[Digest],
     download: StateDownload,
@@ -318,16 +318,14 @@ async def fetch_state(
 
 async def _fetch_pin(
     source: Source,
-    store: OuterStore,
+    store: StateStore,
     chain: Chain,
     path: Sequence[Digest],
     download: StateDownload,
 ) -> Fetched:
     roots, numbers = await _state_roots(source, chain, path, len(store.sizes))
     for fragment, root in enumerate(roots):
-        numel = store.sizes[fragment]
-        both = await download.fetch(root, numel)
-        store.load(fragment, both[:numel], both[numel:])
+        store.load(fragment, *await download.fetch(root, store.shared_sizes[fragment]))
     return download.report(len(path) - 2, numbers)
 
 

@@ -25,7 +25,7 @@ REPLAYED_WINDOWS = 16
 _PAUSE_S = 0.5
 
 States = dict[int, tuple[Float32, Float32]]
-"""Parameters and momentum by fragment."""
+"""Both parts of a state by fragment."""
 
 
 class Leaper:
@@ -52,7 +52,9 @@ class Leaper:
         meet = chain.common(target)
         pin = pins(target, self._every)[0]
         first = chain.record(target[meet])
-        far = len(target) - meet > REPLAYED_WINDOWS * len(self._state.settings.fragment_sizes)
+        settings = self._state.settings
+        replayed = max(REPLAYED_WINDOWS * len(settings.fragment_sizes), settings.deepest_fork)
+        far = len(target) - meet > replayed
         gone = any(piece.root in self._gone for piece in first.slices)
         needed = far or gone or self._state.parts_deeply(meet)
         path = list(target[: pin + 2])
@@ -61,8 +63,13 @@ class Leaper:
         unnamed = {f for f, record in self._changed(path).items() if record is None}
         return [] if unnamed & self._rounds_in(chain.path[meet:]) else path
 
-    async def fetch(self, source: Source, path: Sequence[Digest]) -> tuple[Fetched, States] | None:
-        """Downloads all states that change up to the end of `path`; None if they cannot be had now."""
+    async def fetch(
+        self, source: Source, path: Sequence[Digest], sizes: Sequence[tuple[int, int]]
+    ) -> tuple[Fetched, States] | None:
+        """Downloads all states that change up to the end of `path`; None if they cannot be had now.
+
+        `sizes` are the words of both parts of a state, by fragment.
+        """
         states: States = {}
         if self._fetcher is None:
             self._fetcher = BlobFetcher(source.transport)
@@ -70,9 +77,7 @@ class Leaper:
         try:
             for fragment, record in self._changed(path).items():
                 if record is not None:
-                    numel = self._state.settings.fragment_sizes[fragment]
-                    both = await download.fetch(record.state_root, numel)
-                    states[fragment] = (both[:numel], both[numel:])
+                    states[fragment] = await download.fetch(record.state_root, sizes[fragment])
         except (NetworkError, PeerError, TimeoutError) as error:
             logger.debug("the state after round %d cannot be had: %s", len(path) - 2, error)
             await asyncio.sleep(_PAUSE_S)

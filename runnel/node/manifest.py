@@ -43,7 +43,7 @@ __all__ = [
     "statement",
 ]
 
-VERSION = 2
+VERSION = 3
 """Of the encoding: another order, number or type of values needs another one."""
 
 MAX_MANIFEST_BYTES = 16_384

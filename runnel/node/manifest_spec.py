@@ -201,6 +201,46 @@ class OuterSection(Section):
         return self.codec, self.result_codec
 
 
+class SeedsSection(Section):
+    """Tuning with shared seeds: peers exchange scalars in place of values."""
+
+    method: Literal["off", "spsa", "fedkseed", "ferret"] = Field(
+        default="off",
+        description="off = values are exchanged ([outer]); else scalars along shared directions",
+    )
+    lr: float = Field(default=1e-3, gt=0, le=10, description="learning rate at the start")
+    final_lr_share: Share = Field(
+        default=0.1,
+        description="learning rate at the [end], as a part of lr (a line); 1 = constant",
+    )
+    epsilon: float = Field(
+        default=1e-3,
+        ge=1e-6,
+        le=1,
+        description="distance of the two losses of a scalar (not ferret)",
+    )
+    probes: int = Field(
+        default=4, ge=1, le=64, description="directions that a peer tries in a step (spsa)"
+    )
+    candidates: int = Field(
+        default=1_024, ge=1, le=2**16, description="seeds of the pool (fedkseed)"
+    )
+    uneven: bool = Field(
+        default=False, description="draw seeds of large scalars more often (fedkseed's Pro)"
+    )
+    local_steps: int = Field(
+        default=8, ge=1, le=2_730, description="steps of a peer between rounds (fedkseed, ferret)"
+    )
+    directions: int = Field(
+        default=32, ge=2, le=4_096, description="scalars of the block that moved most (ferret)"
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the run exchanges scalars."""
+        return self.method != "off"
+
+
 class RoundsSection(Section):
     """How rounds run and how long anybody waits."""
 
@@ -241,6 +281,7 @@ class RunSpec(Section):
     data: DataSection = DataSection()
     inner: InnerSection = InnerSection()
     outer: OuterSection = OuterSection()
+    seeds: SeedsSection = SeedsSection()
     rounds: RoundsSection = RoundsSection()
     end: EndSection = EndSection()
 
@@ -250,6 +291,21 @@ class RunSpec(Section):
         if found:
             raise PydanticCustomError(CONTRADICTION, "{lines}", {"lines": "\n".join(found)})
         return self
+
+    @property
+    def num_fragments(self) -> int:
+        """Parts that are exchanged in turn: one where scalars stand for the whole model."""
+        return 1 if self.seeds.is_on else self.outer.fragments
+
+    @property
+    def open_rounds(self) -> int:
+        """Rounds under way at once: a scalar is of the newest weights only."""
+        return 1 if self.seeds.is_on else self.rounds.open
+
+    @property
+    def steps_per_window(self) -> int:
+        """Inner steps of a peer between two rounds of one fragment."""
+        return self.seeds.local_steps if self.seeds.is_on else self.outer.every_steps
 
     def values(self) -> list[list[Any]]:
         """All values, section by section, in declared order: what a signature covers."""

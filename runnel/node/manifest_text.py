@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -90,6 +90,22 @@ def parse_overrides(overrides: Sequence[str]) -> Tables:
             continue
         raise ConfigError(f"--set {shortened(override)} {problem}{suggestion(path.strip())}")
     return tables
+
+
+def method_settings(method: str) -> list[str]:
+    """What ``runnel new --method`` sets, as overrides.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    if method == "streaming":
+        return []
+    methods = get_args(section_kinds()["seeds"].model_fields["method"].annotation)[1:]
+    if method not in methods:
+        raise ConfigError(
+            f"--method {shortened(method)} is none, expected streaming, {', '.join(methods)}"
+        )
+    return [f"seeds.method={method}", "rounds.snapshot_every=64"]
 
 
 def new_run_toml(name: str, overrides: Sequence[str] = ()) -> str:

@@ -69,7 +69,7 @@ __all__ = [
     "signed",
 ]
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_RECORDS = 64
 

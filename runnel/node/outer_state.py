@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -26,10 +26,12 @@ from runnel.node.manifest import SignedManifest
 from runnel.node.outcomes import genesis_record
 from runnel.node.rounds import slice_bounds
 from runnel.node.saved_states import StateKey, Step, state_key, state_name, steps_of, steps_since
+from runnel.node.seed_parts import blank_store
 from runnel.node.storage_keys import HEAD, Updates, restore
 from runnel.optim.codecs import codec_named
 from runnel.optim.fragments import FragmentPlan, ParameterShape, plan_fragments
 from runnel.optim.outer import optimizer_named
+from runnel.optim.seed_store import SeedStore
 from runnel.optim.stepping import Stepper
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ _ATTEMPTS = 20
 _ADVICE = "move this peer's folder away and join again"
 
 ReadBlob = Callable[[str], bytes]
+T = TypeVar("T")
 
 
 def plan_updates(plan: FragmentPlan) -> Updates:
@@ -62,20 +65,30 @@ def read_outer_state(folder: Path) -> tuple[SignedManifest, CheckpointContent]:
         RunMismatchError: the state is not the one that the run's records name.
         StorageError: the disk refused to read.
     """
+    return read_patiently(folder, outer_state)
+
+
+def read_patiently(
+    folder: Path, make: Callable[[SignedManifest, Mapping[str, bytes], ReadBlob], T]
+) -> tuple[SignedManifest, T]:
+    """The manifest in `folder` and what `make` finds there, also while a peer trains there.
+
+    Raises:
+        InputFileError, RunMismatchError: as `make` does, of a state that stays the newest.
+        StorageError: the disk refused to read.
+    """
     manifest = SignedManifest.read(folder / "manifest.bin")
     state, attempts = folder / STATE_FOLDER, 0
     before: dict[str, bytes] | None = None
     while True:
         stored, attempts = read_snapshot(state), attempts + 1
         try:
-            content = outer_state(manifest, stored, lambda name: read_blob(state / "blobs", name))
+            return manifest, make(manifest, stored, lambda name: read_blob(state / "blobs", name))
         except (InputFileError, RunMismatchError):
             # Blobs of a state that is no longer the newest go away; if it still is, they are lost.
             if _moving(stored) == before or attempts == _ATTEMPTS:
                 raise
             before = _moving(stored)
-        else:
-            return manifest, content
 
 
 def outer_state(
@@ -96,12 +109,11 @@ def outer_state(
         RunMismatchError: the values are not those that the records name, or the parameters' names
             and shapes not those of the run.
     """
-    if HEAD not in stored:
-        raise InputFileError("the run's folder holds no state yet: wait until its peer is ready")
-    genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
-    chain = restore(stored, genesis, open_rounds=manifest.spec.rounds.open).chain
-    plan = plan_of(manifest, stored)
-    roots = _first_roots(manifest, stored, plan.num_fragments)
+    if manifest.spec.seeds.is_on:
+        store, chain = seed_state(manifest, stored, read)
+        meta = _meta(manifest, chain, 1, [store.root(0)])
+        return CheckpointContent(store.weights.arrays(), {}, meta)
+    chain, plan, roots = _newest(manifest, stored)
     parameters, momentum = _empty(plan), _empty(plan)
     for fragment, size in enumerate(plan.sizes):
         record = chain.last_update(fragment, plan.num_fragments)
@@ -111,16 +123,54 @@ def outer_state(
         if values.size == 2 * size:
             _advance(manifest, values, _steps_to(stored, chain, fragment, plan.num_fragments), read)
         if values.size != 2 * size or tree_root([values.data]) != roots[fragment]:
-            raise RunMismatchError(
-                f"the saved state of fragment {fragment} is not the one that the record of round"
-                f" {number} names ({roots[fragment].hex()[:8]}): {_ADVICE}"
-            )
+            raise _not_named(fragment, number, roots[fragment])
         _spread(plan, fragment, values[:size], parameters)
         _spread(plan, fragment, values[size:], momentum)
     return CheckpointContent(
         parameters=_shaped(plan, parameters),
         momentum=_shaped(plan, momentum),
         meta=_meta(manifest, chain, plan.num_fragments, roots),
+    )
+
+
+def seed_state(
+    manifest: SignedManifest, stored: Mapping[str, bytes], read: ReadBlob
+) -> tuple[SeedStore, Chain]:
+    """The weights of a shared-seed run, checked, and the chain that they are the newest of.
+
+    Raises:
+        InputFileError, RunMismatchError: as `outer_state` does.
+    """
+    chain, plan, roots = _newest(manifest, stored)
+    store, record = blank_store(plan, manifest.spec), chain.last_update(0, 1)
+    number, root = (record.number, record.state_root) if record else (-1, roots[0])
+    words = _values(stored, read, 0, number)
+    if words.size == sum(store.shared_sizes[0]):
+        store.load(0, words[: plan.numel], words[plan.numel :])
+        for step in _steps_to(stored, chain, 0, 1):
+            store.prepare(step.record.number, read(result_name(step.record.slices[0].root)))
+            store.adopt(step.record.number)
+    if store.root(0) != root:
+        raise _not_named(0, number, root)
+    return store, chain
+
+
+def _newest(
+    manifest: SignedManifest, stored: Mapping[str, bytes]
+) -> tuple[Chain, FragmentPlan, list[Digest]]:
+    """The chain, what is exchanged, and the roots of the first states."""
+    if HEAD not in stored:
+        raise InputFileError("the run's folder holds no state yet: wait until its peer is ready")
+    genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
+    chain = restore(stored, genesis, open_rounds=manifest.spec.open_rounds).chain
+    plan = plan_of(manifest, stored)
+    return chain, plan, _first_roots(manifest, stored, plan.num_fragments)
+
+
+def _not_named(fragment: int, number: int, root: Digest) -> RunMismatchError:
+    return RunMismatchError(
+        f"the saved state of fragment {fragment} is not the one that the record of round {number} names"
+        f" ({root.hex()[:8]}): {_ADVICE}"
     )
 
 
@@ -132,7 +182,7 @@ def last_members(manifest: SignedManifest, folder: Path) -> tuple[PeerId, ...]:
     """
     genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
     stored = read_snapshot(folder / STATE_FOLDER)
-    return restore(stored, genesis, open_rounds=manifest.spec.rounds.open).chain.head.view
+    return restore(stored, genesis, open_rounds=manifest.spec.open_rounds).chain.head.view
 
 
 def _moving(stored: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -153,7 +203,7 @@ def plan_of(manifest: SignedManifest, stored: Mapping[str, bytes]) -> FragmentPl
             "the folder does not tell the names of the model's parameters, expected them from its"
             " peer: start the peer once"
         )
-    plan = _plan_of_gpt(manifest) if saved is None else _saved_plan(saved, spec.outer.fragments)
+    plan = _plan_of_gpt(manifest) if saved is None else _saved_plan(saved, spec.num_fragments)
     if plan.fingerprint().hex() != spec.model.fingerprint:
         raise RunMismatchError(
             f"the saved parameters have fingerprint {plan.fingerprint().hex()[:8]}, the run's"
@@ -176,7 +226,7 @@ def _plan_of_gpt(manifest: SignedManifest) -> FragmentPlan:
     from runnel.node.run_model import build_model  # torch takes seconds to load
     from runnel.optim.binding import plan_model
 
-    return plan_model(build_model(manifest.spec), manifest.spec.outer.fragments)
+    return plan_model(build_model(manifest.spec), manifest.spec.num_fragments)
 
 
 def _first_roots(manifest: SignedManifest, stored: Mapping[str, bytes], count: int) -> list[Digest]:
@@ -207,7 +257,7 @@ def _values(
             f" round {number}: {_ADVICE}"
         )
     content = read(state_name(fragment, saved.base))
-    if len(content) % 8:
+    if len(content) % 4:
         raise InputFileError(f"the saved state of fragment {fragment} is cut off: {_ADVICE}")
     return np.frombuffer(content, dtype="<f4").copy()
 

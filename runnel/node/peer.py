@@ -23,7 +23,7 @@ from runnel.hashing import digest
 from runnel.kernels import warm_up
 from runnel.node import joining, run_service
 from runnel.node.announcer import Announcer
-from runnel.node.assembly import Assembly, assemble
+from runnel.node.assembly import Assembly, Store, assemble
 from runnel.node.driver import Driver, DriverParts
 from runnel.node.entrance import Entrance
 from runnel.node.events import (
@@ -78,7 +78,7 @@ class PeerNode:
     ) -> None:
         """`journal` keeps the events; a file in the run's folder if not given."""
         self.spec = parts.manifest.spec
-        self.schedule = WindowSchedule(parts.plan.num_fragments, self.spec.outer.every_steps)
+        self.schedule = WindowSchedule(parts.plan.num_fragments, self.spec.steps_per_window)
         self.mailbox = Mailbox(self._hand_over)
         self._entrance, self._parts = entrance, parts
         self._journal = journal or Journal(
@@ -153,9 +153,10 @@ class PeerNode:
         """The newest outer parameters by fragment (not copies)."""
         return [self._parts.store.parameters(f) for f in range(self.plan.num_fragments)]
 
-    def take_buffer(self, fragment: int) -> Float32:
-        """An array to hand a fragment's values over in; any thread."""
-        return self._parts.store.take_buffer(self.plan.sizes[fragment])
+    @property
+    def store(self) -> Store:
+        """What all peers share."""
+        return self._parts.store
 
     def window_seed(self) -> bytes:
         """The public seed of this peer's data in the current window of one round for each fragment."""
@@ -214,9 +215,8 @@ class PeerNode:
 
     def begin(self) -> None:
         """Starts to serve and to take part."""
-        addresses = tuple(self._entrance.network.addresses())
-        me, run = short(self.peer), self.run_id.hex()
-        self.note(PeerStarted(unix_s=0.0, peer=me, run=run, addresses=addresses))
+        where, run = tuple(self._entrance.network.addresses()), self.run_id.hex()
+        self.note(PeerStarted(unix_s=0.0, peer=short(self.peer), run=run, addresses=where))
         fetched = self._parts.fetched
         if fetched is not None:
             self.note(fetched.event())

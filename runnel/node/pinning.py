@@ -8,6 +8,7 @@ from runnel.dht.blob_shelf import BlobShelf
 from runnel.node.chain import Chain
 from runnel.node.durable import DurableLog
 from runnel.node.joining import pins
+from runnel.node.keeper import Keeper
 from runnel.node.keepsakes import (
     contribution_name,
     loss_name,
@@ -17,10 +18,9 @@ from runnel.node.keepsakes import (
 )
 from runnel.node.saved_states import StateKey, state_name, steps_of
 from runnel.node.storage_keys import Updates
-from runnel.node.vault import Vault
 from runnel.types import Digest
 
-_VALUE_BYTES = 4
+_WORD_BYTES = 4
 
 
 class Pinning:
@@ -33,7 +33,7 @@ class Pinning:
     """
 
     def __init__(
-        self, log: DurableLog, vault: Vault, shelf: BlobShelf, *, every: int, keep_rounds: int
+        self, log: DurableLog, vault: Keeper, shelf: BlobShelf, *, every: int, keep_rounds: int
     ) -> None:
         self._log, self._vault, self._shelf = log, vault, shelf
         self._every, self._keep_rounds = every, keep_rounds
@@ -100,7 +100,7 @@ class Pinning:
 
     def _state_after(self, chain: Chain, path: Sequence[Digest], number: int) -> dict[str, int]:
         """Blobs of all fragments' states after record `number` of `path`, and their sizes in bytes."""
-        sizes, newest = self._vault.store.sizes, dict[int, int]()
+        sizes, newest = self._vault.store.shared_sizes, dict[int, int]()
         for index in range(number + 1, 0, -1):
             record = chain.record(path[index])
             if record.slices:
@@ -108,8 +108,8 @@ class Pinning:
             if len(newest) == len(sizes):
                 break
         return {
-            state_name(f, newest.get(f, -1)): 2 * size * _VALUE_BYTES
-            for f, size in enumerate(sizes)
+            state_name(f, newest.get(f, -1)): sum(words) * _WORD_BYTES
+            for f, words in enumerate(sizes)
         }
 
     def _expire(

@@ -18,8 +18,8 @@ class Progress:
     def __init__(self, spec: RunSpec, created_unix_s: float, clock: Clock) -> None:
         self._end, self._clock, self._created_unix_s = spec.end, clock, created_unix_s
         # the rounds after the one that says "done": those already open, and a final one per fragment
-        self._fragments = spec.outer.fragments
-        self._tail_rounds = spec.rounds.open + self._fragments
+        self._fragments = spec.num_fragments
+        self._tail_rounds = spec.open_rounds + self._fragments
 
     def at(self, number: int, chain: Chain) -> int:
         """Share of the run done, in millionths, as of round `number`."""

@@ -16,7 +16,6 @@ from runnel.node.actions import (
     RoundKey,
     Send,
     Store,
-    WantHandover,
 )
 from runnel.node.chain import Certificate
 from runnel.node.elections import Elections
@@ -146,7 +145,7 @@ class RoundProtocol:
     def reduced(
         self, key: RoundKey, index: int, result: SliceResult, size_bytes: int, now: float
     ) -> list[Action]:
-        """Our result of a slice is encoded and durable: announce it."""
+        """Our result of a slice is encoded and durable: announce it, unless everybody makes it."""
         place = self.state.rounds.get(key)
         if place is None:
             return []
@@ -154,7 +153,10 @@ class RoundProtocol:
         place.slices[index].results[result] = size_bytes
         self.state.news.add(key.number)
         ready = ResultReady(key.number, key.base, index, result, size_bytes)
-        return [Store(storage_keys.result_updates(result.root)), Send(ready), *self._advance(now)]
+        told = [] if place.facts.carried else [Send(ready)]
+        if place.facts.carried:
+            self.state.deadlines.data.arrived(now - place.decided_at)
+        return [Store(storage_keys.result_updates(result.root)), *told, *self._advance(now)]
 
     def result_held(self, root: Digest, now: float) -> list[Action]:
         """A result's bytes are here, checked and durable."""
@@ -227,7 +229,7 @@ class RoundProtocol:
             return [Send(Commit(own))]
         if not place.takes(state.me):
             return []
-        return [WantHandover(key, place.fragment, len(place.slices), urgent=False)]
+        return [taking_part.want(place, state.me, urgent=False)]
 
     def _advance_round(self, place: Round, now: float) -> list[Action]:
         state = self.state

@@ -13,7 +13,7 @@ from runnel.node.chain import Chain
 from runnel.node.deadlines import Deadlines, Limits
 from runnel.node.membership import MAX_STRANGERS, Membership
 from runnel.node.pace import Pace
-from runnel.node.rounds import Round
+from runnel.node.rounds import Round, slice_bounds
 from runnel.node.storage_keys import Restored
 from runnel.node.witness import Witness
 from runnel.protocols import Signer
@@ -23,6 +23,10 @@ from runnel.verification.votes import majority
 
 Handler = Callable[[PeerId, Any, float], list[Action]]
 """Takes in one type of message, from whom and when."""
+
+CAUGHT_UP_ROUNDS = 16
+"""So many rounds of a few bytes are followed within a moment: else a newcomer would never catch up with
+members whose rounds are shorter than that."""
 
 FETCH_AGAIN_S = 10.0
 """After so long without any answer a result is asked for again."""
@@ -35,7 +39,8 @@ class ProtocolSettings:
     `admits` checks a join ticket's signature (not its expiry, which clocks may disagree on);
     `ticket` is this peer's own; `deepest_fork` is how many records it can give up one by one: the
     states before them, down to a fetched one, are still on its disk; `max_upload_bits_s` is the most
-    that it may send.
+    that it may send. `carries` is None where payloads travel in slices; in a run whose contributions
+    travel in their commitments it says what is wrong with one, or nothing.
     """
 
     run: bytes
@@ -46,6 +51,14 @@ class ProtocolSettings:
     deepest_fork: int
     ticket: bytes = b""
     max_upload_bits_s: float = math.inf
+    carries: Callable[[bytes], str] | None = None
+
+    def slices(self, number: int, members: int) -> int:
+        """Into how many slices a round of so many members is cut: one if contributions are not cut."""
+        if self.carries is not None:
+            return 1
+        size = self.fragment_sizes[number % len(self.fragment_sizes)]
+        return len(slice_bounds(size, members))
 
 
 @dataclass(slots=True)
@@ -158,8 +171,9 @@ class ProtocolState:
         return len(near) >= majority(len(voters))
 
     def lags(self, peer: PeerId, number: int) -> bool:
-        """Whether `peer` is so far behind, as it says, that round `number` is not open for it."""
-        return self.members.reached(peer, number) + self.chain.open_rounds < number
+        """Whether `peer` is so far behind, as it says, that round `number` is not soon open for it."""
+        near = self.chain.open_rounds if self.settings.carries is None else CAUGHT_UP_ROUNDS
+        return self.members.reached(peer, number) + near < number
 
     def has_quorum_elsewhere(self, now: float) -> bool:
         """Whether a quorum of the next round's voters was just heard at heads that are not on our path."""

@@ -47,7 +47,9 @@ class SliceState:
 class RoundFacts:
     """What follows from the record a round derives from, and when it was opened here.
 
-    `forgotten`: this peer may have made promises in it that it does not know any more.
+    `forgotten`: this peer may have made promises in it that it does not know any more. `carried`:
+    contributions travel in their commitments, and everybody makes the one result from the decided set.
+    `progress` is that of the record it derives from, in millionths.
     """
 
     key: RoundKey
@@ -57,6 +59,8 @@ class RoundFacts:
     voters: tuple[PeerId, ...]
     opened: float
     forgotten: bool = False
+    carried: bool = False
+    progress: int = 0
 
 
 MAX_PUT = 8
@@ -230,8 +234,12 @@ class Round:
         """Whether a record names the decided set and one possible result of each slice."""
         if record.kind is not RecordKind.ROUND or record.shares != self.shares:
             return False
-        alike = len(record.slices) == len(self.slices)
-        return alike and not any(self.misfit(i, piece) for i, piece in enumerate(record.slices))
+        if len(record.slices) != len(self.slices):
+            return False
+        if self.facts.carried:  # what others made is what we made, or it is no result
+            pairs = zip(self.slices, record.slices, strict=True)
+            return all(result in piece.results for piece, result in pairs)
+        return not any(self.misfit(i, piece) for i, piece in enumerate(record.slices))
 
     def missing(self, held: Container[Digest]) -> list[tuple[SliceResult, int]]:
         """Announced results that are not here, with their sizes in bytes (0: unknown)."""
@@ -297,6 +305,9 @@ def advance_data(
         return []
     actions: list[Action] = []
     for index in range(len(state.slices)):
+        if state.facts.carried:
+            actions += _reduce_carried(state, index)
+            continue
         actions += _scatter(state, index, me, held, wait)
         actions += _reduce(state, index, me, wait)
     chosen = state.best_held(held)
@@ -315,6 +326,8 @@ def _owes(commitment: Commitment, index: int, piece: SliceState) -> bool:
 def overdue_for_data(state: Round, me: PeerId, held: Container[Digest]) -> set[PeerId]:
     """Whose data is missing: workers whose result is not here, and senders to slices that we reduce."""
     missing: set[PeerId] = set()
+    if state.facts.carried:
+        return missing
     for index, piece in enumerate(state.slices):
         if any(result.root in held for result in piece.results):
             continue
@@ -355,5 +368,25 @@ def _reduce(state: Round, index: int, me: PeerId, wait: DataWait) -> list[Action
     if not senders or (coming and wait.waited_s <= patience_s):
         return []
     piece.reducing = True
-    included = tuple(i for i, c in enumerate(members) if c.id in piece.arrived)
-    return [Reduce(state.key, index, senders, included)]
+    return [_job(state, index, senders, me)]
+
+
+def _reduce_carried(state: Round, index: int) -> list[Action]:
+    """All of the set is here with the set: everybody makes the result that names the drawn reducer."""
+    if state.slices[index].reducing:
+        return []
+    state.slices[index].reducing = True
+    return [_job(state, index, state.decided or (), state.reducers(index)[0])]
+
+
+def _job(state: Round, index: int, senders: tuple[Commitment, ...], reducer: PeerId) -> Reduce:
+    members = [c.id for c in state.decided or ()]
+    return Reduce(
+        state.key,
+        index,
+        senders,
+        tuple(members.index(c.id) for c in senders),
+        reducer,
+        tuple(state.view.index(c.peer) for c in senders),
+        state.facts.progress,
+    )

@@ -22,7 +22,7 @@ from runnel.node.keepsakes import Disk
 from runnel.node.records import Record, RecordKind
 from runnel.node.rounds import slice_bounds
 from runnel.node.storage_keys import Updates
-from runnel.optim.store import Array, OuterStore, raw
+from runnel.optim.exchange import Array, StateStore, raw
 from runnel.types import Digest
 
 _MAX_KEY_BYTES = 256
@@ -104,7 +104,7 @@ class SavedStates:
 
     def __init__(
         self,
-        store: OuterStore,
+        store: StateStore,
         disk: Disk,
         results_of: Callable[[Step], tuple[Sequence[bytes | memoryview], bool]],
         *,
@@ -149,7 +149,7 @@ class SavedStates:
         return self._keys[fragment].number
 
     def read(self, chain: Chain, path: Sequence[Digest], fragment: int) -> tuple[Array, Array]:
-        """Parameters and momentum of a fragment at the end of a path.
+        """The state of a fragment at the end of a path.
 
         Raises:
             InputFileError: the disk does not have what leads there, or it is of another path.
@@ -199,7 +199,7 @@ class SavedStates:
 
     def _write(self, fragment: int, number: int) -> bytes:
         store = self._store
-        values = (raw(store.parameters(fragment)), raw(store.momentum(fragment)))
+        values = tuple(raw(part) for part in store.shared(fragment))
         self._disk.write_blob(state_name(fragment, number), values, large=True)
         owed = raw(store.residual(fragment))
         # a name of its own for each content: the old file stays until the key names the new one
@@ -210,13 +210,13 @@ class SavedStates:
 
     def _read_full(self, fragment: int, number: int) -> tuple[Array, Array]:
         data = np.frombuffer(self._disk.read_blob(state_name(fragment, number)), dtype=np.float32)
-        numel = self._store.sizes[fragment]
-        if data.size != 2 * numel:
+        words, rest = self._store.shared_sizes[fragment]
+        if data.size != words + rest:
             raise InputFileError(
-                f"the saved state of fragment {fragment} has {data.size} values, expected {2 * numel}:"
-                f" {_ADVICE}"
+                f"the saved state of fragment {fragment} has {data.size} values, expected"
+                f" {words + rest}: {_ADVICE}"
             )
-        return data[:numel].copy(), data[numel:].copy()
+        return data[:words].copy(), data[words:].copy()
 
 
 def _elsewhere(fragment: int, number: int) -> InputFileError:

@@ -23,8 +23,10 @@ from runnel.node.invite import Invite
 from runnel.node.peer import PeerNode
 from runnel.node.place import Local, Place, invited, local, resolve
 from runnel.node.sampling import dataset_batches
+from runnel.node.seed_trainer import SeedTrainer
 from runnel.node.trainer import Trainer
 from runnel.optim.binding import ModelBinding
+from runnel.optim.seed_store import SeedStore
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +119,7 @@ class Peer:
         if on_event is not None:
             node.listen(_guarded(on_event))
         try:
-            self._trainer = Trainer(node, ModelBinding(model, node.plan))
+            self._trainer = _trainer(node, model)
             node.begin()
         except BaseException:
             self._ending.close("failed to start")
@@ -170,6 +172,31 @@ class Peer:
         if self._optimizer is not None:
             self._trainer.lr = float(self._optimizer.param_groups[0]["lr"])
         self._trainer.step(_number(loss), _count(tokens))
+
+    def spsa_step(self, loss_fn: Callable[[], torch.Tensor | float], *, tokens: int = 1) -> float:
+        """One step without gradients, of a run with ``seeds.method`` spsa or fedkseed; its mean loss.
+
+        Evaluates the loss beside the weights, shares what it found with the others, and returns once
+        the weights have moved. No optimizer, and no memory for gradients.
+
+        Args:
+            loss_fn: the loss of `model` as it is when called, on one batch: a number, a scalar tensor,
+                or a value per example. It is called several times and must give the same each time:
+                draw the batch before, and call ``model.eval()``.
+            tokens: as in `step`.
+
+        Raises:
+            ConfigError: a loss that is random or leaves traces in the model, or a run of another
+                method.
+            RunMismatchError: what the chain decided is not what this peer computes.
+            RunnelError: what ended the peer's network side, or that this peer has left.
+        """
+        if not isinstance(self._trainer, SeedTrainer):
+            raise ConfigError(
+                "this run exchanges values, expected seeds.method spsa or fedkseed: call"
+                " optimizer.step() and peer.step(loss), or start a run with --set seeds.method=spsa"
+            )
+        return self._trainer.step(loss_fn, _count(tokens))
 
     def take_last_state(self) -> None:
         """Puts the newest outer parameters into the model: after the run's end, what all replicas hold."""
@@ -241,6 +268,13 @@ class Peer:
             for key, value in self.status().items()
         )
         return f"<table>{''.join(rows)}</table>"
+
+
+def _trainer(node: PeerNode, model: nn.Module) -> Trainer | SeedTrainer:
+    store = node.store
+    if isinstance(store, SeedStore):
+        return SeedTrainer(node, model, store)
+    return Trainer(node, ModelBinding(model, node.plan), store)
 
 
 def _number(loss: object) -> float:

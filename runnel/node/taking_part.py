@@ -6,7 +6,8 @@ from runnel.node.actions import Action, Handover, RoundKey, Send, WantHandover
 from runnel.node.messages import Commit, ResultReady, signed
 from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import Commitment
-from runnel.node.rounds import Round, RoundFacts, SliceState, slice_bounds
+from runnel.node.rounds import Round, RoundFacts, SliceState
+from runnel.types import PeerId
 
 _REPEAT_SHARE = 0.5
 """What was said is repeated after this share of its age: whoever trains long says it as seldom."""
@@ -16,18 +17,20 @@ _TELLERS = 8
 
 def open_round(state: ProtocolState, key: RoundKey, now: float) -> Round:
     """Opens a round, with what this peer promised in it before it closed or before a restart."""
-    chain, saved, sizes = state.chain, state.saved, state.settings.fragment_sizes
-    view = chain.view_of(key.number)
+    chain, saved, settings = state.chain, state.saved, state.settings
+    view, base = chain.view_of(key.number), chain.record(key.base)
     facts = RoundFacts(
         key=key,
-        fragment=key.number % len(sizes),
+        fragment=key.number % len(settings.fragment_sizes),
         final=chain.is_final(key.number),
         view=view,
         voters=chain.voters_of(key.number),
         opened=now,
-        forgotten=saved.past.may_have_promised(key.number, chain.record(key.base).number),
+        forgotten=saved.past.may_have_promised(key.number, base.number),
+        carried=settings.carries is not None,
+        progress=base.progress,
     )
-    slices = [SliceState() for _ in slice_bounds(sizes[facts.fragment], len(view))]
+    slices = [SliceState() for _ in range(settings.slices(key.number, len(view)))]
     place = state.rounds[key] = Round(facts, slices)
     place.sets.update(saved.proposed.get(key, {}))
     for record in saved.candidates.get(key.number, {}).values():
@@ -56,6 +59,7 @@ def commitment_of(
         joins=members.joins(head.view, now),
         leaves=members.leaves(head.view, now),
         unheard=members.unheard(head.view, head.unproven, now, state.chain.number),
+        carried=handover.carried,
     )
     statement = commitment.statement(state.settings.run)
     return signed(commitment, state.signer.sign(statement))
@@ -64,7 +68,7 @@ def commitment_of(
 def _withheld(state: ProtocolState, handover: Handover) -> tuple[int, ...]:
     """Slices of a share that this peer's link would not carry in time."""
     slices = len(handover.slice_norms)
-    if state.rounds[handover.key].view == (state.me,):
+    if handover.carried or state.rounds[handover.key].view == (state.me,):
         return ()
     return state.deadlines.pace.withheld(
         handover.key.number % len(state.settings.fragment_sizes),
@@ -80,7 +84,14 @@ def hurry(state: ProtocolState, place: Round, now: float) -> list[Action]:
     late = place.half_at is not None and now - place.half_at > state.deadlines.hurry_s
     if not late or state.me in place.commits or place.decided or not place.takes(state.me):
         return []
-    return [WantHandover(place.key, place.fragment, len(place.slices), urgent=True)]
+    return [want(place, state.me, urgent=True)]
+
+
+def want(place: Round, me: PeerId, *, urgent: bool) -> WantHandover:
+    """Asks for this peer's share of a round that it may take part in."""
+    return WantHandover(
+        place.key, place.fragment, len(place.slices), urgent, seat=place.view.index(me)
+    )
 
 
 def repeat(state: ProtocolState, place: Round, now: float) -> list[Action]:
@@ -98,7 +109,7 @@ def repeat(state: ProtocolState, place: Round, now: float) -> list[Action]:
     if own and place.decided is None and now >= place.repeat_at:
         place.repeat_at = now + _REPEAT_SHARE * (now - place.opened)
         actions.append(Send(Commit(own)))
-    if place.decided is None or now < place.repeat_at:
+    if place.decided is None or now < place.repeat_at or place.facts.carried:
         return actions
     told = list[Action]()
     for index, piece in enumerate(place.slices):

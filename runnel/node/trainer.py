@@ -17,6 +17,7 @@ from runnel.node.events import ContributionWithheld, InnerProgress, MergeApplied
 from runnel.node.mailbox import DecidedMerge, HandedOver
 from runnel.node.peer import PeerNode
 from runnel.optim.binding import ModelBinding
+from runnel.optim.store import OuterStore
 
 _REPORT_STEPS = 10
 
@@ -44,11 +45,12 @@ class Window:
 class Trainer:
     """Ties a model's parameters to a node's mailbox."""
 
-    def __init__(self, node: PeerNode, binding: ModelBinding) -> None:
+    def __init__(self, node: PeerNode, binding: ModelBinding, store: OuterStore) -> None:
         """Puts the run's newest parameters into the model."""
         self.window = Window(tokens=[0] * node.plan.num_fragments)
         self.lr = 0.0
         self._node, self._binding, self._outer = node, binding, node.spec.outer
+        self._take_buffer = store.take_buffer
         self._versions = [0] * node.plan.num_fragments
         self._recent: list[float] = []
         self._reported = (0.0, 0)
@@ -146,7 +148,7 @@ class Trainer:
     def _hand_over(self, want: WantHandover) -> None:
         window, fragment = self.window, want.fragment
         self._binding.require_same()
-        snapshot = self._node.take_buffer(fragment)
+        snapshot = self._take_buffer(self._node.plan.sizes[fragment])
         self._binding.read(fragment, snapshot)
         if not math.isfinite(float(snapshot.sum(dtype=np.float64))):
             window.withheld = (

@@ -11,10 +11,10 @@ from typing import Any
 from runnel.errors import NetworkError, PeerError
 from runnel.node.actions import Action, Fetch, Scatter
 from runnel.node.bulk import Bulk, GoneError, PayloadSlice, Wanted
+from runnel.node.keeper import Keeper
 from runnel.node.pace import LinkMeter
 from runnel.node.protocol import RoundProtocol
 from runnel.node.slots import Slots
-from runnel.node.vault import Vault
 from runnel.types import Digest, PeerId, short
 
 _RETRY_S = 0.5
@@ -43,7 +43,7 @@ class TransferParts:
     """
 
     protocol: RoundProtocol
-    vault: Vault
+    vault: Keeper
     bulk: Bulk
     codec: Callable[..., Awaitable[Any]]
     spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]

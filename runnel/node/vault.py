@@ -137,7 +137,7 @@ class Vault:
         reduced = self.store.reduce(payloads, weights, norms, numel=high - low, own=own)
         root = digest(reduced.payload)
         self.results.keep(root, reduced.payload, reduced.loss)
-        return SliceResult(root, self._me, action.included), len(reduced.payload)
+        return SliceResult(root, action.reducer, action.included), len(reduced.payload)
 
     def prepare(self, action: Prepare) -> Digest:
         """The name of the fragment's state after these results."""

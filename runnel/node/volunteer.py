@@ -21,7 +21,7 @@ from runnel.node.gpt import Gpt
 from runnel.node.manifest import RunSpec
 from runnel.node.peer import PeerNode
 from runnel.node.place import Joined, Local
-from runnel.node.run_model import build_model
+from runnel.node.run_model import build_model, load_base
 from runnel.node.sampling import batches, validation_batches
 from runnel.node.session import Peer
 from runnel.node.text_source import corpus_of_run, own_corpus
@@ -64,7 +64,7 @@ class Workload:
     spec: RunSpec
     corpus: Corpus
     model: Gpt
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | None
 
 
 def run_peer(
@@ -90,6 +90,8 @@ def run_peer(
     try:
         spec, corpus = _spec_of(entrance, plan), _corpus(entrance, own, stop)
         model = build_model(spec)
+        if plan.base is not None and entrance.manifest is None:
+            load_base(model, plan.base)
     except BaseException:
         entrance.close()
         raise
@@ -155,8 +157,11 @@ def _serve(node: PeerNode, corpus: Corpus) -> None:
         logger.warning("others cannot get the text from this peer: %s", error)
 
 
-def _optimizer(model: Gpt, spec: RunSpec) -> torch.optim.Optimizer:
+def _optimizer(model: Gpt, spec: RunSpec) -> torch.optim.Optimizer | None:
+    """What takes this peer's own steps; none where they are made of losses alone."""
     inner = spec.inner
+    if spec.seeds.method in ("spsa", "fedkseed"):
+        return None
     return inner_optimizer(
         inner.optimizer,
         model.named_parameters(),
@@ -173,8 +178,7 @@ def _train(peer: Peer, work: Workload, stop: threading.Event) -> int:
     while not (stop.is_set() or peer.is_over):
         seed = peer.node.window_seed()
         for batch in batches(work.corpus.chunks, seed, spec.data.batch_size, spec.model.context):
-            loss = _inner_step(work, batch, peer.progress)
-            peer.step(loss, tokens=batch.shape[0] * (batch.shape[1] - 1))
+            _step(peer, work, batch)
             steps += 1
             if stop.is_set() or peer.is_over or peer.node.window_seed() != seed:
                 break
@@ -187,15 +191,25 @@ def _train(peer: Peer, work: Workload, stop: threading.Event) -> int:
     return steps
 
 
-def _inner_step(work: Workload, batch: torch.Tensor, progress: float) -> torch.Tensor:
+def _step(peer: Peer, work: Workload, batch: torch.Tensor) -> None:
+    tokens = batch.shape[0] * (batch.shape[1] - 1)
+    if work.optimizer is None:
+        peer.spsa_step(lambda: work.model.loss(batch), tokens=tokens)
+    else:
+        peer.step(_inner_step(work, work.optimizer, batch, peer.progress), tokens=tokens)
+
+
+def _inner_step(
+    work: Workload, optimizer: torch.optim.Optimizer, batch: torch.Tensor, progress: float
+) -> torch.Tensor:
     inner = work.spec.inner
     factor = lr_factor(progress, warmup_share=inner.warmup_share, final_share=inner.final_lr_share)
-    set_learning_rates(work.optimizer, factor)
+    set_learning_rates(optimizer, factor)
     loss = work.model.loss(batch)
     loss.backward()  # type: ignore[no-untyped-call]  # torch
     clip_gradients(work.model.parameters(), inner.clip_norm)
-    work.optimizer.step()
-    work.optimizer.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
     return loss.detach()
 
 

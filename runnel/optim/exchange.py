@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,6 +31,57 @@ class StoreParts:
     optimizer: OuterOptimizer
     root_of: RootOf
     decay: float = 1.0
+
+
+class StateStore(Protocol):
+    """What all peers share of a run's parameters, by fragment, as whoever keeps and fetches it sees it.
+
+    A state is two arrays of 4-byte words: the parameters, and whatever else is shared of them.
+    """
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Parameters per fragment."""
+        ...
+
+    @property
+    def shared_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Words of both parts, per fragment."""
+        ...
+
+    def shared(self, fragment: int, /) -> tuple[Array, Array]:
+        """The state (not necessarily a copy)."""
+        ...
+
+    def residual(self, fragment: int, /) -> Array:
+        """What this peer alone keeps beside it."""
+        ...
+
+    def root(self, fragment: int, /) -> Digest:
+        """The name of the state; hashes it."""
+        ...
+
+    def root_of(self, state: tuple[Array, Array]) -> Digest:
+        """The name of a state; hashes it."""
+        ...
+
+    def load(
+        self, fragment: int, parameters: Array, rest: Array, residual: Array | None = None, /
+    ) -> None:
+        """Replaces the state by one read back or fetched; the residual too, if it is given."""
+        ...
+
+    def replay(
+        self,
+        state: tuple[Array, Array],
+        bounds: Bounds,
+        payloads: Sequence[Payload],
+        /,
+        *,
+        final: bool,
+    ) -> None:
+        """Takes a state, as it was before a round, through its results, in place."""
+        ...
 
 
 @dataclass(slots=True)
@@ -94,3 +145,8 @@ class Merge:
     version: int
     delta: Array
     parameters: Array
+
+
+def raw(values: Array) -> memoryview:
+    """The bytes of a contiguous array (not a copy)."""
+    return memoryview(values.data).cast("B")

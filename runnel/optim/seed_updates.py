@@ -55,6 +55,12 @@ class SeedUpdate:
         if self.slots.ndim != 1 or self.slots.shape != self.codes.shape:
             raise ValueError(f"slots {self.slots.shape}, codes {self.codes.shape}")
 
+    @classmethod
+    def nothing(cls, step: int) -> SeedUpdate:
+        """A step that changes nothing, and counts."""
+        slots, codes = np.zeros(0, np.uint32), np.zeros(0, np.int32)
+        return cls(step=step, counter=step, unit=0, slots=slots, codes=codes)
+
     def __len__(self) -> int:
         return self.slots.size
 

@@ -30,6 +30,7 @@ from runnel.optim.exchange import (
     Reduced,
     RootOf,
     StoreParts,
+    raw,
 )
 from runnel.optim.parts import Bounds
 from runnel.optim.passes import owing, summed
@@ -51,8 +52,7 @@ __all__ = [
     "raw",
 ]
 
-_SPARE_ARRAYS = 4
-"""Arrays of a fragment's size that change hands in a round: snapshot, residual, parameters, momentum."""
+_SPARE_ARRAYS = 4  # change hands in a round: snapshot, residual, parameters, momentum
 
 _ALIGNED_BYTES = 64
 
@@ -92,18 +92,26 @@ class OuterStore:
         """How contributions are encoded."""
         return self._parts.codec
 
+    @property
+    def shared_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Values of both parts of a state, per fragment."""
+        return tuple((size, size) for size in self.sizes)
+
+    def shared(self, fragment: int) -> tuple[Array, Array]:
+        """Parameters and momentum (not copies)."""
+        return self._fragments[fragment].theta, self._fragments[fragment].momentum
+
     def parameters(self, fragment: int) -> Array:
         """The outer parameters (not a copy)."""
-        return self._fragments[fragment].theta
+        return self.shared(fragment)[0]
 
     def momentum(self, fragment: int) -> Array:
         """The outer momentum (not a copy)."""
-        return self._fragments[fragment].momentum
+        return self.shared(fragment)[1]
 
     def root(self, fragment: int) -> Digest:
         """The name of a fragment's shared state; hashes it."""
-        own = self._fragments[fragment]
-        return self._parts.root_of([raw(own.theta), raw(own.momentum)])
+        return self.root_of(self.shared(fragment))
 
     def root_of(self, state: tuple[Array, Array]) -> Digest:
         """The name of parameters and momentum; hashes them."""
@@ -204,11 +212,11 @@ class OuterStore:
         self._handed[key] = Handed(fragment, payloads, None, None)
 
     def load(
-        self, fragment: int, parameters: Array, momentum: Array, residual: Array | None = None
+        self, fragment: int, parameters: Array, rest: Array, residual: Array | None = None
     ) -> None:
         """Replaces a fragment's state by one read back or fetched."""
         own = self._fragments[fragment]
-        own.theta[:], own.momentum[:] = parameters, momentum
+        own.theta[:], own.momentum[:] = parameters, rest
         own.ready.clear()
         if residual is not None:
             own.residual[:] = residual
@@ -390,8 +398,3 @@ class OuterStore:
         values = self.take_buffer(numel)
         self._parts.codec.decode(payload, values)
         return values
-
-
-def raw(values: Array) -> memoryview:
-    """The bytes of a contiguous array (not a copy)."""
-    return memoryview(values.data).cast("B")

@@ -95,7 +95,7 @@ def read_cells(folder: Path, slots: Mapping[PeerId, int]) -> list[Cell]:
     manifest, content = read_outer_state(folder)
     stored = read_snapshot(folder / STATE_FOLDER)
     genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
-    chain = restore(stored, genesis, open_rounds=manifest.spec.rounds.open).chain
+    chain = restore(stored, genesis, open_rounds=manifest.spec.open_rounds).chain
     records = [chain.record(name) for name in chain.path]
     place = _place(plan_of(manifest, stored))
     return balance(records, content.parameters[LEDGER].tolist(), slots, place)

@@ -80,13 +80,16 @@ def new(
     out: Annotated[Path, typer.Option(help="The file to write; never replaced.")] = Path(
         "run.toml"
     ),
+    method: Annotated[
+        str, typer.Option(help="streaming, or with shared seeds: spsa, fedkseed, ferret.")
+    ] = "streaming",
     overrides: SetOption = None,
 ) -> None:
     """Write a commented run.toml for a new run."""
     from runnel.node.atomic import write_atomically
-    from runnel.node.manifest_text import new_run_toml
+    from runnel.node.manifest_text import method_settings, new_run_toml
 
-    text = new_run_toml(name, overrides or ())
+    text = new_run_toml(name, [*method_settings(method), *(overrides or ())])
     write_atomically(out, text.encode(), overwrite=False)
     print(f"wrote {out}: edit it, then start the run with: runnel launch {out}")
 
@@ -118,6 +121,10 @@ def plan(
 @takes_machine
 def launch(
     file: Annotated[Path, typer.Argument(help="The run's file, as `runnel new` writes it.")],
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Start from these weights: what `checkpoint` wrote, or safetensors."),
+    ] = None,
     overrides: SetOption = None,
     *,
     machine: MachineOptions,
@@ -130,7 +137,7 @@ def launch(
         spec = load_spec(file, overrides or ())
         config = machine.config()
         from runnel.tools.cli_run import run
-    run(LaunchPlan(machine=config, spec=spec))
+    run(LaunchPlan(machine=config, spec=spec, base=base))
 
 
 @app.command()
@@ -221,6 +228,30 @@ def sample(
     from runnel.tools.cli_run import sample_text
 
     print(sample_text(folder, prompt=prompt, tokens=tokens, seed=seed))
+
+
+@app.command()
+def export(
+    run: RunArgument = "",
+    kind: Annotated[
+        str, typer.Option("--as", help="log = what a shared-seed run added to its base.")
+    ] = "log",
+    out: Annotated[Path | None, typer.Option(help="File to write; default: NAME.seeds.")] = None,
+    home: HomeOption = None,
+) -> None:
+    """Write a shared-seed run as the kilobytes that `apply` makes its weights of."""
+    from runnel.errors import ConfigError
+    from runnel.tools.cli_status import find_run
+
+    if kind != "log":
+        raise ConfigError(
+            f"--as {kind!r} is no form of export, expected log: `runnel checkpoint` writes weights"
+        )
+    found = find_run(_home(home), run)
+    name = str(found.status.get("run", found.folder.name))
+    from runnel.tools.cli_run import export_log
+
+    print(export_log(found.folder, out or Path(f"{name}.seeds")))
 
 
 @app.command("apply")

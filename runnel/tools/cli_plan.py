@@ -36,7 +36,7 @@ def plan_run(spec: RunSpec, links: str, *, step_s: float | None, parameters: int
         ConfigError: links that cannot be read, or an author's model without its size or speed.
     """
     crowds = parse_crowds(links)
-    fragments = spec.outer.fragments
+    fragments = spec.num_fragments
     if spec.model.kind != "gpt":
         if parameters < fragments or step_s is None:
             raise ConfigError(

@@ -60,6 +60,17 @@ def sample_text(folder: Path, *, prompt: str, tokens: int, seed: int) -> str:
     return sample(folder, prompt=prompt, tokens=tokens, seed=seed)
 
 
+def export_log(folder: Path, out: Path) -> str:
+    """What was written to `out` of the shared-seed run in `folder`, in words.
+
+    Raises:
+        RunnelError: the run is none, its history is not whole, or `out` cannot be written.
+    """
+    from runnel.node.seed_export import export_log as export
+
+    return export(folder, out)
+
+
 def apply_log(base: Path, log: Path, out: Path) -> str:
     """What came of a base and a log of seeds, after it was written to `out`.
 

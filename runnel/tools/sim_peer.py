@@ -34,7 +34,7 @@ from runnel.node.peer import PeerNode
 from runnel.node.place import Joined, Local, Place
 from runnel.node.trainer import Trainer
 from runnel.optim.binding import ModelBinding
-from runnel.optim.store import raw
+from runnel.optim.store import OuterStore, raw
 from runnel.protocols import Signer, Traffic, Transport
 from runnel.tools.chaos_ledger import UNIT
 from runnel.tools.sim_runtime import LoopClock, Process, SimLoop, SimRuntime, Turns
@@ -266,7 +266,9 @@ class SimPeer:
         except BaseException:
             entrance.close()
             raise
-        trainer = Trainer(self.node, ModelBinding(learner.model, self.node.plan))
+        store = parts.store
+        assert isinstance(store, OuterStore)  # learners step by themselves
+        trainer = Trainer(self.node, ModelBinding(learner.model, self.node.plan), store)
         self.node.begin()
         self._runtime.own(self._train, self.node, trainer, learner)
 

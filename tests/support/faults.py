@@ -35,8 +35,9 @@ SHAPES = {
     "joiners": Shape(),
     "clock": Shape(),
     "late": Shape(),
+    "carried": Shape(),
 }
-"""Schedules of one kind of fault only; they are asked for by name."""
+"""Schedules of one kind of fault only, or of rounds whose contributions travel in their commitments."""
 
 FOUNDERS = {
     "halves": (2, 4, 6),
@@ -206,6 +207,7 @@ _PLANS = {
     "joiners": _joiners,
     "clock": _clock,
     "late": _late,
+    "carried": lambda rng, count: plan(rng, rng.choice(KINDS), count),
 }
 
 

@@ -97,7 +97,10 @@ class Jobs:
         peer.disk.in_w[fragment] = drift_of(encoded, unsent)
         world.checks.handed(peer, fragment)
         root = digest(*encoded.payloads)
-        handover = act.Handover(action.key, root, encoded.norms, peer.index + 1, 1, 0.0, 8, {})
+        carried = bytes(encoded.payloads[0]) if world.carried else b""
+        handover = act.Handover(
+            action.key, root, encoded.norms, peer.index + 1, 1, 0.0, 8, {}, carried
+        )
         world.carry(peer, peer.protocol.handed_over(handover, 0, world.time_of(peer)))
         world.checks.conserved(peer)
 
@@ -117,20 +120,22 @@ class Jobs:
     def _reduce(self, peer: SimPeer, action: act.Reduce) -> None:
         world, index = self.world, action.slice_index
         disks = {peer_name(i): disk for i, disk in world.disks.items()}
-        payloads = [disks[c.peer].payloads[action.key][index] for c in action.senders]
+        payloads = [c.carried or disks[c.peer].payloads[action.key][index] for c in action.senders]
         place = peer.protocol.state.rounds.get(action.key)
         if place is None:
             return
         low, high = bounds_of(len(place.slices))[index]
         names = [c.peer for c in action.senders]
-        own = names.index(peer.name) if peer.name in names else -1
+        mine = action.reducer == peer.name in names
+        own = names.index(peer.name) if mine else -1
         ones = np.ones(len(payloads), dtype=np.int64)
         reduced = peer.store.reduce(payloads, ones, ones, numel=high - low, own=own)
         salt = world.rng.getrandbits(30).to_bytes(4, "big")
-        root = digest(reduced.payload, peer.name, salt, repr(action.key).encode())
+        salt = b"" if world.carried else salt  # everybody makes the same one
+        root = digest(reduced.payload, action.reducer, salt, repr(action.key).encode())
         peer.disk.results[root], peer.disk.losses[root] = reduced.payload, reduced.loss
         world.checks.reduced(root, reduced)
-        result = SliceResult(root, peer.name, action.included)
+        result = SliceResult(root, action.reducer, action.included)
         world.carry(peer, peer.protocol.reduced(action.key, index, result, 8, world.time_of(peer)))
 
     def _fetch(self, peer: SimPeer, action: act.Fetch) -> None:
@@ -184,7 +189,7 @@ class Jobs:
             bounds_of(len(record.slices)),
             peer.disk.payloads.get(key, ()),
             tuple(share in piece.included for piece in record.slices),
-            tuple(losses[p.root] if p.reducer == peer.name else None for p in record.slices),
+            tuple(losses.get(p.root) if p.reducer == peer.name else None for p in record.slices),
             final=False,
         )
 

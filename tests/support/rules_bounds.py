@@ -74,7 +74,7 @@ BOUNDS = (
     Mutant(
         "a round has a result for each slice",
         "node.following",
-        "return len(record.slices) == len(slices) and senders",
+        "return len(record.slices) == slices and senders",
         "return senders",
         (
             "node.test_following_checks:test_a_round_has_one_result_for_each_slice_by_senders_of_its_set",

@@ -4,6 +4,53 @@ from __future__ import annotations
 
 from tests.support.mutants import Mutant
 
+_CARRIED = "node.test_carried:"
+
+CARRIED = (
+    Mutant(
+        "nobody votes for another entry than its own",
+        "node.rounds",
+        "            return all(result in piece.results for piece, result in pairs)\n",
+        "            return True\n",
+        (_CARRIED + "test_no_record_of_another_result_could_be_the_rounds",),
+    ),
+    Mutant(
+        "an entry that another tells of is refused",
+        "node.inbox",
+        "        if place.facts.carried:\n",
+        "        if False:\n",
+        (_CARRIED + "test_a_result_that_another_tells_of_is_refused",),
+    ),
+    Mutant(
+        "a commitment carries what it names",
+        "node.inbox",
+        "    if commitment.payload_root != digest(carried):\n",
+        "    if False:\n",
+        (_CARRIED + "test_a_commitment_that_carries_no_contribution_is_refused",),
+    ),
+    Mutant(
+        "a commitment carries a sound contribution",
+        "node.inbox",
+        "    return carries(carried)\n",
+        '    return ""\n',
+        (_CARRIED + "test_a_commitment_that_carries_no_contribution_is_refused",),
+    ),
+    Mutant(
+        "an entry names the reducer that would have been drawn",
+        "node.rounds",
+        "_job(state, index, state.decided or (), state.reducers(index)[0])",
+        "_job(state, index, state.decided or (), state.reducers(index)[1])",
+        (_CARRIED + "test_everybody_reduces_the_whole_set_at_once_and_the_same_way",),
+    ),
+    Mutant(
+        "who is a few short rounds behind is waited for",
+        "node.protocol_state",
+        "near = self.chain.open_rounds if self.settings.carries is None else CAUGHT_UP_ROUNDS",
+        "near = self.chain.open_rounds",
+        (_CARRIED + "test_a_member_some_rounds_behind_is_waited_for",),
+    ),
+)
+
 EXCHANGE = (
     Mutant(
         "the standby takes over from a late worker",
@@ -106,8 +153,8 @@ EXCHANGE = (
     Mutant(
         "a result is on disk before it is announced",
         "node.protocol",
-        "return [Store(storage_keys.result_updates(result.root)), Send(ready), *self._advance(now)]",
-        "return [Send(ready), Store(storage_keys.result_updates(result.root)), *self._advance(now)]",
+        "return [Store(storage_keys.result_updates(result.root)), *told, *self._advance(now)]",
+        "return [*told, Store(storage_keys.result_updates(result.root)), *self._advance(now)]",
         ("2 quiet",),
     ),
     Mutant(

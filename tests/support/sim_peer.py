@@ -63,6 +63,7 @@ class SimPeer:
         *,
         open_rounds: int,
         fragments: int,
+        carried: bool,
         now: float,
     ) -> None:
         self.index, self.disk, self.name = index, disk, peer_name(index)
@@ -79,6 +80,9 @@ class SimPeer:
             admits=lambda peer, ticket: ticket == b"ticket",
             deepest_fork=1 << 30,  # its disk keeps everything
             ticket=b"ticket",
+            carries=(lambda payload: "" if len(payload) == 8 * VALUES else "its size")
+            if carried
+            else None,
         )
         self.protocol = RoundProtocol(NullSigner(self.name), settings, saved, now=now)
         self.busy: set[RoundKey] = set()

@@ -71,6 +71,7 @@ class SlowWorld(World):
         self.steps: Counter[int] = Counter()
         self.rng = Random(1)
         self.open_rounds, self.fragments, self.count = 2, 4, count
+        self.carried = False
         self.links = Links(0, 0, 0, 0.05)
         self.genesis = genesis_record(tuple(map(peer_name, range(count))), digest(b"zero"))
         self.now, self.queue = 0.0, []

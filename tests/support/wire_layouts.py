@@ -71,6 +71,7 @@ COMMITMENT = Row(
         ("joins", Many(JOIN_REQUEST, MEMBERS)),
         ("leaves", Many(PEER, MEMBERS)),
         ("unheard", Many(PEER, MEMBERS)),
+        ("carried", up_to(8192)),
         ("signature", SIGNATURE),
     ),
 )

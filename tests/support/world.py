@@ -58,7 +58,8 @@ class World:
     def __init__(self, seed: int, *, calm: bool = False, kind: str = "") -> None:
         self.rng = rng = Random(seed)
         whole = rng.random() < 0.3
-        self.open_rounds, self.fragments = (1, 1) if whole else (2, 4)
+        self.carried = kind == "carried"
+        self.open_rounds, self.fragments = (1, 1) if whole or self.carried else (2, 4)
         self.count = rng.choice(self.founders(kind))
         self.shape = faults.SHAPES.get(kind, faults.Shape())
         self.links = Links.drawn(rng)
@@ -114,6 +115,7 @@ class World:
             self.genesis,
             open_rounds=self.open_rounds,
             fragments=self.fragments,
+            carried=self.carried,
             now=self.now + self.ahead.get(index, 0.0),
         )
         self.peers[index] = peer

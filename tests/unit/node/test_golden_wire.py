@@ -23,7 +23,7 @@ from runnel.hashing import digest
 from runnel.node import run_service
 from runnel.node.branches import branch_problem
 from runnel.node.bulk import Bulk, GoneError, PayloadSlice, Wanted, read_slice
-from runnel.node.messages import Message, decode, encode
+from runnel.node.messages import WIRE_VERSION, Message, decode, encode
 from runnel.node.records import Commitment, Record, Share, SliceResult
 from runnel.node.run_service import Question, RunService
 from runnel.node.ticket import Ticket
@@ -77,7 +77,7 @@ def test_each_control_message_has_a_layout_and_an_example_under_its_number() -> 
     seen = set()
     for name, message in run.MESSAGES.items():
         version, number, of_run, body = unpack(STORED[f"control {name}"], max_bytes=MAX_BYTES)
-        assert (version, of_run) == (1, run.RUN)
+        assert (version, of_run) == (WIRE_VERSION, run.RUN)
         assert layouts.CONTROL[number][0] is type(message)
         assert misfit(layouts.CONTROL[number][1], body, name) == ""
         seen.add(number)
@@ -125,13 +125,13 @@ def bodies(number: int) -> Iterator[list[Any]]:
 @pytest.mark.parametrize("number", layouts.CONTROL)
 def test_each_field_of_a_control_message_has_the_type_and_limits_of_its_layout(number: int) -> None:
     def read(body: object) -> bytes:
-        return encode(run.RUN, decode(run.RUN, pack([1, number, run.RUN, body])))
+        return encode(run.RUN, decode(run.RUN, pack([WIRE_VERSION, number, run.RUN, body])))
 
     tried = hold(
         layouts.CONTROL[number][1],
         next(bodies(number)),
         read,
-        lambda b: pack([1, number, run.RUN, b]),
+        lambda b: pack([WIRE_VERSION, number, run.RUN, b]),
     )
     assert tried >= 5
 
@@ -177,8 +177,8 @@ def hold(kind: Kind, body: Any, read: Any, packed: Any) -> int:
 
 def test_a_layout_that_says_too_much_or_too_little_is_found() -> None:
     body = next(bodies(1))
-    read = lambda b: encode(run.RUN, decode(run.RUN, pack([1, 1, run.RUN, b])))  # noqa: E731
-    whole = lambda b: pack([1, 1, run.RUN, b])  # noqa: E731
+    read = lambda b: encode(run.RUN, decode(run.RUN, pack([WIRE_VERSION, 1, run.RUN, b])))  # noqa: E731
+    whole = lambda b: pack([WIRE_VERSION, 1, run.RUN, b])  # noqa: E731
     low = Row("Hello", (("head", DIGEST), ("number", integer(0))))
     with pytest.raises(AssertionError, match="taken"):
         hold(low, body, read, whole)

@@ -136,8 +136,8 @@ def test_overrides_replace_fields_and_the_last_one_holds(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("lr=3", "did you mean inner.lr or outer.lr?"),
-        ("outr.lr=3", "did you mean inner.lr or outer.lr?"),
+        ("lr=3", "did you mean inner.lr or outer.lr or seeds.lr?"),
+        ("outr.lr=3", "did you mean inner.lr or outer.lr or seeds.lr?"),
         ("outer.momentm=3", "did you mean outer.momentum?"),
         ("outer.zzz=3", "[outer] has optimizer, lr,"),
         ("outer.lr", "not of the form section.field=value: for example --set outer.lr=0.7"),
@@ -384,18 +384,19 @@ def test_every_codec_can_be_chosen_for_both_ways(name: str) -> None:
             OuterSection(codec=wrong)
 
 
-FIELDS_OF_VERSION_2 = """\
+FIELDS_OF_VERSION_3 = """\
 run: name=str description=str trust=str seed=int
 model: kind=str layers=int heads=int width=int context=int vocab=int fingerprint=str
 data: text=str batch_size=int chunk_bytes=int validation_share=float
 inner: optimizer=str lr=float matrix_lr=float weight_decay=float beta1=float beta2=float warmup_share=float final_lr_share=float clip_norm=float
 outer: optimizer=str lr=float momentum=float fragments=int every_steps=int overlap_steps=int mixing=float codec=str result_codec=str residual_decay=float aggregator=str max_weight_tokens=int wait_s=float final_averaging=bool
+seeds: method=str lr=float final_lr_share=float epsilon=float probes=int candidates=int uneven=bool local_steps=int directions=int
 rounds: open=int deadline_floor_s=float deadline_ceiling_s=float stall_s=float snapshot_every=int max_members=int
 end: rounds=int tokens=int minutes=float
 """
 
 
-def test_the_signed_fields_of_version_2_do_not_drift() -> None:
+def test_the_signed_fields_of_version_3_do_not_drift() -> None:
     """Other fields are another wire format: raise `manifest.VERSION` and record them here."""
     rows = [
         f"{section}: "
@@ -405,7 +406,7 @@ def test_the_signed_fields_of_version_2_do_not_drift() -> None:
         )
         for section, kind in section_kinds().items()
     ]
-    assert rows == FIELDS_OF_VERSION_2.splitlines()
+    assert rows == FIELDS_OF_VERSION_3.splitlines()
 
 
 def test_whole_numbers_given_for_floats_sign_like_floats(tmp_path: Path) -> None:

@@ -94,11 +94,11 @@ def refusal(value: object, run: bytes = RUN) -> str:
 
 def test_other_versions_runs_and_types_are_refused_by_name() -> None:
     hello = [name("head"), 3]
-    assert refusal([2, 1, RUN, hello]) == "version"
+    assert refusal([WIRE_VERSION + 1, 1, RUN, hello]) == "version"
     assert refusal(["1", 1, RUN, hello]) == "version"
-    assert refusal([1, 1, name("other run"), hello]) == "run"
+    assert refusal([WIRE_VERSION, 1, name("other run"), hello]) == "run"
     for kind in (0, 14, -1, "1", None, True, 1.0):
-        assert refusal([1, kind, RUN, hello]) == "malformed"
+        assert refusal([WIRE_VERSION, kind, RUN, hello]) == "malformed"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_other_versions_runs_and_types_are_refused_by_name() -> None:
     ],
 )
 def test_fields_out_of_bounds_are_refused(kind: int, fields: object) -> None:
-    assert refusal([1, kind, RUN, fields]) == "malformed"
+    assert refusal([WIRE_VERSION, kind, RUN, fields]) == "malformed"
 
 
 def test_too_long_a_message_is_refused() -> None:

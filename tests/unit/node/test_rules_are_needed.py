@@ -9,7 +9,7 @@ from tests.support.named_tests import run_test
 from tests.support.rules_agreement import AGREEMENT, EVIDENCE
 from tests.support.rules_bounds import BOUNDS, FORGOTTEN
 from tests.support.rules_chain import BEHIND, BRANCHES, FOLLOWING, MEMBERSHIP
-from tests.support.rules_rounds import EXCHANGE, ONE_RULE
+from tests.support.rules_rounds import CARRIED, EXCHANGE, ONE_RULE
 from tests.support.sweep import problem
 
 RULES = (
@@ -21,6 +21,7 @@ RULES = (
     *BEHIND,
     *BRANCHES,
     *FOLLOWING,
+    *CARRIED,
     *EXCHANGE,
     *ONE_RULE,
 )

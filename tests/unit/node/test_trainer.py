@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -22,11 +23,12 @@ from runnel.node.place import local
 from runnel.node.trainer import Trainer
 from runnel.optim.binding import ModelBinding, plan_model
 from runnel.optim.schedule import WindowSchedule
-from runnel.optim.store import Merge
+from runnel.optim.store import Merge, OuterStore
 from runnel.protocols import Float32
 from runnel.types import Digest
 
 BASE = Digest(bytes(32))
+BUFFERS = SimpleNamespace(take_buffer=lambda numel: np.empty(numel, dtype=np.float32))
 
 
 class NotingNode:
@@ -42,9 +44,6 @@ class NotingNode:
 
     def outer_parameters(self) -> Sequence[Float32]:
         return [np.full(size, i + 1, dtype=np.float32) for i, size in enumerate(self.plan.sizes)]
-
-    def take_buffer(self, fragment: int) -> Float32:
-        return np.empty(self.plan.sizes[fragment], dtype=np.float32)
 
     def check(self) -> None:
         self.mailbox.check()
@@ -81,7 +80,7 @@ class Bench:
         spec = local("outer.every_steps=16", "outer.overlap_steps=2", *settings).spec
         self.node = NotingNode(self.model, spec)
         self.binding = ModelBinding(self.model, self.node.plan)
-        self.trainer = Trainer(cast(PeerNode, self.node), self.binding)
+        self.trainer = Trainer(cast(PeerNode, self.node), self.binding, cast(OuterStore, BUFFERS))
 
     def steps(self, count: int, *, loss: float = 1.0, tokens: int = 1) -> None:
         for _ in range(count):
@@ -339,7 +338,9 @@ def test_parameters_that_are_no_numbers_are_withheld_with_one_line_a_round() -> 
 def test_a_replaced_module_is_named_before_anything_is_sent() -> None:
     model = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 1))
     node = NotingNode(model, local().spec)
-    trainer = Trainer(cast(PeerNode, node), ModelBinding(model, node.plan))
+    trainer = Trainer(
+        cast(PeerNode, node), ModelBinding(model, node.plan), cast(OuterStore, BUFFERS)
+    )
     model[1] = nn.Linear(2, 1)
     node.want(0, urgent=True)
     with pytest.raises(RunMismatchError, match=r"'1\.bias'"):

@@ -1,0 +1,74 @@
+"""A shared-seed run's log, taken out of a peer's folder and proven before anybody gets it. Blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runnel.errors import ConfigError, InputFileError, PeerError
+from runnel.hashing import digest
+from runnel.node.joining import genesis_blob
+from runnel.node.manifest import SignedManifest
+from runnel.node.outer_state import read_patiently, seed_state
+from runnel.node.seed_entries import ENTRIES_NAME, EntryFile
+from runnel.node.seed_history import save_log
+from runnel.optim.seed_log import STEPS_PER_CHUNK, LogHead
+from runnel.optim.seed_rounds import RoundEntry
+from runnel.optim.seed_store import SeedStore
+from runnel.optim.seed_updates import SeedUpdate
+
+
+def export_log(folder: Path, out: Path) -> str:
+    """Writes the log of the run in `folder` to the new file `out`; what was written, in words.
+
+    Its updates are taken back from the newest weights, which must lead to the state that the run's
+    manifest names: so the log is whole, and whoever applies it to that base gets these weights.
+
+    Raises:
+        ConfigError: the run exchanges values, or there is a file `out`.
+        InputFileError: there is no state yet, something is damaged, or this peer was not there all the
+            time.
+        RunMismatchError: the state is not the one that the run's records name.
+        StorageError: the disk refused.
+    """
+    manifest = SignedManifest.read(folder / "manifest.bin")
+    if not manifest.spec.seeds.is_on:
+        raise ConfigError(
+            "this run exchanges values, expected one with [seeds]: take its state out with"
+            " `runnel checkpoint`"
+        )
+    if out.exists():
+        raise ConfigError(f"{out} exists, expected no such file: choose another --out")
+    _, (store, chain) = read_patiently(folder, seed_state)
+    newest = chain.last_update(0, 1)
+    entries = EntryFile(folder / ENTRIES_NAME).entries(newest.number if newest else -1)
+    updates = _updates(store, entries)
+    name, steps = store.weights.digest(), len({update.step for update in updates})
+    for start in range(0, len(updates), STEPS_PER_CHUNK):
+        store.weights.apply(update.undone() for update in updates[start : start + STEPS_PER_CHUNK])
+    store.state = store.method.first()
+    if digest(genesis_blob([store.root(0)])) != manifest.genesis.state_root:
+        raise InputFileError(
+            f"this peer's history of {steps} steps is not the whole run's: it came late or was away for"
+            " long; export the log where a peer was there all the time"
+        )
+    head = LogHead.of(store.weights)
+    size = save_log(out, head, updates)
+    return (
+        f"wrote {out}: {steps} steps in {size:,} bytes, from base"
+        f" {head.base.hex()} to state {name.hex()}"
+    )
+
+
+def _updates(store: SeedStore, entries: list[bytes]) -> list[SeedUpdate]:
+    """What the rounds changed, from the method's first state on."""
+    state, found = store.method.first(), list[SeedUpdate]()
+    for data in entries:
+        try:
+            entry = RoundEntry.decode(data)
+            updates, state = store.method.take(state, entry.shares, entry.progress)
+        except (PeerError, ValueError) as error:
+            raise InputFileError(
+                f"this peer's history is damaged ({error}): export the log from another peer"
+            ) from None
+        found += updates
+    return found

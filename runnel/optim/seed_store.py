@@ -1,0 +1,240 @@
+"""The weights of a shared-seed run on one peer, and what its method shares beside them.
+
+Owned by the codec thread; the trainer's thread reads weights under `lock`, which is held only while
+integers change. A round's updates are applied in place when its state is to be named, and taken back
+exactly if another outcome is decided: no second copy of the weights is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runnel.errors import BugError, RunMismatchError
+from runnel.optim.exchange import Array, Payload, RootOf, raw
+from runnel.optim.fixed_point import MasterTensor, MasterWeights
+from runnel.optim.fragments import FragmentPlan
+from runnel.optim.parts import Bounds
+from runnel.optim.seed_methods import SeedMethod
+from runnel.optim.seed_rounds import RoundEntry
+from runnel.optim.seed_updates import UNIT_SHIFT, SeedUpdate
+from runnel.protocols import Float32
+from runnel.types import Digest
+
+_WORD = 4
+
+Shared = tuple[Array, Array]
+"""Weights as int32 [n], then shifts and the method's state as bytes, both seen as float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    tag: Hashable
+    updates: tuple[SeedUpdate, ...]
+    before: tuple[Any, int]
+    root: Digest
+
+
+class SeedStore:
+    """One fragment, that is the whole model: fixed-point weights in one array, and the method's state.
+
+    Attributes:
+        weights: views into that array, by tensor.
+        method: of the run.
+        state: the method's, after `version` decided changes.
+        mark: names the weights: of two equal ones nothing has changed, or all of it was taken back.
+        turn: grows with every change of the integers, tried, taken back or decided.
+        lock: held while they change; whose threads share the store gives one.
+    """
+
+    def __init__(
+        self,
+        weights: MasterWeights,
+        plan: FragmentPlan,
+        method: SeedMethod,
+        root_of: RootOf,
+        *,
+        lock: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        """Takes copies of the weights."""
+        self._flat = np.zeros(plan.sizes[0], np.int32)
+        self.weights = _laid_out(weights, plan, self._flat)
+        self.method, self._root_of = method, root_of
+        self.state: Any = method.first()
+        self.version = self.mark = self.turn = 0
+        self.lock = lock or nullcontext()
+        self._trial: _Trial | None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Weights of the one fragment."""
+        return (self._flat.size,)
+
+    @property
+    def shared_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Words of weights and words of what else all peers share."""
+        return ((self._flat.size, self._rest_words),)
+
+    def shared(self, _fragment: int) -> Shared:
+        """The state of the one fragment (weights: not a copy)."""
+        self._require_settled()
+        return self._flat.view(np.float32), self._rest(self.state)
+
+    def residual(self, _fragment: int) -> Array:
+        """Nothing: a contribution that no round took is gone, and its data was not."""
+        return np.zeros(0, np.float32)
+
+    def parameters(self, _fragment: int) -> Float32:
+        """The weights as float32, in the plan's order."""
+        return np.concatenate([value.reshape(-1) for value in self.weights.arrays().values()])
+
+    def root(self, fragment: int) -> Digest:
+        """The name of the state; hashes it."""
+        return self.root_of(self.shared(fragment))
+
+    def root_of(self, state: Shared) -> Digest:
+        """The name of a state; hashes it."""
+        return self._root_of([raw(part) for part in state])
+
+    def load(
+        self, _fragment: int, parameters: Array, rest: Array, _residual: Array | None = None
+    ) -> None:
+        """Replaces the state by one read back or fetched.
+
+        Raises:
+            PeerError: it is none of this method's.
+            RunMismatchError: its weights have other units than those before it.
+        """
+        shifts, state = self._read_rest(rest)
+        with self.lock:
+            if self.version and shifts != [tensor.shift for tensor in self.weights.tensors]:
+                raise RunMismatchError("the state has other units of weights than the run")
+            self._trial = None
+            self._flat[:] = parameters.view(np.int32)
+            self.weights = _with_shifts(self.weights, shifts)
+            self.state = state
+            self.version += 1
+            self._changed()
+
+    def prepare(self, tag: Hashable, payload: Payload) -> Digest:
+        """Tries a round's result: the name of the state after it.
+
+        Raises:
+            PeerError: the payload is no entry of a round.
+        """
+        trial = self._trial
+        if trial is not None and trial.tag == tag:
+            return trial.root
+        entry = RoundEntry.decode(payload)
+        self.retract()
+        updates, after = self.method.take(self.state, entry.shares, entry.progress)
+        with self.lock:
+            self.weights.apply(updates)
+            before, self.state = (self.state, self.mark), after
+            self._changed()
+            root = self.root_of((self._flat.view(np.float32), self._rest(after)))
+            self._trial = _Trial(tag, updates, before, root)
+        return root
+
+    def adopt(self, tag: Hashable) -> None:
+        """Settles what `prepare` tried."""
+        if self._trial is None or self._trial.tag != tag:
+            raise BugError("there is no prepared state to adopt")
+        self._trial = None
+        self.version += 1
+
+    def retract(self) -> None:
+        """Takes back what was tried and not adopted; not one bit stays changed."""
+        trial = self._trial
+        if trial is None:
+            return
+        with self.lock:
+            self.weights.apply(update.undone() for update in trial.updates)
+            self._changed()
+            self.state, self.mark = trial.before
+            self._trial = None
+
+    def replay(
+        self,
+        state: Shared,
+        _bounds: Bounds,
+        payloads: Sequence[Payload],
+        *,
+        final: bool,  # noqa: ARG002 - no round is averaged
+    ) -> None:
+        """Takes a state, as it was before a round, through its result, in place."""
+        shifts, before = self._read_rest(state[1])
+        flat = state[0].view(np.int32)
+        entry = RoundEntry.decode(payloads[0])
+        updates, after = self.method.take(before, entry.shares, entry.progress)
+        _with_shifts(_over(self.weights, flat), shifts).apply(updates)
+        state[1][:] = self._rest(after, shifts)
+
+    def _changed(self) -> None:
+        self.turn += 1
+        self.mark = self.turn
+
+    @property
+    def _rest_words(self) -> int:
+        used = len(self.weights.tensors) + self.method.state_bytes
+        return -(-used // _WORD)
+
+    def _rest(self, state: Any, shifts: Sequence[int] = ()) -> Array:
+        units = bytes(shifts or [tensor.shift for tensor in self.weights.tensors])
+        packed = units + self.method.pack(state)
+        return np.frombuffer(packed.ljust(_WORD * self._rest_words, b"\0"), np.float32).copy()
+
+    def _read_rest(self, rest: Array) -> tuple[list[int], Any]:
+        data, count = rest.tobytes(), len(self.weights.tensors)
+        shifts = list(data[:count])
+        if any(shift > UNIT_SHIFT for shift in shifts):
+            raise RunMismatchError("the state has units of weights that no run has")
+        return shifts, self.method.unpack(data[count : count + self.method.state_bytes])
+
+    def _require_settled(self) -> None:
+        if self._trial is not None:
+            raise BugError("the weights are those of a round that is not decided")
+
+
+def _laid_out(
+    weights: MasterWeights, plan: FragmentPlan, flat: npt.NDArray[np.int32]
+) -> MasterWeights:
+    """The same tensors as views into one array, in the plan's order."""
+    places = {piece.parameter: piece for piece in plan.fragments[0]}
+    moved = []
+    for tensor in weights.tensors:
+        piece = places.get(tensor.name)
+        size = piece.numel if piece is not None else 0
+        if size != tensor.values.size or (piece is not None and piece.start != 0):
+            raise BugError(f"parameter {tensor.name!r} is not whole in one fragment")
+        offset = piece.offset if piece is not None else 0
+        values = flat[offset : offset + size]
+        values[:] = tensor.values
+        moved.append(MasterTensor(tensor.name, tensor.shape, tensor.shift, values))
+    return MasterWeights(moved, weights.key, spread=weights.spread)
+
+
+def _over(weights: MasterWeights, flat: npt.NDArray[np.int32]) -> MasterWeights:
+    """Tensors of the same layout over another array."""
+    moved, offset = [], 0
+    for tensor in weights.tensors:
+        values = flat[offset : offset + tensor.values.size]
+        offset += tensor.values.size
+        moved.append(MasterTensor(tensor.name, tensor.shape, tensor.shift, values))
+    return MasterWeights(moved, weights.key, spread=weights.spread)
+
+
+def _with_shifts(weights: MasterWeights, shifts: Sequence[int]) -> MasterWeights:
+    """The same integers in other units; the same object if they are its own."""
+    if [tensor.shift for tensor in weights.tensors] == list(shifts):
+        return weights
+    tensors = [
+        MasterTensor(tensor.name, tensor.shape, shift, tensor.values)
+        for tensor, shift in zip(weights.tensors, shifts, strict=True)
+    ]
+    return MasterWeights(tensors, weights.key, spread=weights.spread)

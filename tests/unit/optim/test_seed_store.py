@@ -1,0 +1,142 @@
+"""The store of a shared-seed run: what is tried is taken back exactly, and every way leads to the same bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runnel.errors import BugError, PeerError, RunMismatchError
+from runnel.hashing import digest
+from runnel.optim.fixed_point import MasterWeights
+from runnel.optim.fragments import ParameterShape, plan_fragments
+from runnel.optim.just_one_byte import pack_codes
+from runnel.optim.seed_methods import LearningRate, OneByteMethod
+from runnel.optim.seed_rounds import RoundEntry
+from runnel.optim.seed_store import SeedStore
+
+SHAPES = (ParameterShape("b", (70, 70)), ParameterShape("a", (5,)), ParameterShape("c", ()))
+PLAN = plan_fragments(SHAPES, 1)
+METHOD = OneByteMethod(2, LearningRate(0.01))
+CODES = st.lists(st.integers(-127, 127) | st.none(), min_size=2, max_size=2)
+ROUNDS = st.lists(st.dictionaries(st.integers(0, 63), CODES, min_size=1, max_size=3), max_size=4)
+
+
+def store_of(*, scale: float = 1.0, seed: int = 0) -> SeedStore:
+    rng = np.random.default_rng(seed)
+    arrays = {s.name: rng.standard_normal(s.shape) * scale for s in SHAPES}
+    weights = MasterWeights.from_arrays(arrays, (1, 2))
+    return SeedStore(weights, PLAN, METHOD, lambda parts: digest(*(bytes(p) for p in parts)))
+
+
+def entry(shares: dict[int, list[int | None]]) -> bytes:
+    return RoundEntry(0, {seat: pack_codes(codes) for seat, codes in shares.items()}).encode()
+
+
+FIRST, SECOND = entry({0: [3, -70]}), entry({0: [3, -70], 7: [127, 1]})
+
+
+def test_the_state_is_all_weights_in_the_plans_order_and_a_little_more() -> None:
+    store = store_of()
+    words, rest = store.shared(0)
+    assert (words.size, rest.size) == store.shared_sizes[0]
+    assert words.size == 70 * 70 + 5 + 1
+    np.testing.assert_array_equal(words.view(np.int32)[:5], store.weights.tensors[0].values)
+    np.testing.assert_allclose(store.parameters(0)[:5], store.weights.arrays()["a"])
+
+
+def test_a_tried_round_is_taken_back_to_the_last_bit() -> None:
+    store = store_of()
+    before, mark = store.root(0), store.mark
+    tried = store.prepare("one", FIRST)
+    assert tried != before
+    assert store.mark != mark
+    with pytest.raises(BugError, match="not decided"):
+        store.shared(0)
+    store.retract()
+    assert (store.root(0), store.mark) == (before, mark)
+    assert store.turn == 2
+    store.retract()
+    assert store.turn == 2
+
+
+def test_what_is_tried_again_has_the_same_name() -> None:
+    store = store_of()
+    first = store.prepare("one", FIRST)
+    assert store.prepare("one", FIRST) == first
+    assert store.prepare("two", SECOND) != first
+    assert store.prepare("one", FIRST) == first
+    store.adopt("one")
+    assert store.root(0) == first
+    assert store.state.step == 1
+
+
+def test_only_what_was_tried_last_can_be_adopted() -> None:
+    store = store_of()
+    with pytest.raises(BugError, match="no prepared"):
+        store.adopt("one")
+    store.prepare("one", FIRST)
+    store.prepare("two", SECOND)
+    with pytest.raises(BugError, match="no prepared"):
+        store.adopt("one")
+
+
+def test_bytes_that_are_no_round_change_nothing() -> None:
+    store = store_of()
+    before = store.root(0)
+    with pytest.raises(PeerError, match="malformed"):
+        store.prepare("one", b"\x01")
+    assert store.root(0) == before
+
+
+@given(ROUNDS)
+def test_a_fetched_state_and_a_replayed_one_are_those_that_were_followed(
+    rounds: list[dict[int, list[int | None]]],
+) -> None:
+    followed, fetched = store_of(), store_of(seed=1)
+    state = tuple(part.copy() for part in followed.shared(0))
+    for number, shares in enumerate(rounds):
+        followed.prepare(number, entry(shares))
+        followed.adopt(number)
+        followed_so_far = state[0], state[1]
+        followed.replay(followed_so_far, (), [entry(shares)], final=False)
+    assert followed.root_of((state[0], state[1])) == followed.root(0)
+    fetched.load(0, *state)
+    assert fetched.root(0) == followed.root(0)
+    assert fetched.state == followed.state
+
+
+def test_a_fetched_state_brings_its_own_units_once() -> None:
+    large, small = store_of(scale=100.0), store_of()
+    small.load(0, *large.shared(0))
+    assert small.root(0) == large.root(0)
+    np.testing.assert_array_equal(small.parameters(0), large.parameters(0))
+    with pytest.raises(RunMismatchError, match="other units"):
+        small.load(0, *store_of().shared(0))
+
+
+def test_units_that_no_run_has_are_refused() -> None:
+    store = store_of()
+    words, rest = store.shared(0)
+    rest.view(np.uint8)[0] = 200
+    with pytest.raises(RunMismatchError, match="no run has"):
+        store.load(0, words, rest)
+
+
+def test_a_lock_is_held_while_integers_change() -> None:
+    held: list[str] = []
+
+    class Lock:
+        def __enter__(self) -> None:
+            held.append("in")
+
+        def __exit__(self, *exc: object) -> None:
+            held.append("out")
+
+    arrays = {s.name: np.zeros(s.shape) for s in SHAPES}
+    weights = MasterWeights.from_arrays(arrays, (1, 2))
+    store = SeedStore(weights, PLAN, METHOD, lambda _: digest(b""), lock=Lock())
+    store.prepare("one", FIRST)
+    store.retract()
+    assert held == ["in", "out"] * 2
