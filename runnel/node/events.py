@@ -137,7 +137,7 @@ class InnerProgress(Event):
     """Where the trainer is: inner steps and tokens so far, mean loss of the newest steps.
 
     Since the event before, `exchange_s` seconds went into handing over and merging, and `waited_s` into
-    waiting for others. `forwards` are forward passes so far, where a step is made of them.
+    waiting for others. `forwards_per_s` are forward passes, where steps are made of them.
     """
 
     step: int
@@ -148,7 +148,7 @@ class InnerProgress(Event):
     lr: float
     exchange_s: float = 0.0
     waited_s: float = 0.0
-    forwards: int = 0
+    forwards_per_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

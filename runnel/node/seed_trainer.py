@@ -138,6 +138,7 @@ class SeedTrainer:
 
     def _report(self) -> None:
         figures, now = self._figures, self._node.clock.monotonic_s()
+        tokens_per_s, forwards_per_s = figures.rates(now)
         self._node.note(
             InnerProgress(
                 unix_s=0.0,
@@ -145,10 +146,10 @@ class SeedTrainer:
                 round=self._node.mailbox.chain.number,
                 loss=figures.loss,
                 tokens=figures.total_tokens,
-                tokens_per_s=figures.tokens_per_s(now),
+                tokens_per_s=tokens_per_s,
                 lr=self.lr,
                 waited_s=figures.waited_s,
-                forwards=figures.forwards,
+                forwards_per_s=forwards_per_s,
             )
         )
         figures.waited_s = 0.0
@@ -161,7 +162,7 @@ class _Figures:
         self.steps = self.since = self.tokens = self.total_tokens = self.forwards = 0
         self.loss, self.waited_s = 0.0, 0.0
         self._losses: list[float] = []
-        self._reported = (0.0, 0)
+        self._reported = (0.0, 0, 0)
 
     def count(self, loss: float, forwards: int, tokens: int) -> None:
         self.steps += 1
@@ -180,10 +181,14 @@ class _Figures:
         self.since = self.tokens = 0
         self._losses = []
 
-    def tokens_per_s(self, now: float) -> float:
-        then, tokens = self._reported
-        self._reported = (now, self.total_tokens)
-        return (self.total_tokens - tokens) / (now - then) if then and now > then else 0.0
+    def rates(self, now: float) -> tuple[float, float]:
+        """Tokens and forward passes per second since the last report."""
+        then, tokens, forwards = self._reported
+        self._reported = (now, self.total_tokens, self.forwards)
+        if not then or now <= then:
+            return 0.0, 0.0
+        spent_s = now - then
+        return (self.total_tokens - tokens) / spent_s, (self.forwards - forwards) / spent_s
 
 
 def _walk_of(node: PeerNode, model: nn.Module, store: SeedStore) -> Walk:

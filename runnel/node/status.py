@@ -38,6 +38,7 @@ class StatusFile:
                 "loss": event.loss,
                 "step": event.step,
                 "tokens_per_s": event.tokens_per_s,
+                "forwards_per_s": event.forwards_per_s,
             }
         elif isinstance(event, RoundCommitted):
             self._values |= {

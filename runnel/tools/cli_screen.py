@@ -32,6 +32,7 @@ class Screen:
     def __init__(self, console: Console, *, log_level: str) -> None:
         self._console = console
         self._facts: dict[str, str] = {}
+        self._step = 0
         self._handler = _ConsoleHandler(self._print)
         self._handler.setLevel(log_level)
         self._level_before = logging.NOTSET
@@ -74,17 +75,22 @@ class Screen:
                     "loss": f"loss {event.loss:.3f}",
                     "speed": f"{event.tokens_per_s:,.0f} tokens/s",
                 }
+                if event.forwards_per_s:
+                    self._facts["forwards"] = f"{event.forwards_per_s:,.1f} forwards/s"
+                self._step = event.step
             case Evaluated():
                 self._facts["held-out"] = f"held-out {event.loss:.3f}"
             case TrafficCounted():
                 up, down = sum(event.sent.values()), sum(event.received.values())
                 self._facts["bytes"] = f"{size_text(up)} up, {size_text(down)} down"
+                if self._step and "forwards" in self._facts:
+                    self._facts["bytes"] += f" ({size_text(up // self._step)} up a step)"
             case _:
                 pass
 
     def text(self) -> str:
         """The changing line as it is now."""
-        order = ("round", "step", "peers", "loss", "held-out", "speed", "bytes")
+        order = ("round", "step", "peers", "loss", "held-out", "speed", "forwards", "bytes")
         facts = self._facts
         return "  ".join(facts[name] for name in order if name in facts) or "starting"
 

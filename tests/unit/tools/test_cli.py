@@ -121,6 +121,22 @@ def test_new_writes_a_file_that_launch_takes(plans: list[LaunchPlan]) -> None:
     assert plan.machine.listen_port == 4001
 
 
+def test_new_knows_the_methods(plans: list[LaunchPlan], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", "tune", "--method", "ferret", "--set", "seeds.lr=0.05"]) == 0
+    assert main(["launch", "run.toml", "--base", "weights"]) == 0
+    (plan,) = plans
+    assert plan.base == Path("weights")
+    assert plan.spec is not None
+    assert (plan.spec.seeds.method, plan.spec.seeds.lr) == ("ferret", 0.05)
+    assert (plan.spec.num_fragments, plan.spec.open_rounds) == (1, 1)
+    assert plan.spec.rounds.snapshot_every == 64
+    capsys.readouterr()
+    code, lines = failure(capsys, "new", "other", "--method", "off", "--out", "other.toml")
+    assert code == 2
+    assert lines == ["runnel: --method off is none, expected streaming, spsa, fedkseed, ferret"]
+    assert not Path("other.toml").exists()
+
+
 def test_new_does_not_replace_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     Path("run.toml").write_text("mine")
     code, lines = failure(capsys, "new", "demo")

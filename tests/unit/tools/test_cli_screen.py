@@ -49,6 +49,25 @@ def test_the_line_follows_the_events() -> None:
     )
 
 
+def test_steps_without_gradients_show_their_passes_and_bytes() -> None:
+    shown, _ = screen()
+    report = InnerProgress(
+        unix_s=0.0,
+        step=40,
+        round=5,
+        loss=2.5,
+        tokens=9,
+        tokens_per_s=100.0,
+        lr=0.0,
+        forwards_per_s=12.5,
+    )
+    shown.on_event(report)
+    shown.on_event(TrafficCounted(unix_s=0.0, sent={"control": 40_000}, received={}))
+    assert shown.text().endswith(
+        "100 tokens/s  12.5 forwards/s  40 kB up, 0 B down (1 kB up a step)"
+    )
+
+
 def test_on_a_terminal_the_line_is_drawn_and_gone_at_the_end() -> None:
     shown, out = screen(is_terminal=True)
     with shown:
