@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
 
 from runnel.errors import ConfigError
+from runnel.optim.eager import EagerAdamW, EagerSGD
 from runnel.optim.fragments import layer_of
 from runnel.optim.muon import Muon
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 INNER_OPTIMIZERS = ("adamw", "muon", "sgd")
 """Names that `inner_optimizer` knows."""
@@ -56,9 +60,9 @@ def inner_optimizer(
         ]
         groups = [group for group in groups if group["params"]]
         if name == "adamw":
-            optimizer = AdamW(groups, lr=lr, betas=betas)
+            optimizer = EagerAdamW(groups, lr=lr, betas=betas)
         else:
-            optimizer = SGD(groups, lr=lr, momentum=betas[0], nesterov=betas[0] > 0)
+            optimizer = EagerSGD(groups, lr=lr, momentum=betas[0], nesterov=betas[0] > 0)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer

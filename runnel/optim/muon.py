@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+
+from runnel.optim.eager import EagerOptimizer
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of the iteration: steep at zero, singular values end between about 0.7 and 1.2."""
@@ -40,7 +41,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     return result
 
 
-class Muon(Optimizer):
+class Muon(EagerOptimizer):
     """Muon on `matrices`, AdamW on `others`; two groups, each with a learning rate of its own.
 
     A matrix W with gradient G and momentum M: ``M <- 0.95 M + G``, then
