@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
@@ -17,10 +17,14 @@ MIB = 1024 * 1024
 CAP = 16 * MIB
 
 
-@pytest.fixture(params=[pytest.param(kind, id=kind.name, marks=kind.marks) for kind in KINDS])
-def kind(request: pytest.FixtureRequest) -> TransportKind:
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, id=kind.name, marks=kind.marks) for kind in KINDS],
+)
+def kind(request: pytest.FixtureRequest) -> Iterator[TransportKind]:
     param: TransportKind = request.param
-    return param
+    with param.kept():
+        yield param
 
 
 def in_s(seconds: float) -> float:

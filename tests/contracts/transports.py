@@ -13,7 +13,7 @@ import pytest
 
 from runnel.dht import Link, MemoryNetwork, MemoryTransport, null_peer_id, run_virtual
 from runnel.protocols import Transport
-from tests.support.daemons import transport_pair
+from tests.support.daemons import DaemonPair
 
 LIBP2P_TESTS_VARIABLE = "RUNNEL_TESTS_OF_LIBP2P"
 """Set by tests/swarm/test_libp2p.py for the processes in which libp2p for Python is tested."""
@@ -29,13 +29,19 @@ class TransportKind:
     Attributes:
         run: runs one test's coroutine to its end on a loop of the right kind.
         pair: two transports that can reach each other; closes them at the end.
+        kept: holds what all tests of this kind share.
         marks: pytest's marks of all tests of this kind.
     """
 
     name: str
     run: Callable[[Test], None]
     pair: Callable[[], contextlib.AbstractAsyncContextManager[Pair]]
+    kept: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     marks: tuple[pytest.MarkDecorator, ...] = ()
+
+
+def _new_uvloop() -> asyncio.AbstractEventLoop:
+    return pytest.importorskip("uvloop").new_event_loop()  # type: ignore[no-any-return]
 
 
 def run_in_real_time(test: Test) -> None:
@@ -50,13 +56,11 @@ def run_in_real_time(test: Test) -> None:
 
 
 def run_on_uvloop(test: Test) -> None:
-    uvloop = pytest.importorskip("uvloop")
-
     async def limited() -> None:
         async with asyncio.timeout(60):
             await test()
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=_new_uvloop) as runner:
         runner.run(limited())
 
 
@@ -81,6 +85,16 @@ def _memory_pair(
     return pair
 
 
+def _daemons(name: str, pair: DaemonPair) -> TransportKind:
+    return TransportKind(
+        name=name,
+        run=pair.run,
+        pair=pair.transports,
+        kept=pair.running,
+        marks=(pytest.mark.swarm,),
+    )
+
+
 HOME = Link(latency_s=0.03, up_bits_s=20e6, down_bits_s=100e6, loss=0.02)
 
 KINDS: tuple[TransportKind, ...] = (
@@ -91,18 +105,8 @@ KINDS: tuple[TransportKind, ...] = (
         run=run_in_virtual_time,
         pair=_memory_pair(Link(latency_s=0.01), window_bytes=5_000),
     ),
-    TransportKind(
-        name="daemon",
-        run=run_in_real_time,
-        pair=transport_pair,
-        marks=(pytest.mark.swarm,),
-    ),
-    TransportKind(
-        name="daemon-uvloop",
-        run=run_on_uvloop,
-        pair=transport_pair,
-        marks=(pytest.mark.swarm,),
-    ),
+    _daemons("daemon", DaemonPair()),
+    _daemons("daemon-uvloop", DaemonPair(_new_uvloop)),
 )
 
 
