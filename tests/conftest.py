@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -36,7 +35,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 LEAK_GRACE_S = 5.0
 """How long a test's threads, tasks and children may take to go after it has returned."""
 
-DESCRIPTORS = "/proc/self/fd"
+DESCRIPTORS, TASKS = "/proc/self/fd", "/proc/self/task"
 SYSTEM = ("/dev/", "/proc/", "/sys/", "/memfd:")
 """What libraries keep open: devices, and what the system says of itself."""
 
@@ -100,16 +99,23 @@ def _children() -> dict[int, str]:
 def _has_children() -> bool:
     """Whether there is any: Linux tells at once, and most tests start none."""
     try:
-        return any(task.read_bytes() for task in Path("/proc/self/task").glob("*/children"))
+        return any(map(_children_of, os.listdir(TASKS)))
     except OSError:  # another system, or a thread that ended just now
         return True
 
 
+def _children_of(task: str) -> bytes:
+    with open(f"{TASKS}/{task}/children", "rb", buffering=0) as file:
+        return file.read(1)
+
+
 def _opened_since(before: set[tuple[int, str]]) -> list[str]:
     """Files, sockets and pipes that are open now and were not; what nobody holds is no leak."""
-    if _open_things() - before:
+    opened = _open_things() - before
+    if opened:
         gc.collect()
-    return sorted(f"{target} (descriptor {number})" for number, target in _open_things() - before)
+        opened = _open_things() - before
+    return sorted(f"{target} (descriptor {number})" for number, target in opened)
 
 
 def _open_things() -> set[tuple[int, str]]:
@@ -121,7 +127,7 @@ def _open_things() -> set[tuple[int, str]]:
         return set()
     for number in numbers:
         try:
-            target = str(Path(DESCRIPTORS, number).readlink())
+            target = os.readlink(f"{DESCRIPTORS}/{number}")
         except OSError:  # the listing's own, or one that closed just now
             continue
         if target.startswith(("socket:", "pipe:", "/")) and not target.startswith(SYSTEM):
