@@ -31,11 +31,20 @@ pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def owner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PeerProcess]:
-    """A peer that trains alone."""
+    """A peer that would train alone, as fast as it can; frozen, since most look at its invite or its home."""
     with Swarm(tmp_path_factory.mktemp("wrong")) as swarm:
         peer = swarm.launch()
         invite_of(peer)
+        peer.freeze()
         yield peer
+
+
+@pytest.fixture
+def awake(owner: PeerProcess) -> Iterator[PeerProcess]:
+    """The same peer, for those who speak with it."""
+    owner.thaw()
+    yield owner
+    owner.freeze()
 
 
 def command(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -85,8 +94,8 @@ def test_a_cut_invite(tmp_path: Path, owner: PeerProcess) -> None:
     assert not run_files(tmp_path)
 
 
-def test_an_invite_to_another_run_than_the_peers(tmp_path: Path, owner: PeerProcess) -> None:
-    address = Invite.parse(invite_of(owner)).addresses[0]
+def test_an_invite_to_another_run_than_the_peers(tmp_path: Path, awake: PeerProcess) -> None:
+    address = Invite.parse(invite_of(awake)).addresses[0]
     done = command(tmp_path, "join", invite_to(address), "--host", "127.0.0.1")
     assert_refused(done, NetworkError, "not in that run")
     assert not run_files(tmp_path)
@@ -126,8 +135,8 @@ def test_a_damaged_key_file(tmp_path: Path, owner: PeerProcess) -> None:
     assert not run_files(tmp_path)
 
 
-def test_another_model_than_the_runs(tmp_path: Path, owner: PeerProcess) -> None:
-    place = runnel.invited(invite_of(owner), home=tmp_path, host="127.0.0.1")
+def test_another_model_than_the_runs(tmp_path: Path, awake: PeerProcess) -> None:
+    place = runnel.invited(invite_of(awake), home=tmp_path, host="127.0.0.1")
     with pytest.raises(RunMismatchError, match="fingerprint") as caught:
         runnel.Peer(place, model=torch.nn.Linear(3, 3))
     assert "\n" not in str(caught.value)
@@ -141,6 +150,7 @@ def test_one_home_serves_one_process(owner: PeerProcess) -> None:
 
 
 def test_a_damaged_state_is_refused_and_left_as_it_is(owner: PeerProcess) -> None:
+    owner.thaw()
     owner.wait_for_rounds(2)
     owner.kill()
     log = max((owner.run_folder / "state").glob("*.log"))
