@@ -44,14 +44,14 @@ def test_a_sweep_prints_every_seed_and_keeps_what_fails(
 
 
 def test_a_calm_schedule_has_neither_aborts_nor_branches() -> None:
-    for seed in (3, 9):
+    for seed in (3, 12):
         stats = run_seed(seed, calm=True)
         assert stats["round"] > 50
         assert not stats["abort"] + stats["branch"] + stats["given up"]
 
 
 def test_equal_seeds_give_equal_runs() -> None:
-    first, second = World(14), World(14)
+    first, second = World(3), World(3)
     assert first.run() == second.run()
     heads = [{i: p.chain.path for i, p in world.peers.items()} for world in (first, second)]
     assert heads[0] == heads[1]
