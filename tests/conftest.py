@@ -18,6 +18,10 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+# Two files of tests run beside each other: a second thread of torch would spin beside them, and do nothing.
+for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_threads, "1")
+
 # Shared machines are slow at times: no test may fail for its speed.
 settings.register_profile("dev", deadline=None)
 settings.register_profile(
