@@ -63,6 +63,28 @@ def wait_until(
         time.sleep(0.05)
 
 
+class Journal:
+    """A peer's journal, of which each line is read once: whoever waits looks many times a second."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+        self._facts: list[Facts] = []
+
+    def read(self) -> list[Facts]:
+        """All that is in it by now, but for the line that is being written."""
+        with self._path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < self._offset:  # another file took its place
+                self._offset, self._facts = 0, []
+            file.seek(self._offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.decode(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                self._facts.append(json.loads(line))
+        return self._facts
+
+
 class PeerProcess:
     """One peer: its home, its process (the newest, if it was restarted) and its journal."""
 
@@ -77,6 +99,7 @@ class PeerProcess:
         self.folder, self.home, self.host = folder, folder / "home", host
         self.arguments = [interpreter, *arguments]
         self.process: subprocess.Popen[bytes] | None = None
+        self._journals: dict[Path, Journal] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     # -- life
@@ -187,9 +210,7 @@ class PeerProcess:
         """What its journal holds, from line `since` on; only events of one `kind`, if given."""
         found = []
         for path in (self.home / "runs").glob("*/journal.jsonl"):
-            for line in path.read_text(errors="replace").splitlines()[since:]:
-                with contextlib.suppress(ValueError):  # the line that is being written
-                    found.append(json.loads(line))
+            found += self._journals.setdefault(path, Journal(path)).read()[since:]
         return [fact for fact in found if not kind or fact["event"] == kind]
 
     def mark(self) -> int:
