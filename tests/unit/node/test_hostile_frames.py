@@ -51,14 +51,14 @@ def test_strangers_fill_no_memory() -> None:
         gc.collect()
         before, _ = tracemalloc.get_traced_memory()
         world._frames_a_tick = 20
-        while world.now < 40:
+        while world.now < 28:
             world.step()
         gc.collect()
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert world.frames.total() > 5_000
-    assert after - before < 50e6
+    assert after - before < 25e6
     for peer in world.peers.values():
         assert len(peer.protocol.state.members._heard) < 400
         assert len(peer.protocol.state.branches._heads) < 400
