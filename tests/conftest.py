@@ -68,7 +68,7 @@ def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         "child processes": lambda: sorted(
             f"{name} (pid {pid})" for pid, name in _children().items() if pid not in children
         ),
-        "asyncio tasks": lambda: sorted(_pending_tasks() - tasks),
+        "asyncio tasks": lambda: _begun_since(tasks),
         "open files, sockets or pipes": lambda: _opened_since(opened),
     }
     for what, remaining in leaks.items():
@@ -139,11 +139,16 @@ def _open_things() -> set[tuple[int, str]]:
     return found
 
 
-def _pending_tasks() -> set[str]:
+def _begun_since(before: set[asyncio.Task[object]]) -> list[str]:
+    """Tasks that are pending now and were not; a cancelled one that nobody holds is no leak."""
+    if _pending_tasks() - before:
+        gc.collect()
+    return sorted(map(repr, _pending_tasks() - before))
+
+
+def _pending_tasks() -> set[asyncio.Task[object]]:
     """Tasks of any loop that are neither done nor collected."""
-    if any(not task.done() for task in _known_tasks()):
-        gc.collect()  # a cancelled task that nobody holds is no leak
-    return {repr(task) for task in _known_tasks() if not task.done()}
+    return {task for task in _known_tasks() if not task.done()}
 
 
 def _known_tasks() -> list[asyncio.Task[object]]:
