@@ -86,7 +86,7 @@ def bits_agree() -> bool:
     codes = generator.integers(-(2**31), 2**31, len(where), dtype=np.int32)
 
     def by_threads(threads: int, by: str | None) -> bytes:
-        values, master, out = x.copy(), base.copy(), np.empty_like(x)
+        values, master, out = x.copy(), base.copy(), np.zeros_like(x)
 
         def work(part: slice, tile: int) -> None:
             perturbation.perturb(values[part], EPSILON, where[0], first_tile=tile, by=by)
@@ -98,8 +98,8 @@ def bits_agree() -> bool:
             list(pool.map(lambda cut: work(*cut), perturbation.slices(x.size, threads)))
         return values.tobytes() + master.tobytes() + out.tobytes()
 
-    values, master, out = torch.from_numpy(x.copy()), torch.from_numpy(base.copy()), torch.empty(0)
-    out = torch.empty_like(values)
+    values, master = torch.from_numpy(x.copy()), torch.from_numpy(base.copy())
+    out = torch.zeros_like(values)
     perturb_torch.perturb(values, EPSILON, where[0])
     perturb_torch.apply(master, torch.from_numpy(codes), where)
     perturb_torch.materialise(master, out, where[1], step=FixedStep(AMOUNT))
