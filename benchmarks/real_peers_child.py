@@ -26,7 +26,7 @@ from runnel.node.bulk import RESULT_PROTOCOL, SLICE_PROTOCOL
 from runnel.node.config import MachineConfig
 from runnel.node.durable import read_snapshot
 from runnel.node.outcomes import genesis_record
-from runnel.node.outer_state import STATE_FOLDER, read_outer_state
+from runnel.node.outer_state import STATE_FOLDER, blobs_of, read_outer_state
 from runnel.node.place import Place, invited, local
 from runnel.node.records import Record
 from runnel.node.session import Peer
@@ -101,10 +101,12 @@ class RealPeer:
         manifest, content = read_outer_state(folder)
         genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
         stored = read_snapshot(folder / STATE_FOLDER)
-        chain = restore(stored, genesis, open_rounds=manifest.spec.open_rounds).chain
+        chain = restore(
+            stored, genesis, open_rounds=manifest.spec.open_rounds, read=blobs_of(folder)
+        ).chain
         return {
             "state": content.meta.state_root.hex(),
-            "records": [_as_json(chain.record(name)) for name in chain.path[1:]],
+            "records": [_as_json(record) for record in chain.walk() if record.number >= 0],
         }
 
     def close(self) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from runnel.node.archive import Block
 from runnel.node.chain import Fork
 from runnel.node.events import Event
 from runnel.node.messages import Message
@@ -97,11 +98,23 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """The chain moved to `path`: give up and adopt records, and write state, `updates` and head in one step."""
+    """The chain moved to `path`: give up and adopt records, and write state, `updates` and head in one step.
+
+    `blocks` of old records are written before it: the `updates` name them.
+    """
 
     fork: Fork
-    path: tuple[Digest, ...]
+    path: Sequence[Digest]
     updates: Mapping[str, bytes | None]
+    blocks: tuple[Block, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Sends a peer old records, which are read from disk: those after the newest one of `locator`."""
+
+    locator: tuple[Digest, ...]
+    to: PeerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +132,9 @@ class Blame:
     reason: str
 
 
-Action = Store | Send | WantHandover | Scatter | Reduce | Fetch | Prepare | Adopt | Note | Blame
+Action = (
+    Store | Send | WantHandover | Scatter | Reduce | Fetch | Prepare | Adopt | Recall | Note | Blame
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,12 +27,13 @@ from runnel.node.manifest import Genesis, RunSpec, SignedManifest
 from runnel.node.outcomes import genesis_record
 from runnel.node.outer_state import STATE_FOLDER, plan_updates
 from runnel.node.place import Local
-from runnel.node.protocol import RoundProtocol
+from runnel.node.protocol import HISTORY_ROUNDS, RoundProtocol
 from runnel.node.protocol_state import ProtocolSettings, ProtocolState
 from runnel.node.records import Record
 from runnel.node.seed_entries import ENTRIES_NAME, EntryFile
 from runnel.node.seed_parts import seed_store
 from runnel.node.seed_vault import SeedVault
+from runnel.node.shelving import shelve, shelved_updates
 from runnel.node.ticket import Ticket
 from runnel.node.vault import Vault
 from runnel.optim.binding import ModelBinding, plan_model
@@ -58,6 +59,7 @@ _KEPT_WINDOWS = 4
 """Windows (a round of each fragment) whose records can be given up one by one."""
 _KEPT_SCALAR_ROUNDS = 256
 """The same where a round is a few bytes."""
+_MOST_PINNED_RECORDS = 1024
 _LOOKUP_S = 5.0
 _INCOMING = "incoming"
 """Folder of a state that is being fetched, so that a download that is cut off goes on."""
@@ -183,10 +185,14 @@ def _restore(
         # a founder that was killed before this line founds another run: nobody can know this one
         manifest.write(folder / "manifest.bin")
         stored = log.load()
-        saved = storage_keys.restore(stored, genesis, open_rounds=spec.open_rounds)
+        saved = storage_keys.restore(
+            stored, genesis, open_rounds=spec.open_rounds, read=log.read_blob
+        )
+        settings = _settings(entrance, manifest, store)
+        shelve(log, saved.chain, settings.kept_records)
         protocol = RoundProtocol(
             entrance.identity,
-            _settings(entrance, manifest, store),
+            settings,
             saved,
             now=entrance.runtime.call(_loop_time, timeout_s=_LOOKUP_S),
         )
@@ -236,7 +242,9 @@ def _bring_state(
     """Fills store and log: from this folder, or from members."""
     stored = log.load()
     if storage_keys.HEAD in stored:
-        saved = storage_keys.restore(stored, genesis, open_rounds=manifest.spec.open_rounds)
+        saved = storage_keys.restore(
+            stored, genesis, open_rounds=manifest.spec.open_rounds, read=log.read_blob
+        )
         number = saved.chain.number
         log.write(vault.resume(stored, saved.chain, lambda key: _is_open(key, saved, number)))
         return None
@@ -268,10 +276,7 @@ async def _fetch_all(
         "genesis": await joining.fetch_genesis(source, genesis),
         storage_keys.HEAD: saved.chain.path[-1],
     }
-    for name in saved.chain.path[1:]:
-        updates |= storage_keys.record_updates(
-            saved.chain.record(name), saved.chain.certificate(name)
-        )
+    updates |= shelved_updates(log, saved.chain, settings.kept_records)
     log.write(updates)
     return fetched
 
@@ -307,13 +312,27 @@ def _settings(entrance: Entrance, manifest: SignedManifest, store: StateStore) -
             stall_s=spec.rounds.stall_s,
         ),
         admits=admits,
-        deepest_fork=_KEPT_SCALAR_ROUNDS
-        if isinstance(store, SeedStore)
-        else _KEPT_WINDOWS * spec.num_fragments,
+        deepest_fork=_deepest_fork(spec),
+        kept_records=_kept_records(spec),
         ticket=entrance.ticket(),
         max_upload_bits_s=entrance.place.machine.max_upload_bits_s,
         carries=store.method.problem if isinstance(store, SeedStore) else None,
     )
+
+
+def _kept_records(spec: RunSpec) -> int:
+    """How many of the newest records stay in memory: those that are looked at again and again.
+
+    That is as far back as results are kept for newcomers, as a branch is given up record by record, and as
+    promises are remembered. Pins that are far apart lead further back: once in so many rounds.
+    """
+    pinned = min(3 * spec.rounds.snapshot_every, _MOST_PINNED_RECORDS)
+    return pinned + 2 * _deepest_fork(spec) + 2 * HISTORY_ROUNDS
+
+
+def _deepest_fork(spec: RunSpec) -> int:
+    """How many records can be given up one by one."""
+    return _KEPT_SCALAR_ROUNDS if spec.seeds.is_on else _KEPT_WINDOWS * spec.num_fragments
 
 
 async def _loop_time() -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from runnel.dht.wire import pack
 from runnel.hashing import digest
-from runnel.node.chain import Certificate
+from runnel.node.certificates import Certificate
 from runnel.node.membership import MAX_STRANGERS, greeting_s
 from runnel.node.records import Record, RecordKind
 from runnel.types import Digest, PeerId

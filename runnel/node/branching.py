@@ -9,7 +9,7 @@ from runnel.errors import PeerError
 from runnel.node import storage_keys
 from runnel.node.actions import Action, RoundKey, Send, Store
 from runnel.node.branches import BEHIND_STALLS, Signature, branch_record, branch_vote
-from runnel.node.chain import Certificate
+from runnel.node.certificates import Certificate
 from runnel.node.messages import BranchCall, BranchSign
 from runnel.node.protocol_state import Handler, ProtocolState
 from runnel.node.records import Record
@@ -41,7 +41,11 @@ def stalled_since(state: ProtocolState, now: float) -> float:
     if state.has_quorum_elsewhere(now):
         since += BEHIND_STALLS * state.settings.limits.stall_s
     place = state.rounds.get(RoundKey(chain.number + 1, chain.base_of(chain.number + 1)))
-    if place is None or chain.head.hash in state.saved.stops or not state.has_quorum_near(now):
+    if (
+        place is None
+        or state.saved.has_stopped(chain.head.hash, chain.number)
+        or not state.has_quorum_near(now)
+    ):
         return since
     begun = place.half_at if place.decided is None else place.decided_at
     return max(since, (begun or now) + 4 * state.deadlines.abort_s)
@@ -93,15 +97,15 @@ def on_sign(state: ProtocolState, sender: PeerId, message: BranchSign, _now: flo
     forming.signed[sender] = Signature(message.vote, message.ticket, message.lock, message.locked)
     if not forming.complete:
         return []
-    path = list(chain.path)
+    path = chain.path
     carried = forming.highest_lock()
     if carried is not None:
         lock, record = carried
-        path.append(chain.add(record, Certificate(lock.attempt, lock.proof)))
+        path = path.then(chain.add(record, Certificate(lock.attempt, lock.proof)))
     parent = chain.record(path[-1])
     voters = chain.voters_of(parent.number + 1, path)
     branch = branch_record(parent, forming.nonce, forming.group, voters)
-    path.append(chain.add(branch, forming.certificate(head.view)))
+    path = path.then(chain.add(branch, forming.certificate(head.view)))
     # Even if a better path is known: we stalled because what it takes to follow it cannot be had.
     state.pursuit.target = path
     state.news.add(head.number + 1)

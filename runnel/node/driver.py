@@ -16,6 +16,7 @@ from typing import Any
 from runnel.clock import Clock
 from runnel.errors import InputFileError, PeerError, RunnelError, StorageError
 from runnel.node import actions as act
+from runnel.node import following
 from runnel.node.action_queue import ActionQueue
 from runnel.node.actions import RoundKey
 from runnel.node.bulk import Bulk, PayloadSlice
@@ -285,29 +286,51 @@ class Driver:
                     self._parts.mailbox.want(action)
             case act.Scatter():
                 self._transfers.scatter(action)
-            case act.Reduce():
-                self._spawn(self._reduce(action), "driver:reduce")
             case act.Fetch():
                 self._transfers.fetch(action)
-            case act.Prepare():
-                self._spawn(self._prepare(action), "driver:prepare")
             case act.Note(event=event):
                 self._note(event)
+            case act.Reduce() | act.Prepare() | act.Recall():
+                self._begin_job(action)
             case act.Blame(peer=peer, reason=reason):
                 self._links.blame(peer, reason)
+
+    def _begin_job(self, action: act.Reduce | act.Prepare | act.Recall) -> None:
+        """What takes a thread's time goes on beside the rest."""
+        match action:
+            case act.Reduce():
+                self._spawn(self._reduce(action), "driver:reduce")
+            case act.Prepare():
+                self._spawn(self._prepare(action), "driver:prepare")
+            case act.Recall():
+                self._spawn(self._recall(action), "driver:recall")
 
     async def _adopt(self, step: act.Adopt) -> None:
         parts = self._parts
         merges, updates = await self._in_codec(
             parts.vault.follow, parts.protocol.state.chain, step.fork, step.path
         )
+        for block in step.blocks:
+            await parts.disk(parts.log.write_blob, block.blob, [block.content])
         await self._write({**step.updates, **updates})
+        for block in step.blocks:
+            parts.protocol.state.chain.archive.written(block)
         for merge in merges:
             parts.mailbox.deliver(merge)
         rounds = parts.protocol.state.rounds
         parts.mailbox.withdraw(lambda key: key in rounds)
         self._narrator.moved(step.fork, merges, self._now())
         parts.moved(step.path)
+
+    async def _recall(self, action: act.Recall) -> None:
+        """Old records for whoever is that far behind; what the disk has lost is to be had from others."""
+        chain = self._parts.protocol.state.chain
+        try:
+            records = await self._parts.disk(following.records_after, chain, action.locator)
+        except (InputFileError, StorageError) as error:
+            logger.warning("%s; it is not given to others", error)
+            return
+        self._links.send(records, [action.to])
 
     async def _reduce(self, action: act.Reduce) -> None:
         parts = self._parts

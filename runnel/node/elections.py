@@ -151,7 +151,8 @@ class Elections:
 
     def halted(self, instance: Instance) -> bool:
         """See `AgreementHost.halted`."""
-        return instance.kind == "outcome" and instance.base in self._state.saved.stops
+        parent = (Digest(instance.base), instance.round - 1)
+        return instance.kind == "outcome" and self._state.saved.has_stopped(*parent)
 
     def _carry(
         self, agreement: Agreement, results: list[AgreementAction]

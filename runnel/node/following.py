@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from runnel.errors import PeerError
-from runnel.node.actions import Action, Blame, Send
+from runnel.node.actions import Action, Blame, Recall, Send
 from runnel.node.branches import BEHIND_STALLS, REACH_S, branch_problem, branch_record
-from runnel.node.chain import Certificate, Chain, size_bytes_of
+from runnel.node.certificates import Certificate
+from runnel.node.chain import Chain, size_bytes_of
 from runnel.node.membership import JOIN_LAG, greeting_s
 from runnel.node.messages import MAX_RECORDS, Hello, Join, Leave, Records, WantRecords
 from runnel.node.outcomes import abort_record
@@ -67,13 +68,14 @@ def on_hello(state: ProtocolState, sender: PeerId, message: Hello, now: float) -
     state.branches.hello(sender, message.head, now)
     state.members.stands_at(sender, message.number)
     head, place = message.head, message.number + 1
-    if state.chain.follows(head):
+    if state.chain.follows(head, message.number):
         return []
     if place < len(state.target) and state.target[place] == head:
         return []
-    if head in state.chain:
+    known = state.chain.is_at_hand(head)
+    if known:
         aim(state, state.chain.lineage(head), now)
-    pause_s = ASK_KNOWN_S if head in state.chain else ASK_S
+    pause_s = ASK_KNOWN_S if known else ASK_S
     if now - state.pulse.asked.get(sender, float("-inf")) < pause_s:
         return []
     state.pulse.asked[sender] = now
@@ -83,16 +85,22 @@ def on_hello(state: ProtocolState, sender: PeerId, message: Hello, now: float) -
 def on_want_records(
     state: ProtocolState, sender: PeerId, message: WantRecords, _now: float
 ) -> list[Action]:
-    """A peer asks for records: those after the newest one we share."""
-    records = records_after(state.chain, message.locator)
+    """A peer asks for records: those after the newest one we share; old ones have to be read first."""
+    chain = state.chain
+    if chain.meeting(message.locator) + 1 < len(chain.archive):
+        return [Recall(message.locator, sender)]
+    records = records_after(chain, message.locator)
     return [Send(records, to=sender)] if records.records else []
 
 
 def records_after(chain: Chain, locator: Sequence[Digest]) -> Records:
-    """Our records after the newest one of `locator`, as many as one message holds."""
+    """Our records after the newest one of `locator`, as many as one message holds; may block on the disk.
+
+    Raises:
+        InputFileError, StorageError: they are old, and the disk does not give them.
+    """
     records, certificates, room = list[Record](), list[Certificate | None](), _ROOM_BYTES
-    for record in chain.after(locator, MAX_RECORDS):
-        certificate = chain.certificate(record.hash)
+    for record, certificate in chain.after(locator, MAX_RECORDS):
         room -= size_bytes_of(record, certificate)
         if room < 0 and records:
             break
@@ -105,7 +113,8 @@ def on_join(state: ProtocolState, sender: PeerId, message: Join, now: float) -> 
     """A peer asks to become a member."""
     if not state.settings.admits(sender, message.ticket):
         raise PeerError("ticket", "asks to join without a ticket of this run's owner")
-    if state.chain.follows(message.head) and message.number >= state.chain.number - JOIN_LAG:
+    near = message.number >= state.chain.number - JOIN_LAG
+    if near and state.chain.follows(message.head, message.number):
         state.members.wish(sender, message.ticket, now)
     return []
 
@@ -119,22 +128,22 @@ def on_leave(state: ProtocolState, sender: PeerId, _message: Leave, now: float) 
 def on_records(state: ProtocolState, sender: PeerId, message: Records, now: float) -> list[Action]:
     """Records of a peer's path: check each, and follow them if their path beats ours."""
     chain = state.chain
-    if not message.records or message.records[0].parent not in chain:
+    if not message.records or not chain.knows_parent(message.records[0]):
         return []  # nothing new, or an answer to what we asked before a restart
     path, news = chain.lineage(message.records[0].parent), False
     for record, certificate in zip(message.records, message.certificates, strict=True):
         if record.parent != path[-1]:
             raise PeerError("records", "a record does not follow the one before it")
-        better = certificate is not None and chain.improves(record.hash, certificate)
-        if record.hash not in chain or better:
+        better = certificate is not None and chain.improves(record, certificate)
+        if better or not chain.knows(record):
             news = True
             _check_record(state, path, record, certificate)
             chain.add(record, certificate, sender)
-        path.append(record.hash)
+        path = path.then(record.hash)
     aim(state, path, now)
     heaviest = chain.trim(state.target)
     blames: list[Action] = [Blame(heaviest, "flood")] if heaviest else []
-    wanted = chain.follows(path[-1]) or state.target[: len(path)] == path
+    wanted = chain.follows(path[-1], len(path) - 2) or state.target[: len(path)] == path
     if not wanted:  # it beats nothing as yet: what follows need not be known
         state.pulse.asked[sender] = now + ASK_KNOWN_S - ASK_S
         return blames
@@ -145,7 +154,7 @@ def on_records(state: ProtocolState, sender: PeerId, message: Records, now: floa
     return [*blames, Send(WantRecords(locator), to=sender)]
 
 
-def aim(state: ProtocolState, path: list[Digest], now: float) -> None:
+def aim(state: ProtocolState, path: Sequence[Digest], now: float) -> None:
     """Wants `path` (all known) if it beats ours and the one wanted so far.
 
     If what it takes to follow that one has not come for the stall time, perhaps nobody has it any
@@ -170,13 +179,13 @@ def aim(state: ProtocolState, path: list[Digest], now: float) -> None:
     state.news.add(chain.number + 1)
 
 
-def _leaves_a_quorum(state: ProtocolState, path: list[Digest], now: float) -> bool:
+def _leaves_a_quorum(state: ProtocolState, path: Sequence[Digest], now: float) -> bool:
     """Whether a path goes on from our head by a branch of few, while a quorum is with us there."""
     chain, head = state.chain, state.chain.head
     first = chain.record(path[chain.common(path)])
     if first.parent != head.hash or first.kind is not RecordKind.BRANCH:
         return False
-    if head.hash in state.saved.stops or state.me not in head.view:
+    if state.saved.has_stopped(head.hash, head.number) or state.me not in head.view:
         return False
     voters = chain.voters_of(head.number + 1)
     if len(set(voters) & set(first.view)) >= majority(len(voters)):
@@ -190,7 +199,7 @@ def _leaves_a_quorum(state: ProtocolState, path: list[Digest], now: float) -> bo
     return just_moved or (idle_s < patience_s and len(others) >= majority(len(voters)))
 
 
-def next_step(state: ProtocolState, now: float) -> tuple[list[Action], list[Digest]]:
+def next_step(state: ProtocolState, now: float) -> tuple[list[Action], Sequence[Digest]]:
     """What to fetch for the next records of the path we want, and the path to move to (or empty)."""
     pursuit = state.pursuit
     if not pursuit.target or not state.chain.prefers(pursuit.target):
@@ -215,7 +224,7 @@ def next_step(state: ProtocolState, now: float) -> tuple[list[Action], list[Dige
 
 
 def _check_record(
-    state: ProtocolState, path: list[Digest], record: Record, certificate: Certificate | None
+    state: ProtocolState, path: Sequence[Digest], record: Record, certificate: Certificate | None
 ) -> None:
     parent = state.chain.record(path[-1])
     if record.number != parent.number + 1:
@@ -234,7 +243,7 @@ def _check_record(
         raise PeerError("certificate", f"record {record.number} lacks a quorum of its voters")
 
 
-def _fits(state: ProtocolState, path: list[Digest], record: Record, parent: Record) -> bool:
+def _fits(state: ProtocolState, path: Sequence[Digest], record: Record, parent: Record) -> bool:
     """Whether a record could be an outcome, as far as the chain says: a branch of one is its own quorum."""
     if record.kind is RecordKind.ABORT:
         return record == abort_record(parent)
@@ -245,7 +254,7 @@ def _fits(state: ProtocolState, path: list[Digest], record: Record, parent: Reco
 
 
 def _check_branch(
-    state: ProtocolState, path: list[Digest], branch: Record, certificate: Certificate
+    state: ProtocolState, path: Sequence[Digest], branch: Record, certificate: Certificate
 ) -> None:
     chain, parent = state.chain, state.chain.record(path[-1])
     voters = chain.voters_of(branch.number, path)

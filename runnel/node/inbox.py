@@ -11,7 +11,7 @@ from runnel.errors import PeerError
 from runnel.hashing import digest
 from runnel.node import storage_keys
 from runnel.node.actions import Action, Blame, Note, RoundKey, Send, Store
-from runnel.node.chain import Certificate
+from runnel.node.certificates import Certificate
 from runnel.node.commitments import MAX_NORM
 from runnel.node.elections import Elections
 from runnel.node.events import Equivocated

@@ -191,7 +191,7 @@ async def catch_up(
     problem, fetcher = NetworkError("no state was asked for"), BlobFetcher(source.transport)
     for _ in range(_ATTEMPTS):
         source = Source(source.transport, await find_holders(source, state), source.run)
-        path = state.target or list(state.chain.path)
+        path = state.target or state.chain.path
         try:
             download = StateDownload(fetcher, source.donors, keep=keep)
             return await fetch_state(source, store, state.chain, path, download, every=every)
@@ -309,7 +309,7 @@ async def fetch_state(
             logger.info("the state after round %d cannot be had: %s", pin, error)
             problem = error
             continue
-        chain.follow(list(path[: pin + 2]))
+        chain.follow(path[: pin + 2])
         return fetched
     raise NetworkError(
         f"no state of the run can be had from {len(source.donors)} members: {problem}"
@@ -343,10 +343,13 @@ async def _state_roots(
 def _newest(chain: Chain, path: Sequence[Digest], count: int) -> list[Record | None]:
     """The newest record of each fragment on a path; None where that is genesis."""
     newest: list[Record | None] = [None] * count
-    for name in path[1:]:
-        record = chain.record(name)
-        if record.slices:
-            newest[record.number % count] = record
+    for index in range(len(path) - 1, 0, -1):
+        record = chain.at(path, index)
+        place = record.number % count
+        if record.slices and newest[place] is None:
+            newest[place] = record
+            if None not in newest:
+                break
     return newest
 
 

@@ -40,7 +40,7 @@ class Leaper:
         """Notes that no member has a result any more."""
         self._gone.add(root)
 
-    def aim(self) -> list[Digest]:
+    def aim(self) -> Sequence[Digest]:
         """The path to a record to leap to, or nothing.
 
         From a branch that is given up further back than its states are kept there is no other way.
@@ -57,11 +57,11 @@ class Leaper:
         far = len(target) - meet > replayed
         gone = any(piece.root in self._gone for piece in first.slices)
         needed = far or gone or self._state.parts_deeply(meet)
-        path = list(target[: pin + 2])
+        path = target[: pin + 2]
         if not needed or pin + 1 < meet:
             return []
         unnamed = {f for f, record in self._changed(path).items() if record is None}
-        return [] if unnamed & self._rounds_in(chain.path[meet:]) else path
+        return [] if unnamed and unnamed & self._rounds_since(meet) else path
 
     async def fetch(
         self, source: Source, path: Sequence[Digest], sizes: Sequence[tuple[int, int]]
@@ -84,10 +84,11 @@ class Leaper:
             return None
         return download.report(len(path) - 2), states
 
-    def _rounds_in(self, names: Sequence[Digest]) -> set[int]:
-        """Fragments of the rounds among some records."""
-        records = [self._state.chain.record(name) for name in names]
-        count = len(self._state.settings.fragment_sizes)
+    def _rounds_since(self, place: int) -> set[int]:
+        """Fragments of the rounds of our path from a place on."""
+        chain, count = self._state.chain, len(self._state.settings.fragment_sizes)
+        path = chain.path
+        records = [chain.at(path, index) for index in range(place, len(path))]
         return {record.number % count for record in records if record.kind is RecordKind.ROUND}
 
     def _changed(self, path: Sequence[Digest]) -> dict[int, Record | None]:
@@ -101,7 +102,7 @@ class Leaper:
         meet, newest = chain.common(path), dict[int, Record | None]()
         changed = set(range(count)) if meet < len(chain.path) else set[int]()
         for index in range(len(path) - 1, -1, -1):
-            record = chain.record(path[index])
+            record = chain.at(path, index)
             fragment = record.number % count
             if record.kind is RecordKind.ROUND and (index >= meet or fragment in changed):
                 newest.setdefault(fragment, record)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runnel.node.chain import Certificate
+from runnel.node.certificates import Certificate
 from runnel.node.records import Commitment, Record, SliceResult
 from runnel.types import Digest, PeerId
 from runnel.verification.votes import Lock, Proposal, Vote

@@ -11,7 +11,7 @@ from typing import Any
 
 from runnel.dht.wire import pack, unpack
 from runnel.errors import PeerError
-from runnel.node.chain import Certificate
+from runnel.node.certificates import Certificate
 from runnel.node.fields import blob, digest_of, integer, items, peer_id, row
 from runnel.node.message_types import (
     BranchCall,

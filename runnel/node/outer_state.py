@@ -17,6 +17,7 @@ from runnel.dht.blobs import tree_root
 from runnel.dht.wire import unpack
 from runnel.errors import ConfigError, InputFileError, PeerError, RunMismatchError
 from runnel.hashing import digest
+from runnel.node.archive import ReadBlob
 from runnel.node.blobs import read_blob
 from runnel.node.checkpoint import CheckpointContent, CheckpointMeta
 from runnel.node.durable import read_snapshot
@@ -47,7 +48,6 @@ STATE_FOLDER = "state"
 _ATTEMPTS = 20
 _ADVICE = "move this peer's folder away and join again"
 
-ReadBlob = Callable[[str], bytes]
 T = TypeVar("T")
 
 
@@ -83,12 +83,17 @@ def read_patiently(
     while True:
         stored, attempts = read_snapshot(state), attempts + 1
         try:
-            return manifest, make(manifest, stored, lambda name: read_blob(state / "blobs", name))
+            return manifest, make(manifest, stored, blobs_of(folder))
         except (InputFileError, RunMismatchError):
             # Blobs of a state that is no longer the newest go away; if it still is, they are lost.
             if _moving(stored) == before or attempts == _ATTEMPTS:
                 raise
             before = _moving(stored)
+
+
+def blobs_of(folder: Path) -> ReadBlob:
+    """Gives the blobs of the run in `folder`, also while its peer writes some."""
+    return lambda name: read_blob(folder / STATE_FOLDER / "blobs", name)
 
 
 def outer_state(
@@ -113,7 +118,7 @@ def outer_state(
         store, chain = seed_state(manifest, stored, read)
         meta = _meta(manifest, chain, 1, [store.root(0)])
         return CheckpointContent(store.weights.arrays(), {}, meta)
-    chain, plan, roots = _newest(manifest, stored)
+    chain, plan, roots = _newest(manifest, stored, read)
     parameters, momentum = _empty(plan), _empty(plan)
     for fragment, size in enumerate(plan.sizes):
         record = chain.last_update(fragment, plan.num_fragments)
@@ -141,7 +146,7 @@ def seed_state(
     Raises:
         InputFileError, RunMismatchError: as `outer_state` does.
     """
-    chain, plan, roots = _newest(manifest, stored)
+    chain, plan, roots = _newest(manifest, stored, read)
     store, record = blank_store(plan, manifest.spec), chain.last_update(0, 1)
     number, root = (record.number, record.state_root) if record else (-1, roots[0])
     words = _values(stored, read, 0, number)
@@ -156,13 +161,13 @@ def seed_state(
 
 
 def _newest(
-    manifest: SignedManifest, stored: Mapping[str, bytes]
+    manifest: SignedManifest, stored: Mapping[str, bytes], read: ReadBlob
 ) -> tuple[Chain, FragmentPlan, list[Digest]]:
     """The chain, what is exchanged, and the roots of the first states."""
     if HEAD not in stored:
         raise InputFileError("the run's folder holds no state yet: wait until its peer is ready")
     genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
-    chain = restore(stored, genesis, open_rounds=manifest.spec.open_rounds).chain
+    chain = restore(stored, genesis, open_rounds=manifest.spec.open_rounds, read=read).chain
     plan = plan_of(manifest, stored)
     return chain, plan, _first_roots(manifest, stored, plan.num_fragments)
 
@@ -182,7 +187,10 @@ def last_members(manifest: SignedManifest, folder: Path) -> tuple[PeerId, ...]:
     """
     genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
     stored = read_snapshot(folder / STATE_FOLDER)
-    return restore(stored, genesis, open_rounds=manifest.spec.open_rounds).chain.head.view
+    chain = restore(
+        stored, genesis, open_rounds=manifest.spec.open_rounds, read=blobs_of(folder)
+    ).chain
+    return chain.head.view
 
 
 def _moving(stored: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -310,7 +318,7 @@ def _meta(
     newest: Record = max(
         (record for record in updates if record is not None),
         key=lambda record: record.number,
-        default=chain.record(chain.path[0]),
+        default=chain.at(chain.path, 0),
     )
     return CheckpointMeta(
         run_id=manifest.run_id,

@@ -304,14 +304,14 @@ class PeerNode:
         )
 
     async def _start(self) -> None:
-        transport, parts = self._entrance.network.transport, self._parts
-        run, chain = self.run_id, parts.protocol.state.chain
+        transport, job = self._entrance.network.transport, self._entrance.runtime.disk
+        parts, run, chain = self._parts, self.run_id, self._parts.protocol.state.chain
         answers = {
             run_service.MANIFEST: lambda _: parts.manifest.encode(),
             run_service.GENESIS: lambda _: parts.genesis_blob,
             run_service.RECORDS: lambda names: joining.records_answer(chain, run, names),
         }
-        await run_service.RunService(transport, run, answers).serve()
+        await run_service.RunService(transport, run, answers, job=job).serve()
         await BlobServer(transport, parts.shelf).start()
         pinning = Pinning(
             parts.log,
@@ -321,7 +321,7 @@ class PeerNode:
             keep_rounds=parts.protocol.state.settings.deepest_fork,
         )
         self._pinning = pinning
-        await self._renew_pins(chain, tuple(chain.path))
+        await self._renew_pins(chain, chain.path)
         self._driver.contacts.seed(self._entrance.peers)
         self._tell(chain.path)
         await self._driver.start()
@@ -386,7 +386,7 @@ class PeerNode:
 
     def _tell(self, path: Sequence[Digest]) -> None:
         """Tells the trainer what is carried out and on disk; the protocol may be further."""
-        head = self._parts.protocol.state.chain.record(path[-1])
+        head = self._parts.protocol.state.chain.at(path, len(path) - 1)
         self.mailbox.tell(ChainView.at(head, self.peer, fragments=self.plan.num_fragments))
 
     def _fixed_facts(self) -> dict[str, Any]:

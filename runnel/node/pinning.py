@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 
 from runnel.dht.blob_shelf import BlobShelf
+from runnel.node.archive import block_blob
 from runnel.node.chain import Chain
 from runnel.node.durable import DurableLog
 from runnel.node.joining import pins
@@ -90,8 +92,8 @@ class Pinning:
         fragments, oldest = self._vault.fragments, len(path) - 2 - self._keep_rounds
         wanted: set[str] = set()
         for fragment in range(fragments):
-            numbers = [s.record.number for s in steps_of(chain, path, fragment, fragments)]
-            for number in (*numbers, -1):
+            steps = steps_of(chain, path, fragment, fragments)
+            for number in itertools.chain((step.record.number for step in steps), (-1,)):
                 name = state_name(fragment, number)
                 wanted.add(name)
                 if name in kept and number <= oldest:
@@ -102,7 +104,7 @@ class Pinning:
         """Blobs of all fragments' states after record `number` of `path`, and their sizes in bytes."""
         sizes, newest = self._vault.store.shared_sizes, dict[int, int]()
         for index in range(number + 1, 0, -1):
-            record = chain.record(path[index])
+            record = chain.at(path, index)
             if record.slices:
                 newest.setdefault(record.number % len(sizes), record.number)
             if len(newest) == len(sizes):
@@ -117,8 +119,10 @@ class Pinning:
     ) -> None:
         """Forgets results and contributions of rounds up to number `oldest`, and results of no round."""
         results, edge = self._vault.results, max(1, oldest + 2)
-        resting = results.at_rest() - self._roots(chain, path[edge:]) - set(in_use)
-        gone = resting & self._roots(chain, path[self._aged : edge])
+        resting = results.at_rest() - self._roots(chain, path, edge, len(path)) - set(in_use)
+        # what is left over from long before a restart goes as what no record names
+        since = max(self._aged, edge - self._every - self._keep_rounds)
+        gone = resting & self._roots(chain, path, since, edge)
         self._aged = edge
         gone |= self._strays_among(resting - gone, len(path) - 2, chain.open_rounds)
         updates: Updates = {f"result/{root.hex()}": None for root in gone}
@@ -131,8 +135,10 @@ class Pinning:
         if updates:
             self._log.write(updates)
 
-    def _roots(self, chain: Chain, names: Sequence[Digest]) -> set[Digest]:
-        return {piece.root for name in names for piece in chain.record(name).slices}
+    def _roots(self, chain: Chain, path: Sequence[Digest], start: int, stop: int) -> set[Digest]:
+        """Results that records at these places of a path name."""
+        records = (chain.at(path, index) for index in range(start, stop))
+        return {piece.root for record in records for piece in record.slices}
 
     def _strays_among(self, found: set[Digest], number: int, open_rounds: int) -> set[Digest]:
         """Those that no record on the path named for as long as its records can be given up.
@@ -154,6 +160,8 @@ def _named(stored: Mapping[str, bytes]) -> set[str]:
             needed |= {result_name(root), loss_name(root)}
         elif kind == "kept":
             needed.add(contribution_name(round_key(rest)))
+        elif kind == "archive":
+            needed.add(block_blob(int(rest), value))
         elif kind == "drift":
             needed.add(contribution_name(read_drift_value(value)[0]))
         elif kind == "state":

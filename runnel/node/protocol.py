@@ -8,6 +8,8 @@ carries out the returned actions in order and feeds results back.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from runnel.node import branching, following, storage_keys, taking_part
 from runnel.node.actions import (
     Action,
@@ -17,7 +19,8 @@ from runnel.node.actions import (
     Send,
     Store,
 )
-from runnel.node.chain import Certificate
+from runnel.node.archive import Block
+from runnel.node.certificates import Certificate
 from runnel.node.elections import Elections
 from runnel.node.inbox import Inbox
 from runnel.node.messages import (
@@ -268,7 +271,7 @@ class RoundProtocol:
             return actions
         record = place.candidates[decided.value]
         chain.add(record, Certificate(decided.attempt, decided.certificate))
-        return actions + self._move([*chain.path, record.hash], now)
+        return actions + self._move(chain.path.then(record.hash), now)
 
     def _catch_up(self, now: float) -> list[Action]:
         actions: list[Action] = []
@@ -280,12 +283,13 @@ class RoundProtocol:
                 return actions
             actions += self._move(path, now, landed=path == landing)
 
-    def _move(self, path: list[Digest], now: float, *, landed: bool = False) -> list[Action]:
+    def _move(self, path: Sequence[Digest], now: float, *, landed: bool = False) -> list[Action]:
         """Follows another path; state, head and records change in one durable step."""
         state, chain = self.state, self.state.chain
         fork, before = chain.fork_to(path), chain.number
         meet = before - len(fork.given_up)
-        chain.follow(path)
+        archived = chain.archive.blocks
+        back = chain.follow(path)
         self._opened = Digest(b"")
         if len(fork.adopted) == 1 and chain.head.kind is RecordKind.ROUND:
             state.deadlines.moved(now - state.pulse.moved)
@@ -297,7 +301,8 @@ class RoundProtocol:
             updates |= storage_keys.floor_updates(chain.number)
         if fork.given_up:
             updates |= state.saved.past.part(before, meet)
-        for record in fork.adopted:
+        updates |= storage_keys.reopened_updates(chain.archive.blocks, archived)
+        for record in (*back, *fork.adopted):
             updates |= storage_keys.record_updates(record, chain.certificate(record.hash))
         last = chain.number + (0 if state.is_over else chain.open_rounds)
         state.rounds = {
@@ -309,4 +314,10 @@ class RoundProtocol:
         recent = chain.number - 4 * len(state.settings.fragment_sizes)
         state.held = {root: number for root, number in state.held.items() if number > recent}
         updates |= state.saved.expire(recent - HISTORY_ROUNDS)
-        return [Adopt(fork, tuple(path), updates)]
+        blocks = list[Block]()
+        while folded := chain.fold(state.settings.kept_records, state.target):
+            updates |= storage_keys.folded_updates(folded)
+            blocks.append(folded.block)
+        if blocks:
+            updates |= state.saved.forget_stops()
+        return [Adopt(fork, chain.path, updates, tuple(blocks))]

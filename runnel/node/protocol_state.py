@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,9 +38,10 @@ class ProtocolSettings:
 
     `admits` checks a join ticket's signature (not its expiry, which clocks may disagree on);
     `ticket` is this peer's own; `deepest_fork` is how many records it can give up one by one: the
-    states before them, down to a fetched one, are still on its disk; `max_upload_bits_s` is the most
-    that it may send. `carries` is None where payloads travel in slices; in a run whose contributions
-    travel in their commitments it says what is wrong with one, or nothing.
+    states before them, down to a fetched one, are still on its disk; `kept_records` is how many of the
+    newest records are at hand in memory; `max_upload_bits_s` is the most that it may send. `carries` is
+    None where payloads travel in slices; in a run whose contributions travel in their commitments it says
+    what is wrong with one, or nothing.
     """
 
     run: bytes
@@ -49,6 +50,7 @@ class ProtocolSettings:
     limits: Limits
     admits: Callable[[PeerId, bytes], bool]
     deepest_fork: int
+    kept_records: int
     ticket: bytes = b""
     max_upload_bits_s: float = math.inf
     carries: Callable[[bytes], str] | None = None
@@ -87,8 +89,8 @@ class Pursuit:
     keep us from the next step, since `since`; `fed` is when a result came in last.
     """
 
-    target: list[Digest] = field(default_factory=list)
-    landing: list[Digest] = field(default_factory=list)
+    target: Sequence[Digest] = field(default_factory=list)
+    landing: Sequence[Digest] = field(default_factory=list)
     fetching: dict[Digest, float] = field(default_factory=dict)
     awaited: Digest = Digest(b"")  # noqa: RUF009 - a value
     since: float = 0.0
@@ -140,7 +142,7 @@ class ProtocolState:
         )
 
     @property
-    def target(self) -> list[Digest]:
+    def target(self) -> Sequence[Digest]:
         """The better path we want to follow, or empty."""
         return self.pursuit.target
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from runnel.hashing import digest
 from runnel.node.actions import Action, Prepare, Reduce, RoundKey, Scatter
-from runnel.node.chain import Certificate
+from runnel.node.certificates import Certificate
 from runnel.node.records import Commitment, Record, RecordKind, Share, SliceResult
 from runnel.types import Digest, PeerId
 

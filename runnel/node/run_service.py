@@ -7,12 +7,13 @@ invite; nothing here is believed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from runnel.dht.wire import pack, unpack
-from runnel.errors import NetworkError, PeerError
+from runnel.errors import InputFileError, NetworkError, PeerError, StorageError
 from runnel.node.records import blob, digest_of, items, row
 from runnel.node.ticket import RUN_ID_BYTES
 from runnel.protocols import Stream, Transport
@@ -25,6 +26,9 @@ _MAX_ANSWER_BYTES = 4 << 20
 _ANSWER_S = 10.0
 
 Answer = Callable[[list[Digest]], bytes]
+Job = Callable[[Answer, list[Digest]], Awaitable[bytes]]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +53,20 @@ class Question:
 
 
 class RunService:
-    """Answers newcomers. `answers` gives, for each kind of request, the bytes of the answer."""
+    """Answers newcomers.
 
-    def __init__(self, transport: Transport, run: bytes, answers: Mapping[str, Answer]) -> None:
-        self._transport, self._run, self._answers = transport, run, dict(answers)
+    Args:
+        transport: to serve on.
+        run: the run's id.
+        answers: gives, for each kind of request, the bytes of the answer; may block on the disk.
+        job: runs an answer on a thread that may block.
+    """
+
+    def __init__(
+        self, transport: Transport, run: bytes, answers: Mapping[str, Answer], *, job: Job
+    ) -> None:
+        self._transport, self._run = transport, run
+        self._answers, self._job = dict(answers), job
 
     async def serve(self) -> None:
         """Starts answering."""
@@ -66,7 +80,12 @@ class RunService:
         if answer is None or not self._is_ours(question.run):
             await stream.send(pack([False, b"this peer is not in that run"]), deadline=deadline)
             return
-        await stream.send(pack([True, answer(list(question.names))]), deadline=deadline)
+        try:
+            told = [True, await self._job(answer, list(question.names))]
+        except (InputFileError, StorageError) as error:
+            logger.warning("%s; it is not given to others", error)
+            told = [False, b"this peer's disk does not give it"]
+        await stream.send(pack(told), deadline=deadline)
 
     def _is_ours(self, run: bytes) -> bool:
         """Whether `run` is this run's id or the beginning of it that invites carry."""

@@ -81,10 +81,11 @@ def state_name(fragment: int, number: int) -> str:
 def steps_of(chain: Chain, path: Sequence[Digest], fragment: int, fragments: int) -> Iterator[Step]:
     """The rounds of `path` that changed a fragment, newest first."""
     for index in range(len(path) - 1, 0, -1):
-        record = chain.record(path[index])
-        if record.kind is RecordKind.ROUND and record.number % fragments == fragment:
-            base = chain.base_of(record.number, path[: record.number + 1])
-            yield Step(record, chain.record(base).closing)
+        number = index - 1
+        if number % fragments == fragment:
+            record = chain.at(path, index)
+            if record.kind is RecordKind.ROUND:
+                yield Step(record, chain.record(chain.base_of(number, path)).closing)
 
 
 def steps_since(

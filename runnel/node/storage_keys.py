@@ -9,7 +9,9 @@ from typing import Any
 from runnel.dht.wire import pack, unpack
 from runnel.errors import InputFileError, PeerError
 from runnel.node.actions import RoundKey
-from runnel.node.chain import Certificate, Chain
+from runnel.node.archive import BLOCK_RECORDS, Archive, ReadBlob, block_key, nothing, record_value
+from runnel.node.certificates import Certificate
+from runnel.node.chain import Chain, Folded
 from runnel.node.evidence import Evidence, read_evidence
 from runnel.node.fields import integer
 from runnel.node.messages import (
@@ -54,9 +56,19 @@ def proposal_updates(proposal: Proposal) -> Updates:
 
 def record_updates(record: Record, certificate: Certificate | None) -> Updates:
     """What to write when the chain takes up a record."""
-    return {
-        f"record/{record.hash.hex()}": pack([record.to_wire(), certificate_to_wire(certificate)])
-    }
+    return {_record_name(record.hash): record_value(record, certificate)}
+
+
+def folded_updates(folded: Folded) -> Updates:
+    """What to write once a block of old records is durable."""
+    gone = (*folded.names, *folded.dropped)
+    block = folded.block
+    return {_record_name(name): None for name in gone} | {block.key: block.names}
+
+
+def reopened_updates(blocks: int, before: int) -> Updates:
+    """What to write with a path that parts from ours in the archive, of which `blocks` of those `before` stay."""
+    return {block_key(number): None for number in range(blocks, before)}
 
 
 def set_updates(
@@ -105,12 +117,14 @@ class Past:
 
     The disk has no state from before record `floor`, the newest one whose state was fetched (-1: none).
     Promises in rounds up to `expired` are forgotten, as far as they were made before the path followed left
-    another one at record `parted` (-2: it never did).
+    another one at record `parted` (-2: it never did). On records up to `stopped` it may have signed branches
+    (-2: on none).
     """
 
     floor: int = -1
     expired: int = -1
     parted: int = -2
+    stopped: int = -2
 
     def part(self, number: int, meet: int) -> Updates:
         """Notes that a path is given up that had come to `number`, back to record `meet`; what to write.
@@ -173,20 +187,49 @@ class Restored:
             updates["expired"] = pack(number)
         return updates
 
+    def forget_stops(self) -> Updates:
+        """Keeps one number in place of the stops on archived records, and on such as are gone."""
+        edge, numbers = len(self.chain.archive) - 1, dict[Digest, int]()
+        for parent in self.stops if edge >= 0 else ():
+            number = self.chain.number_of(parent)
+            if number is None or number < edge:
+                numbers[parent] = edge - 1 if number is None else number
+        if not numbers:
+            return {}
+        self.stops -= set(numbers)
+        self.past.stopped = max(self.past.stopped, *numbers.values())
+        gone: Updates = {f"stop/{parent.hex()}": None for parent in numbers}
+        return gone | {"stopped": pack(self.past.stopped)}
 
-def restore(stored: Mapping[str, bytes], genesis: Record, *, open_rounds: int) -> Restored:
+    def has_stopped(self, parent: Digest, number: int) -> bool:
+        """Whether this peer votes no more on what follows record `number`, as it signed a branch there."""
+        return parent in self.stops or number <= self.past.stopped
+
+
+def restore(
+    stored: Mapping[str, bytes],
+    genesis: Record,
+    *,
+    open_rounds: int,
+    read: ReadBlob = nothing,
+    block: int = BLOCK_RECORDS,
+) -> Restored:
     """Rebuilds protocol state from durable keys; a fresh start if there are none.
+
+    Old records are not read, only their names; `read` gives a blob of `block` of them when one is asked for.
 
     Raises:
         InputFileError: the state on disk is damaged or of another run.
     """
-    found = Restored(Chain(genesis, open_rounds=open_rounds))
     try:
+        archive = Archive(read, _rows(stored), block=block)
+        found = Restored(Chain(genesis, open_rounds=open_rounds, archive=archive))
         for key, value in stored.items():
             _restore_one(found, key, value)
         head = stored.get(HEAD)
         if head is not None:
             found.chain.follow(found.chain.lineage(Digest(head)))
+        found.chain.leave_rest()
     except (PeerError, KeyError, ValueError) as error:
         raise InputFileError(
             f"the saved state is damaged ({error}): move the folder away and join again"
@@ -201,6 +244,14 @@ def _restore_one(found: Restored, key: str, value: bytes) -> None:
     reader = _READERS.get(kind)
     if reader is not None:
         reader(found, rest, unpack(value, max_bytes=_MAX_VALUE_BYTES) if value else None)
+
+
+def _rows(stored: Mapping[str, bytes]) -> list[bytes]:
+    """The names in each block of the archive."""
+    rows = list[bytes]()
+    while block_key(len(rows)) in stored:
+        rows.append(stored[block_key(len(rows))])
+    return rows
 
 
 def _read_record(found: Restored, _rest: str, value: Any) -> None:
@@ -269,6 +320,10 @@ def _read_parted(found: Restored, _rest: str, value: Any) -> None:
     found.past.parted = integer(value, low=-2)
 
 
+def _read_stopped(found: Restored, _rest: str, value: Any) -> None:
+    found.past.stopped = integer(value, low=-1)
+
+
 _READERS: dict[str, Callable[[Restored, str, Any], None]] = {
     "record": _read_record,
     "vote": _read_vote,
@@ -284,7 +339,12 @@ _READERS: dict[str, Callable[[Restored, str, Any], None]] = {
     "floor": _read_floor,
     "expired": _read_expired,
     "parted": _read_parted,
+    "stopped": _read_stopped,
 }
+
+
+def _record_name(name: Digest) -> str:
+    return f"record/{name.hex()}"
 
 
 def _vote_name(vote: Vote) -> str:

@@ -367,7 +367,7 @@ class Vault:
         return self.write_all([self.states.number(f) for f in range(self.fragments)])
 
     def _settle_again(self, chain: Chain, record: Record) -> None:
-        outcome, key = self._outcome(chain, record, chain.path[: record.number + 1])
+        outcome, key = self._outcome(chain, record, chain.path)
         taken = any(outcome.included)
         nothing = np.zeros(0, dtype=np.float32)
         drift = self.contributions.drift(key, outcome.bounds) if taken else nothing

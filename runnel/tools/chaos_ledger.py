@@ -9,7 +9,7 @@ shares that its slice includes. A share that is lost, or taken twice, leaves the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from runnel.errors import BugError
 from runnel.node.durable import read_snapshot
 from runnel.node.outcomes import genesis_record
-from runnel.node.outer_state import STATE_FOLDER, plan_of, read_outer_state
+from runnel.node.outer_state import STATE_FOLDER, blobs_of, plan_of, read_outer_state
 from runnel.node.records import Record, RecordKind
 from runnel.node.rounds import slice_bounds
 from runnel.node.storage_keys import restore
@@ -95,10 +95,11 @@ def read_cells(folder: Path, slots: Mapping[PeerId, int]) -> list[Cell]:
     manifest, content = read_outer_state(folder)
     stored = read_snapshot(folder / STATE_FOLDER)
     genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
-    chain = restore(stored, genesis, open_rounds=manifest.spec.open_rounds).chain
-    records = [chain.record(name) for name in chain.path]
+    chain = restore(
+        stored, genesis, open_rounds=manifest.spec.open_rounds, read=blobs_of(folder)
+    ).chain
     place = _place(plan_of(manifest, stored))
-    return balance(records, content.parameters[LEDGER].tolist(), slots, place)
+    return balance(chain.walk(), content.parameters[LEDGER].tolist(), slots, place)
 
 
 def _place(plan: FragmentPlan) -> Place:
@@ -111,7 +112,7 @@ def _place(plan: FragmentPlan) -> Place:
 
 
 def balance(
-    records: Sequence[Record], values: Sequence[float], slots: Mapping[PeerId, int], place: Place
+    records: Iterable[Record], values: Sequence[float], slots: Mapping[PeerId, int], place: Place
 ) -> list[Cell]:
     """Every peer's cell.
 

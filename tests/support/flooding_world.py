@@ -14,7 +14,7 @@ from runnel.dht.identity import NullSigner
 from runnel.errors import PeerError
 from runnel.node.actions import Blame
 from runnel.node.branches import branch_record, branch_vote
-from runnel.node.chain import Certificate
+from runnel.node.certificates import Certificate
 from runnel.node.messages import (
     Cast,
     Message,

@@ -14,7 +14,7 @@ from runnel.dht.wire import pack
 from runnel.hashing import digest, merkle_root
 from runnel.node.bootstrap import BootstrapAddress
 from runnel.node.branches import branch_record, branch_vote
-from runnel.node.chain import Certificate
+from runnel.node.certificates import Certificate
 from runnel.node.invite import Invite
 from runnel.node.joining import genesis_blob
 from runnel.node.manifest import Genesis, SignedManifest

@@ -9,6 +9,7 @@ import numpy as np
 
 from runnel.hashing import digest
 from runnel.node import actions as act
+from runnel.node.following import records_after
 from runnel.node.records import Record, RecordKind, SliceResult
 from runnel.optim.store import Outcome
 from tests.support.checks import Broken
@@ -46,6 +47,9 @@ class Jobs:
                 self._after(0, self._prepare, peer, action)
             case act.Adopt():
                 self._adopt(peer, action)
+            case act.Recall(locator=locator, to=to):
+                told = records_after(peer.chain, locator)
+                self.world.carry(peer, [act.Send(told, to=to)])
             case act.Note():
                 self.world.stats[type(action.event).__name__] += 1
 
@@ -170,6 +174,9 @@ class Jobs:
             self._give_up(peer, record)
         for record in action.fork.adopted:
             self._take_up(peer, record)
+        for block in action.blocks:
+            disk.blobs[block.blob] = block.content
+            peer.chain.archive.written(block)
         self._write(peer, action.updates)
         for key in list(disk.pending):
             if key.number <= len(action.path) - 2 or key.base not in action.path:

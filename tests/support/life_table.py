@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from runnel.node.branches import PATIENCE_S, RANK_S, Brancher
-from runnel.node.chain import Certificate, Chain
+from runnel.node.certificates import Certificate
+from runnel.node.chain import Chain
 from runnel.node.following import greet
 from runnel.node.membership import (
     ABSENT_ROUNDS,

@@ -12,7 +12,7 @@ from runnel.dht.identity import NullSigner
 from runnel.hashing import digest
 from runnel.node import actions as act
 from runnel.node import storage_keys
-from runnel.node.chain import Certificate
+from runnel.node.certificates import Certificate
 from runnel.node.messages import (
     Cast,
     Commit,

@@ -199,10 +199,19 @@ AGREEMENT = (
     Mutant(
         "who signed a branch votes no more on what it interrupts",
         "node.elections",
-        'return instance.kind == "outcome" and instance.base in self._state.saved.stops',
+        'return instance.kind == "outcome" and self._state.saved.has_stopped(*parent)',
         "return False",
         (
             "node.test_elections:test_who_signed_a_branch_votes_no_more_on_the_outcome_and_still_on_sets",
+        ),
+    ),
+    Mutant(
+        "where it signed a branch is forgotten by nobody without a number in its place",
+        "node.storage_keys",
+        "return parent in self.stops or number <= self.past.stopped",
+        "return parent in self.stops",
+        (
+            "node.test_elections:test_who_has_forgotten_where_it_signed_branches_votes_on_no_outcome_of_that_time",
         ),
     ),
     Mutant(

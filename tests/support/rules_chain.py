@@ -95,7 +95,7 @@ MEMBERSHIP = (
     Mutant(
         "who is far behind is not let in",
         "node.following",
-        "if state.chain.follows(message.head) and message.number >= state.chain.number - JOIN_LAG:",
+        "if near and state.chain.follows(message.head, message.number):",
         "if True:",
         ("node.test_following:test_who_asks_to_join_needs_a_ticket_and_our_chain",),
     ),
@@ -256,15 +256,15 @@ FOLLOWING = (
     Mutant(
         "peers on a known path are asked again: their proofs may be better",
         "node.following",
-        "    pause_s = ASK_KNOWN_S if head in state.chain else ASK_S\n",
-        "    if head in state.chain:\n        return []\n    pause_s = ASK_S\n",
+        "    pause_s = ASK_KNOWN_S if known else ASK_S\n",
+        "    if known:\n        return []\n    pause_s = ASK_S\n",
         ("node.test_following:test_a_known_path_that_we_do_not_prefer_is_asked_for_now_and_then",),
     ),
     Mutant(
         "a better proof of a known record is taken",
         "node.following",
-        "        if record.hash not in chain or better:\n",
-        "        if record.hash not in chain:\n",
+        "        if better or not chain.knows(record):\n",
+        "        if not chain.knows(record):\n",
         ("node.test_following_checks:test_a_better_certificate_of_a_known_record_is_taken",),
     ),
     Mutant(
@@ -273,5 +273,33 @@ FOLLOWING = (
         "            updates |= storage_keys.record_updates(record, chain.certificate(record.hash))\n",
         "            pass\n",
         ("1 shrink",),
+    ),
+    Mutant(
+        "an old block goes to the disk with the step that archives it",
+        "node.protocol",
+        "        return [Adopt(fork, chain.path, updates, tuple(blocks))]\n",
+        "        return [Adopt(fork, chain.path, updates)]\n",
+        ("node.test_archive:test_a_path_that_parts_in_the_archive_is_found_again_after_a_restart",),
+    ),
+    Mutant(
+        "blocks of a path that is given up are not taken for those of another",
+        "node.protocol",
+        "        updates |= storage_keys.reopened_updates(chain.archive.blocks, archived)\n",
+        "",
+        ("node.test_archive:test_a_path_that_parts_in_the_archive_is_found_again_after_a_restart",),
+    ),
+    Mutant(
+        "records that come back from the archive have keys of their own again",
+        "node.protocol",
+        "        for record in (*back, *fork.adopted):\n",
+        "        for record in fork.adopted:\n",
+        ("node.test_archive:test_a_path_that_parts_in_the_archive_is_found_again_after_a_restart",),
+    ),
+    Mutant(
+        "what is given up stays while the path that is wanted has it",
+        "node.chain",
+        "        dropped = tuple(name for name in old if name not in kept)\n",
+        "        dropped = old\n",
+        ("node.test_archive:test_what_was_given_up_long_ago_goes_and_what_is_wanted_stays",),
     ),
 )

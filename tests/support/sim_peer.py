@@ -24,6 +24,8 @@ from tests.support.integers import integer_parts
 RUN = digest(b"schedules")
 FRAGMENT_VALUES = 8192  # two slices for two or more members; each slice stands for one integer here
 VALUES = 2
+KEPT_RECORDS, BLOCK_RECORDS = 12, 5
+"""So few that schedules part, meet and restart far behind what is at hand."""
 
 
 def peer_name(index: int) -> PeerId:
@@ -39,6 +41,7 @@ class Disk:
     """What survives a crash. `in_w` is drift that was handed over and is still in the trainer's values."""
 
     keys: dict[str, bytes] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
     results: dict[Digest, Payload] = field(default_factory=dict)
     losses: dict[Digest, Any] = field(default_factory=dict)
     payloads: dict[RoundKey, tuple[Payload, ...]] = field(default_factory=dict)
@@ -71,7 +74,13 @@ class SimPeer:
         self.store = OuterStore(zero, integer_parts())
         self._resume()
         self.w = [self.store.parameters(f).copy() for f in range(fragments)]
-        saved = storage_keys.restore(disk.keys, genesis, open_rounds=open_rounds)
+        saved = storage_keys.restore(
+            disk.keys,
+            genesis,
+            open_rounds=open_rounds,
+            read=disk.blobs.__getitem__,
+            block=BLOCK_RECORDS,
+        )
         settings = ProtocolSettings(
             run=RUN,
             fragment_sizes=(FRAGMENT_VALUES,) * fragments,
@@ -79,6 +88,7 @@ class SimPeer:
             limits=Limits(floor_s=1.0, ceiling_s=4.0, stall_s=20.0),
             admits=lambda peer, ticket: ticket == b"ticket",
             deepest_fork=1 << 30,  # its disk keeps everything
+            kept_records=KEPT_RECORDS,
             ticket=b"ticket",
             carries=(lambda payload: "" if len(payload) == 8 * VALUES else "its size")
             if carried

@@ -9,13 +9,15 @@ from runnel.dht.identity import NullSigner
 from runnel.node import following
 from runnel.node.actions import Action, Send
 from runnel.node.branches import branch_record, branch_vote
-from runnel.node.chain import Certificate, Chain
+from runnel.node.certificates import Certificate
+from runnel.node.chain import Chain
 from runnel.node.deadlines import Limits
 from runnel.node.messages import Message, Records
+from runnel.node.path import Path
 from runnel.node.protocol_state import ProtocolSettings, ProtocolState
 from runnel.node.records import Record, RecordKind, Share, SliceResult
 from runnel.node.storage_keys import Restored
-from runnel.types import Digest, PeerId
+from runnel.types import PeerId
 from tests.support.members import PEERS, RUN, certificate, following_record, genesis, name
 
 ME, OTHER, THIRD = PEERS[0], PEERS[1], PEERS[2]
@@ -24,7 +26,7 @@ GENESIS = genesis(3)
 STALL_S = 20.0
 
 
-def settings_of() -> ProtocolSettings:
+def settings_of(kept_records: int = 300) -> ProtocolSettings:
     return ProtocolSettings(
         run=RUN,
         fragment_sizes=(10, 10, 10, 10),
@@ -32,6 +34,7 @@ def settings_of() -> ProtocolSettings:
         limits=Limits(stall_s=STALL_S),
         admits=lambda _, ticket: ticket == b"ticket",
         deepest_fork=16,
+        kept_records=kept_records,
         ticket=b"ticket",
     )
 
@@ -41,7 +44,7 @@ def state_of(chain: Chain | None = None, *, me: PeerId = ME) -> ProtocolState:
     return ProtocolState.begin(NullSigner(me), settings_of(), restored, now=0.0)
 
 
-def path_of(state: ProtocolState) -> list[Digest]:
+def path_of(state: ProtocolState) -> Path:
     return state.chain.path
 
 

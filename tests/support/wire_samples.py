@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from runnel.node.chain import Certificate
+from runnel.node.certificates import Certificate
 from runnel.node.messages import (
     BranchCall,
     BranchSign,

@@ -18,7 +18,7 @@ from runnel.node.branches import (
     branch_record,
     branch_vote,
 )
-from runnel.node.chain import Certificate
+from runnel.node.certificates import Certificate
 from runnel.node.membership import greeting_s
 from runnel.node.records import Record, RecordKind
 from runnel.types import PeerId

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from runnel.dht.identity import NullSigner, null_peer_id
@@ -111,6 +112,14 @@ def test_who_signed_a_branch_votes_no_more_on_the_outcome_and_still_on_sets() ->
     assert not elections.halted(SET)
 
 
+def test_who_has_forgotten_where_it_signed_branches_votes_on_no_outcome_of_that_time() -> None:
+    state, _, elections = opened()
+    state.saved.past.stopped = -1
+    assert elections.halted(OUTCOME)
+    assert not elections.halted(Instance("outcome", 1, GENESIS.hash))
+    assert not elections.halted(SET)
+
+
 # -- what is said again
 
 
@@ -209,7 +218,7 @@ def test_who_hears_a_quorum_of_others_lets_them_tell_what_they_know_for_a_while(
 
 def aimed_at_a_branch_of_few(
     near: tuple[PeerId, ...], *, moved: float, now: float, head: Digest = GENESIS.hash
-) -> list[Digest]:
+) -> Sequence[Digest]:
     state = state_of()
     state.pulse.moved = moved
     branch, proof = branch_after(GENESIS, PEERS[2:3])

@@ -16,7 +16,7 @@ from runnel.node.joining import Source, find_holders
 from runnel.node.run_service import RECORDS, RunService
 from runnel.protocols import Stream
 from runnel.types import PeerId
-from tests.support.members import PEERS, RUN
+from tests.support.members import PEERS, RUN, at_once
 from tests.support.states import GENESIS, STRANGER, grown, state_of
 
 GUEST = PEERS[7]
@@ -43,7 +43,7 @@ class Swarm:
                 await transport.serve("run", self._say_nothing)
                 continue
             answers = {RECORDS: lambda names: joining.records_answer(chain, RUN, names)}
-            await RunService(transport, RUN, answers).serve()
+            await RunService(transport, RUN, answers, job=at_once).serve()
         return self
 
     async def __aexit__(self, *exc: object) -> None:

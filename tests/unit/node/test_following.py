@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -164,7 +165,7 @@ def test_an_answer_fits_a_message_however_large_the_swarm_is() -> None:
 # -- the way there
 
 
-def fetched(state: ProtocolState, now: float) -> tuple[list[Digest], list[Digest]]:
+def fetched(state: ProtocolState, now: float) -> tuple[list[Digest], Sequence[Digest]]:
     actions, path = following.next_step(state, now)
     return [a.root for a in actions if isinstance(a, Fetch)], path
 

@@ -40,6 +40,7 @@ from runnel.verification.votes import (
 from tests.support import golden_run as run
 from tests.support import wire_layouts as layouts
 from tests.support.golden_wire import MAX_BYTES, all_of_them, stored
+from tests.support.members import at_once
 from tests.support.wire_kinds import (
     DIGEST,
     MAYBE_DIGEST,
@@ -316,7 +317,7 @@ def test_questions_and_answers_travel_as_the_page_says() -> None:
     }
 
     async def serve(transport: MemoryTransport) -> None:
-        await RunService(transport, run.RUN, answers).serve()
+        await RunService(transport, run.RUN, answers, job=at_once).serve()
 
     async def ask(transport: MemoryTransport) -> None:
         alice = run.ALICE.peer_id

@@ -13,7 +13,7 @@ from runnel.dht.identity import NullSigner
 from runnel.errors import PeerError
 from runnel.node.actions import Blame, Send
 from runnel.node.aside import MAX_ASIDE_BYTES
-from runnel.node.chain import Certificate
+from runnel.node.certificates import Certificate
 from runnel.node.evidence import SignedProposal, without_proof
 from runnel.node.following import ASK_KNOWN_S, ASK_S, on_hello
 from runnel.node.messages import Cast, Hello, ProposeOutcome, WantRecords, proposal_statement

@@ -8,7 +8,8 @@ import pytest
 
 from runnel.dht.identity import NullSigner
 from runnel.errors import PeerError
-from runnel.node.chain import Certificate, Chain
+from runnel.node.certificates import Certificate
+from runnel.node.chain import Chain
 from runnel.node.commitments import MAX_NORM
 from runnel.node.inbox import commitment_problem
 from runnel.node.joining import records_answer

@@ -19,7 +19,7 @@ from runnel.node.actions import (
     Store,
     WantHandover,
 )
-from runnel.node.chain import Certificate
+from runnel.node.certificates import Certificate
 from runnel.node.messages import (
     Cast,
     Commit,

@@ -12,7 +12,7 @@ from runnel.dht.wire import pack
 from runnel.errors import InputFileError
 from runnel.node import storage_keys as keys
 from runnel.node.actions import RoundKey
-from runnel.node.chain import Certificate
+from runnel.node.certificates import Certificate
 from runnel.node.records import Record, set_value
 from runnel.verification.votes import Instance, Lock, Step, StoreVote
 from tests.support.members import PEERS, certificate, commitment, following_record, genesis, name
@@ -192,6 +192,31 @@ def test_stops_and_results_are_not_forgotten_with_their_rounds() -> None:
     found.expire(1000)
     assert (found.stops, found.results) == ({FIRST.hash}, {name("result")})
     assert found.chain.head == SECOND
+
+
+def test_stops_on_archived_records_become_one_number() -> None:
+    records = [GENESIS]
+    for _ in range(12):
+        records.append(following_record(records[-1]))
+    stored = written(chain_updates(*records[1:]))
+    lost = following_record(records[2], nonce=b"given up long ago")
+    for parent in (records[3], records[11], lost):
+        stored = written(stored, keys.stop_updates(parent.hash))  # type: ignore[arg-type]
+    found = keys.restore(stored, GENESIS, open_rounds=2, block=4)
+    assert found.forget_stops() == {}
+    assert found.chain.fold(5) is not None
+    updates = found.forget_stops()
+    assert found.stops == {records[11].hash}
+    assert updates == {
+        f"stop/{records[3].hash.hex()}": None,
+        f"stop/{lost.hash.hex()}": None,
+        "stopped": pack(2),
+    }
+    for saved in (found, keys.restore(written(stored, updates), GENESIS, open_rounds=2)):  # type: ignore[arg-type]
+        assert saved.has_stopped(records[3].hash, 2)
+        assert saved.has_stopped(name("another record of that round"), 2)
+        assert saved.has_stopped(records[11].hash, 10)
+        assert not saved.has_stopped(records[10].hash, 9)
 
 
 def test_a_vote_key_is_one_for_each_attempt_and_step() -> None:
