@@ -6,6 +6,7 @@ import asyncio
 import logging
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ from runnel.node.records import Record
 from runnel.node.seed_entries import ENTRIES_NAME, EntryFile
 from runnel.node.seed_parts import seed_store
 from runnel.node.seed_vault import SeedVault
-from runnel.node.shelving import shelve, shelved_updates
+from runnel.node.shelving import shelve, shelve_told, shelved_updates
 from runnel.node.ticket import Ticket
 from runnel.node.vault import Vault
 from runnel.optim.binding import ModelBinding, plan_model
@@ -261,13 +262,15 @@ async def _fetch_all(
     entrance: Entrance, manifest: SignedManifest, vault: Keeper, log: DurableLog, genesis: Record
 ) -> Fetched:
     run, transport = manifest.run_id, entrance.network.transport
-    source = Source(transport, await find_donors(entrance, run), run)
-    saved = storage_keys.restore({}, genesis, open_rounds=manifest.spec.open_rounds)
+    saved = storage_keys.restore(
+        {}, genesis, open_rounds=manifest.spec.open_rounds, read=log.read_blob
+    )
     settings = _settings(entrance, manifest, vault.store)
     state = ProtocolState.begin(
         entrance.identity, settings, saved, asyncio.get_running_loop().time()
     )
-    every = manifest.spec.rounds.snapshot_every
+    donors, every = await find_donors(entrance, run), manifest.spec.rounds.snapshot_every
+    source = Source(transport, donors, run, told=partial(shelve_told, log, state))
     fetched = await joining.catch_up(
         source, state, vault.store, every=every, keep=entrance.folder() / _INCOMING
     )

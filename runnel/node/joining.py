@@ -6,17 +6,17 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from runnel import files
 from runnel.dht.blob_fetch import BlobFetcher
 from runnel.dht.blob_sinks import PART_SUFFIX
 from runnel.dht.wire import pack, unpack
 from runnel.errors import NetworkError, PeerError, StorageError
-from runnel.files import remove, replace
 from runnel.hashing import digest
 from runnel.node import following
 from runnel.node.chain import Chain
@@ -42,11 +42,12 @@ _ATTEMPTS = 5
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Members to ask, over which transport, about which run."""
+    """Members to ask, over which transport, about which run; `told` is called after each answer with records."""
 
     transport: Transport
     donors: tuple[PeerId, ...]
     run: bytes
+    told: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ def _unfinished(file: Path) -> Path:
     """The path itself; what an earlier download finished there is looked through again, not fetched."""
     try:
         if file.exists():
-            replace(file, file.with_name(file.name + PART_SUFFIX))
+            files.replace(file, file.with_name(file.name + PART_SUFFIX))
     except OSError as error:
         raise storage_error("go on with", file, error) from error
     return file
@@ -152,7 +153,7 @@ def _clear(folder: Path, names: Collection[str]) -> None:
     try:
         for file in list(folder.iterdir()) if folder.exists() else []:
             if file.name.removesuffix(PART_SUFFIX) not in names:
-                remove(file)
+                files.remove(file)
     except OSError as error:
         raise storage_error("delete old files of", folder, error) from error
 
@@ -190,7 +191,7 @@ async def catch_up(
     """
     problem, fetcher = NetworkError("no state was asked for"), BlobFetcher(source.transport)
     for _ in range(_ATTEMPTS):
-        source = Source(source.transport, await find_holders(source, state), source.run)
+        source = replace(source, donors=await find_holders(source, state))
         path = state.target or state.chain.path
         try:
             download = StateDownload(fetcher, source.donors, keep=keep)
@@ -214,7 +215,7 @@ async def find_holders(source: Source, state: ProtocolState) -> tuple[PeerId, ..
     others = tuple(peer for peer in newest.view if peer not in asked)
     if others:
         with contextlib.suppress(NetworkError):  # those who told the chain will do
-            holders += await fetch_chain(Source(source.transport, others, source.run), state)
+            holders += await fetch_chain(replace(source, donors=others), state)
     return holders
 
 
@@ -269,6 +270,7 @@ async def _fetch_path(source: Source, state: ProtocolState, donor: PeerId) -> No
             return
         now = asyncio.get_running_loop().time()
         following.on_records(state, donor, message, now)
+        source.told()
         locator = [message.records[-1].hash, *locator[1:]]
 
 

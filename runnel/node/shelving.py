@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from runnel.node.archive import block_key
 from runnel.node.chain import Chain, Folded
 from runnel.node.durable import DurableLog
+from runnel.node.protocol_state import ProtocolState
 from runnel.node.storage_keys import Updates, folded_updates, record_updates
 
 
@@ -25,10 +27,29 @@ def shelved_updates(log: DurableLog, chain: Chain, keep: int) -> Updates:
     Raises:
         StorageError: the disk refused.
     """
-    updates: Updates = {folded.block.key: folded.block.names for folded in _fold(log, chain, keep)}
+    for _ in _fold(log, chain, keep):
+        pass
+    rows = chain.archive.names.rows
+    updates: Updates = {block_key(number): names for number, names in enumerate(rows)}
     for index in range(len(chain.archive), len(chain.path)):
         updates |= record_updates(*chain.pair_at(chain.path, index))
     return updates
+
+
+def shelve_told(log: DurableLog, state: ProtocolState) -> None:
+    """Archives what a newcomer has been told by now, so that it never holds a whole long chain. Blocking.
+
+    The path that is wanted is followed for that. It is parted from like any other if a better one is
+    told of, and no key says yet that this peer has followed anything.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    chain, kept = state.chain, state.settings.kept_records
+    if len(state.target) >= len(chain.archive) + kept + chain.archive.block:
+        chain.follow(state.target)
+        for _ in _fold(log, chain, kept):
+            pass
 
 
 def _fold(log: DurableLog, chain: Chain, keep: int) -> Iterator[Folded]:

@@ -12,21 +12,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runnel.dht.identity import NullSigner
 from runnel.errors import InputFileError
 from runnel.node import following, witness
 from runnel.node.actions import Recall, Send
 from runnel.node.archive import Archive, block_blob
+from runnel.node.certificates import Certificate
 from runnel.node.chain import Chain
+from runnel.node.durable import DurableLog
 from runnel.node.messages import Records, WantRecords
+from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import Record
-from runnel.node.shelving import shelve, shelved_updates
+from runnel.node.shelving import shelve, shelve_told, shelved_updates
 from runnel.node.storage_keys import HEAD, record_updates, restore
 from runnel.types import Digest
 from tests.support.archived import BLOCK, KEPT, Follower, aborts, names_of
 from tests.support.crash_images import check_every_crash, memory_folder
 from tests.support.file_layer import FileLayer
 from tests.support.members import PEERS, certificate, following_record
-from tests.support.states import GENESIS, OTHER
+from tests.support.states import GENESIS, ME, OTHER, THIRD, branch_after, settings_of, told
 
 LONG = aborts(GENESIS, 5 * KEPT)
 
@@ -307,6 +311,38 @@ def test_who_comes_new_writes_old_records_to_the_archive_at_once() -> None:
         newcomer.close()
         again = Follower(folder)
         assert names_of(again.chain) == names_of(donor.chain)
+        again.close()
+
+
+def test_a_newcomer_never_holds_a_whole_long_chain_and_can_still_part_from_it() -> None:
+    branch, signed = branch_after(LONG[70], (OTHER, THIRD))
+    worse = [branch, *aborts(branch, 80)]
+    proofs = [signed, *(certificate(record, (OTHER, THIRD)) for record in worse[1:])]
+    with memory_folder() as folder:
+        log = DurableLog(folder)
+        saved = restore({}, GENESIS, open_rounds=2, read=log.read_blob, block=BLOCK)
+        state = ProtocolState.begin(NullSigner(ME), settings_of(KEPT), saved, 0.0)
+
+        def hear(records: list[Record], proofs: list[Certificate]) -> None:
+            for start in range(0, len(records), 20):
+                part = slice(start, start + 20)
+                message = told(*records[part], proofs=proofs[part])
+                following.on_records(state, OTHER, message, 1.0)
+                shelve_told(log, state)
+
+        hear(LONG[:71], [])
+        hear(worse, proofs)
+        assert state.chain.archive.blocks * BLOCK > 72
+        at_hand = sum(state.chain.is_at_hand(record.hash) for record in (*LONG, *worse))
+        assert at_hand <= KEPT + BLOCK + 20
+        hear(LONG[71:], [])
+        wanted = [GENESIS.hash, *(record.hash for record in LONG)]
+        assert list(state.target) == wanted
+        state.chain.follow(state.target)
+        log.write({**shelved_updates(log, state.chain, KEPT), HEAD: wanted[-1]})
+        log.close()
+        again = Follower(folder)
+        assert names_of(again.chain) == wanted
         again.close()
 
 
