@@ -32,11 +32,11 @@ ReadBlob = Callable[[str], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Records that follow each other: which of the archive's blocks, their names, and what goes to its blob."""
+    """Records that follow each other: which of the archive's blocks, their names, themselves."""
 
     number: int
     names: bytes
-    content: bytes
+    pairs: tuple[Pair, ...]
 
     @property
     def key(self) -> str:
@@ -47,6 +47,10 @@ class Block:
     def blob(self) -> str:
         """The blob's name."""
         return block_blob(self.number, self.names)
+
+    def content(self) -> bytes:
+        """What the blob holds; takes some ten milliseconds."""
+        return pack([record_value(record, certificate) for record, certificate in self.pairs])
 
 
 def block_key(number: int) -> str:
@@ -101,7 +105,7 @@ class Archive:
             raise ValueError("blocks of an archive that differ in size")
         self.names = Names(size, rows)
         self._read = read
-        self._fresh: dict[str, bytes] = {}
+        self._fresh: dict[str, Block] = {}
         self._opened: tuple[str, list[bytes]] = ("", [])
 
     def __len__(self) -> int:
@@ -119,10 +123,9 @@ class Archive:
 
     def append(self, pairs: Sequence[Pair]) -> Block:
         """Takes in the next records, a block of them; what is to be written."""
-        content = pack([record_value(record, certificate) for record, certificate in pairs])
         names = b"".join(record.hash for record, _ in pairs)
-        block = Block(self.blocks, names, content)
-        self._fresh[block.blob] = content
+        block = Block(self.blocks, names, tuple(pairs))
+        self._fresh[block.blob] = block
         self.names.rows.append(names)
         return block
 
@@ -143,6 +146,9 @@ class Archive:
         """
         number, place = divmod(index, self.block)
         name = block_blob(number, self.names.rows[number])
+        fresh = self._fresh.get(name)
+        if fresh is not None:
+            return fresh.pairs[place]
         try:
             return read_record(self._values(name)[place])
         except (PeerError, IndexError) as error:
@@ -155,7 +161,6 @@ class Archive:
         """The block looked at last is kept: whoever asks for a record goes on to its neighbours."""
         opened, values = self._opened
         if opened != name:
-            content = self._fresh.get(name) or self._read(name)
-            values = items(unpack(content, max_bytes=_MAX_BLOCK_BYTES), self.block)
+            values = items(unpack(self._read(name), max_bytes=_MAX_BLOCK_BYTES), self.block)
             self._opened = name, values
         return values

@@ -37,6 +37,7 @@ from runnel.node.narrator import Narrator
 from runnel.node.parcels import Desk, Parcels
 from runnel.node.protocol import RoundProtocol
 from runnel.node.records import Commitment
+from runnel.node.shelving import write_block
 from runnel.node.standing import Standing
 from runnel.node.transfers import TransferParts, Transfers
 from runnel.protocols import Transport
@@ -311,7 +312,7 @@ class Driver:
             parts.vault.follow, parts.protocol.state.chain, step.fork, step.path
         )
         for block in step.blocks:
-            await parts.disk(parts.log.write_blob, block.blob, [block.content])
+            await parts.disk(write_block, parts.log, block)
         await self._write({**step.updates, **updates})
         for block in step.blocks:
             parts.protocol.state.chain.archive.written(block)

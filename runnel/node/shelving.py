@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from runnel.node.archive import block_key
+from runnel.node.archive import Block, block_key
 from runnel.node.chain import Chain, Folded
 from runnel.node.durable import DurableLog
 from runnel.node.protocol_state import ProtocolState
 from runnel.node.storage_keys import Updates, folded_updates, record_updates
+
+
+def write_block(log: DurableLog, block: Block) -> None:
+    """Puts a block on the disk; a key has to name it then. Blocking.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    log.write_blob(block.blob, [block.content()])
 
 
 def shelve(log: DurableLog, chain: Chain, keep: int) -> None:
@@ -55,6 +64,6 @@ def shelve_told(log: DurableLog, state: ProtocolState) -> None:
 def _fold(log: DurableLog, chain: Chain, keep: int) -> Iterator[Folded]:
     """One block after the other, each on the disk; no key names it yet."""
     while folded := chain.fold(keep):
-        log.write_blob(folded.block.blob, [folded.block.content])
+        write_block(log, folded.block)
         chain.archive.written(folded.block)
         yield folded

@@ -12,6 +12,7 @@ from runnel.node.durable import DurableLog
 from runnel.node.outcomes import abort_record
 from runnel.node.protocol import RoundProtocol
 from runnel.node.records import Record
+from runnel.node.shelving import write_block
 from runnel.node.storage_keys import HEAD, restore
 from runnel.types import Digest
 from tests.support.members import PEERS, certificate
@@ -41,7 +42,7 @@ class Follower:
         for action in actions:
             if isinstance(action, Adopt):
                 for block in action.blocks:
-                    self.log.write_blob(block.blob, [block.content])
+                    write_block(self.log, block)
                 self.log.write(action.updates)
                 for block in action.blocks:
                     self.chain.archive.written(block)

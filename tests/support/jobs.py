@@ -175,7 +175,7 @@ class Jobs:
         for record in action.fork.adopted:
             self._take_up(peer, record)
         for block in action.blocks:
-            disk.blobs[block.blob] = block.content
+            disk.blobs[block.blob] = block.content()
             peer.chain.archive.written(block)
         self._write(peer, action.updates)
         for key in list(disk.pending):

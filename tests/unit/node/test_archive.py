@@ -65,7 +65,7 @@ def kept_in_memory(rounds: int) -> tuple[int, int]:
 def test_a_run_of_any_length_takes_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an old round its name stays, 32 bytes; that of two members is some thousands of bytes in whole."""
     monkeypatch.setattr(witness, "_MAX_VERIFIED", 100)  # full before the first look
-    short, long = 400, 1600
+    short, long = 200, 800
     size, records = kept_in_memory(short)
     later_size, later_records = kept_in_memory(long)
     assert abs(later_records - records) <= BLOCK
@@ -100,7 +100,7 @@ class Twins:
 
     def _fold(self, keep: int) -> None:
         while folded := self.folded.fold(keep):
-            self.blobs[folded.block.blob] = folded.block.content
+            self.blobs[folded.block.blob] = folded.block.content()
             self.folded.archive.written(folded.block)
 
     def _part(self, back: int, count: int) -> None:
