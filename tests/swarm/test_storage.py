@@ -20,6 +20,7 @@ import runnel
 from runnel.dht.identity import Identity
 from runnel.dht.wire import unpack
 from runnel.errors import RunnelError
+from runnel.node import assembly, storage_keys
 from runnel.node.checkpoint import read_checkpoint
 from runnel.node.durable import DurableLog, read_snapshot
 from runnel.node.journal import read_events
@@ -82,8 +83,12 @@ class Course:
             pytest.MonkeyPatch.context() as patch,
         ):
             patch.setattr(DurableLog, "write", marked)
+            # so that a short life has old records, too
+            patch.setattr(assembly, "_kept_records", lambda _: 3)
+            patch.setitem(storage_keys.restore.__kwdefaults__ or {}, "block", 2)
             self.identity = None
             train(home)
+        assert "archive/1" in self.states[-1], "records were archived on the way"
         self.calls, self.asked = layer.calls, asked
         self.identity = Identity.load(home / "identity.key")
         self.home = home
