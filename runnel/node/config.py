@@ -237,7 +237,8 @@ class MachineConfig:
 class LaunchPlan:
     """What one command starts: a new run from `spec`, or a part in the run of `invite`.
 
-    `base` is a checkpoint whose parameters a new run starts from.
+    `base` is a checkpoint whose parameters a new run starts from; `source` is where this machine has a
+    model of the transformers library, if not where the run says.
 
     Raises:
         ConfigError: neither or both are given, or a run would start that nobody can join.
@@ -247,6 +248,7 @@ class LaunchPlan:
     spec: RunSpec | None = None
     invite: Invite | None = None
     base: Path | None = None
+    source: str = ""
 
     def __post_init__(self) -> None:
         """Checks that it is clear what to start."""

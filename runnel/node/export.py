@@ -94,6 +94,28 @@ def sample_text(folder: Path, *, prompt: str, tokens: int, seed: int) -> str:
         return (start + model.generate(start, tokens, seed=seed)).decode(errors="replace")
 
 
+def export_hf(folder: Path, out: Path, source: str = "") -> str:
+    """Writes the newest model of a run of kind hf as a folder that transformers loads; what, in words.
+
+    `source` is where this machine has the model that the run started from, if not where it says.
+
+    Raises:
+        ConfigError: the run is of another kind, `out` exists, or the extra is not installed.
+        InputFileError: the source is not there or another one; else see `save_checkpoint`.
+        RunMismatchError, StorageError: see `save_checkpoint`.
+    """
+    spec, content = _newest_state(folder)
+    if spec.model.kind != "hf":
+        raise ConfigError(
+            f"the run's model is of kind {spec.model.kind}, expected hf: take it out with `runnel"
+            " checkpoint`"
+        )
+    from runnel.node.hf_model import save_tuned  # torch takes seconds to load
+
+    save_tuned(source or spec.model.source, dict(content.parameters), out)
+    return f"wrote {out}: the model after round {content.meta.round}"
+
+
 def restored_model(spec: RunSpec, content: CheckpointContent) -> Gpt:
     """The run's built-in model with the parameters of a checkpoint, ready to evaluate.
 
@@ -144,6 +166,11 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def _check_speaks(spec: RunSpec) -> None:
+    if spec.model.kind == "hf":
+        raise ConfigError(
+            "the run's model is of the transformers library, which makes its text: take it out with"
+            " `runnel export --as hf`"
+        )
     if spec.model.kind != "gpt":
         raise ConfigError(
             "the run has a model of its own, expected the built-in one: sample it in its author's"

@@ -54,7 +54,13 @@ def _round_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
 def _model_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
     model = spec.model
     if model.kind != "gpt":
-        return ()
+        return (
+            (
+                (model.kind == "hf") != bool(model.source),
+                f"model.source is {model.source!r} with model.kind {model.kind}, expected the name of a"
+                " causal language model if, and only if, the kind is hf: correct one of them",
+            ),
+        )
     step = 2 * model.heads
     return (
         (

@@ -68,9 +68,15 @@ class RunSection(Section):
 class ModelSection(Section):
     """The model that all peers train."""
 
-    kind: Literal["gpt", "custom"] = Field(
+    kind: Literal["gpt", "hf", "custom"] = Field(
         default="gpt",
-        description="gpt = the built-in byte-level GPT, custom = a torch module of yours",
+        description="gpt = the built-in byte-level GPT, hf = of transformers, custom = a module of yours",
+    )
+    source: str = Field(
+        default="",
+        pattern=r"^[^\x00-\x1f\x7f]{0,1000}$",
+        description="causal language model of kind hf: its name on the hub, or /path or ./path",
+        json_schema_extra={"expected": "one line of at most 1000 characters"},
     )
     layers: int = Field(default=2, ge=1, le=1_000, description="transformer blocks of the gpt")
     heads: int = Field(default=4, ge=1, le=1_000, description="attention heads of a block")
@@ -328,8 +334,17 @@ class RunSpec(Section):
 
     def published(self) -> RunSpec:
         """The spec as others may see it: of a path on this machine only the file's name is left."""
-        name = PurePath(self.data.text).name or self.data.text
-        return self.model_copy(update={"data": self.data.model_copy(update={"text": name})})
+        text = PurePath(self.data.text).name or self.data.text
+        source = self.model.source
+        if source.startswith((".", "~")) or PurePath(source).is_absolute():
+            source = f"./{PurePath(source).name}"  # and not one of the hub
+        data, model = {"text": text}, {"source": source}
+        return self.model_copy(
+            update={
+                "data": self.data.model_copy(update=data),
+                "model": self.model.model_copy(update=model),
+            }
+        )
 
 
 def section_kinds() -> Mapping[str, type[Section]]:

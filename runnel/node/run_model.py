@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Union
 
 from runnel.errors import RunMismatchError
 from runnel.node.gpt import Gpt, GptConfig
 from runnel.node.manifest import RunSpec
 from runnel.node.seed_history import read_base
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def load_base(model: Gpt, base: Path) -> None:
+    from runnel.node.hf_model import HfModel
+
+LanguageModel = Union[Gpt, "HfModel"]
+
+
+def load_base(model: nn.Module, base: Path) -> None:
     """Puts the weights of a checkpoint, or of a file of safetensors, into a model.
 
     Raises:
@@ -19,7 +27,9 @@ def load_base(model: Gpt, base: Path) -> None:
     """
     import torch
 
-    held, found = dict(model.named_parameters()), read_base(base)
+    from runnel.optim.check import exchanged_parameters
+
+    held, found = exchanged_parameters(model), read_base(base)
     for name in sorted(held.keys() | found.keys()):
         ours = tuple(held[name].shape) if name in held else "none"
         theirs = tuple(found[name].shape) if name in found else "none"
@@ -31,6 +41,22 @@ def load_base(model: Gpt, base: Path) -> None:
     with torch.no_grad():
         for name, parameter in held.items():
             parameter.copy_(torch.from_numpy(found[name]))
+
+
+def language_model(spec: RunSpec, source: str = "") -> LanguageModel:
+    """The run's model of text with its first parameters; ``spec.model.kind`` must not be "custom".
+
+    `source` is where this machine has a model of kind "hf", if not where the run says.
+
+    Raises:
+        ConfigError: sizes that do not fit each other, or an extra that is not installed.
+        InputFileError: the source is no model.
+    """
+    if spec.model.kind != "hf":
+        return build_model(spec)
+    from runnel.node.hf_model import HfModel  # torch takes seconds to load
+
+    return HfModel(source or spec.model.source)
 
 
 def build_model(spec: RunSpec) -> Gpt:

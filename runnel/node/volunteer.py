@@ -17,11 +17,10 @@ from runnel.node.corpus import Corpus
 from runnel.node.dataset_exchange import publish_corpus
 from runnel.node.entrance import Entrance, enter
 from runnel.node.events import Evaluated, Event
-from runnel.node.gpt import Gpt
 from runnel.node.manifest import RunSpec
 from runnel.node.peer import PeerNode
 from runnel.node.place import Joined, Local
-from runnel.node.run_model import build_model, load_base
+from runnel.node.run_model import LanguageModel, language_model, load_base
 from runnel.node.sampling import batches, validation_batches
 from runnel.node.session import Peer
 from runnel.node.text_source import corpus_of_run, own_corpus
@@ -63,7 +62,7 @@ class Workload:
 
     spec: RunSpec
     corpus: Corpus
-    model: Gpt
+    model: LanguageModel
     optimizer: torch.optim.Optimizer | None
 
 
@@ -89,7 +88,7 @@ def run_peer(
     entrance = enter(_place(plan, own))
     try:
         spec, corpus = _spec_of(entrance, plan), _corpus(entrance, own, stop)
-        model = build_model(spec)
+        model = language_model(spec, plan.source)
         if plan.base is not None and entrance.manifest is None:
             load_base(model, plan.base)
     except BaseException:
@@ -136,7 +135,7 @@ def _spec_of(entrance: Entrance, plan: LaunchPlan) -> RunSpec:
 
 
 def _check_kind(spec: RunSpec, command: str) -> None:
-    if spec.model.kind != "gpt":
+    if spec.model.kind == "custom":
         raise ConfigError(
             f"the run has a model of its own, expected the built-in one: {command} it from its"
             f" author's program (runnel.Peer), not with `runnel {command}`"
@@ -157,7 +156,7 @@ def _serve(node: PeerNode, corpus: Corpus) -> None:
         logger.warning("others cannot get the text from this peer: %s", error)
 
 
-def _optimizer(model: Gpt, spec: RunSpec) -> torch.optim.Optimizer | None:
+def _optimizer(model: LanguageModel, spec: RunSpec) -> torch.optim.Optimizer | None:
     """What takes this peer's own steps; none where they are made of losses alone."""
     inner = spec.inner
     if spec.seeds.method in ("spsa", "fedkseed"):

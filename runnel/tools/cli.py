@@ -20,6 +20,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Replaces a setting. Repeatable."),
 ]
+SourceOption = Annotated[
+    str,
+    typer.Option(help="Where this machine has the run's transformers model, if not on the hub."),
+]
 RunArgument = Annotated[
     str, typer.Argument(help="Name, id or folder of a run; not needed if there is only one.")
 ]
@@ -125,6 +129,7 @@ def launch(
         Path | None,
         typer.Option(help="Start from these weights: what `checkpoint` wrote, or safetensors."),
     ] = None,
+    source: SourceOption = "",
     overrides: SetOption = None,
     *,
     machine: MachineOptions,
@@ -137,7 +142,7 @@ def launch(
         spec = load_spec(file, overrides or ())
         config = machine.config()
         from runnel.tools.cli_run import run
-    run(LaunchPlan(machine=config, spec=spec, base=base))
+    run(LaunchPlan(machine=config, spec=spec, base=base, source=source))
 
 
 @app.command()
@@ -145,6 +150,7 @@ def launch(
 def join(
     invite: Annotated[str, typer.Argument(help="The text that starts with runnel:")],
     threads: Annotated[int, typer.Option(min=1, max=16, help="For encoding and decoding.")] = 1,
+    source: SourceOption = "",
     *,
     machine: MachineOptions,
 ) -> None:
@@ -158,7 +164,7 @@ def join(
         parsed.require_valid(SystemClock().unix_s())
         config = machine.config(threads=threads)
         from runnel.tools.cli_run import run
-    run(LaunchPlan(machine=config, invite=parsed))
+    run(LaunchPlan(machine=config, invite=parsed, source=source))
 
 
 @app.command()
@@ -234,24 +240,33 @@ def sample(
 def export(
     run: RunArgument = "",
     kind: Annotated[
-        str, typer.Option("--as", help="log = what a shared-seed run added to its base.")
+        str,
+        typer.Option(
+            "--as", help="log = a shared-seed run in kilobytes, hf = a transformers model."
+        ),
     ] = "log",
-    out: Annotated[Path | None, typer.Option(help="File to write; default: NAME.seeds.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="What to write; default: NAME.seeds or NAME-hf.")
+    ] = None,
+    source: SourceOption = "",
     home: HomeOption = None,
 ) -> None:
-    """Write a shared-seed run as the kilobytes that `apply` makes its weights of."""
+    """Write a shared-seed run as what `apply` makes its weights of, or a model for transformers."""
     from runnel.errors import ConfigError
     from runnel.tools.cli_status import find_run
 
-    if kind != "log":
+    if kind not in ("log", "hf"):
         raise ConfigError(
-            f"--as {kind!r} is no form of export, expected log: `runnel checkpoint` writes weights"
+            f"--as {kind!r} is no form of export, expected log or hf: `runnel checkpoint` writes weights"
         )
     found = find_run(_home(home), run)
     name = str(found.status.get("run", found.folder.name))
-    from runnel.tools.cli_run import export_log
+    from runnel.tools.cli_run import export_hf, export_log
 
-    print(export_log(found.folder, out or Path(f"{name}.seeds")))
+    if kind == "hf":
+        print(export_hf(found.folder, out or Path(f"{name}-hf"), source))
+    else:
+        print(export_log(found.folder, out or Path(f"{name}.seeds")))
 
 
 @app.command("apply")

@@ -71,6 +71,17 @@ def export_log(folder: Path, out: Path) -> str:
     return export(folder, out)
 
 
+def export_hf(folder: Path, out: Path, source: str) -> str:
+    """What was written to the folder `out` of the run in `folder`, in words.
+
+    Raises:
+        RunnelError: the run is none of kind hf, its source is not here, or `out` cannot be written.
+    """
+    from runnel.node.export import export_hf as export
+
+    return export(folder, out, source)
+
+
 def apply_log(base: Path, log: Path, out: Path) -> str:
     """What came of a base and a log of seeds, after it was written to `out`.
 

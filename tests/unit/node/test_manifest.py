@@ -386,7 +386,7 @@ def test_every_codec_can_be_chosen_for_both_ways(name: str) -> None:
 
 FIELDS_OF_VERSION_3 = """\
 run: name=str description=str trust=str seed=int
-model: kind=str layers=int heads=int width=int context=int vocab=int fingerprint=str
+model: kind=str source=str layers=int heads=int width=int context=int vocab=int fingerprint=str
 data: text=str batch_size=int chunk_bytes=int validation_share=float
 inner: optimizer=str lr=float matrix_lr=float weight_decay=float beta1=float beta2=float warmup_share=float final_lr_share=float clip_norm=float
 outer: optimizer=str lr=float momentum=float fragments=int every_steps=int overlap_steps=int mixing=float codec=str result_codec=str residual_decay=float aggregator=str max_weight_tokens=int wait_s=float final_averaging=bool
@@ -509,3 +509,25 @@ def test_a_missing_or_damaged_file_is_an_input_file_error(tmp_path: Path) -> Non
 def test_a_genesis_without_members_is_our_own_bug(owner: Identity) -> None:
     with pytest.raises(BugError):
         SignedManifest.issue(owner, SPEC, replace(genesis(owner), members=()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "sound"),
+    [("hf", "org/name", True), ("hf", "", False), ("gpt", "", True), ("custom", "name", False)],
+)
+def test_a_source_belongs_to_models_of_transformers(kind: str, source: str, *, sound: bool) -> None:
+    tables = {"run": {"name": "a"}, "model": {"kind": kind, "source": source}}
+    if sound:
+        assert make_spec(tables, source="t").model.source == source
+        return
+    with pytest.raises(ConfigError, match=r"model.source is .* if, and only if, the kind is hf"):
+        make_spec(tables, source="t")
+
+
+@pytest.mark.parametrize(
+    ("source", "seen"),
+    [("org/name", "org/name"), ("/home/me/tiny", "./tiny"), ("./a/tiny", "./tiny"), ("~/t", "./t")],
+)
+def test_others_see_the_name_of_a_model_and_no_path_of_this_machine(source: str, seen: str) -> None:
+    spec = make_spec({"run": {"name": "a"}, "model": {"kind": "hf", "source": source}}, source="t")
+    assert spec.published().model.source == seen
