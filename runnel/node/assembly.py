@@ -27,6 +27,7 @@ from runnel.node.keeper import Keeper
 from runnel.node.manifest import Genesis, RunSpec, SignedManifest
 from runnel.node.outcomes import genesis_record
 from runnel.node.outer_state import STATE_FOLDER, plan_updates
+from runnel.node.owed import owed_tokens, owed_updates
 from runnel.node.place import Local
 from runnel.node.protocol import HISTORY_ROUNDS, RoundProtocol
 from runnel.node.protocol_state import ProtocolSettings, ProtocolState
@@ -81,6 +82,7 @@ class Assembly:
     genesis_blob: bytes
     max_slice_bytes: int
     fetched: Fetched | None
+    owed_tokens: tuple[int, ...]
     began_s: float
 
 
@@ -209,6 +211,7 @@ def _restore(
             genesis_blob=stored["genesis"],
             max_slice_bytes=_largest_slice(spec, plan),
             fetched=fetched,
+            owed_tokens=owed_tokens(stored, saved.commits, vault.fragments),
             began_s=began_s,
         )
     except BaseException:
@@ -247,7 +250,9 @@ def _bring_state(
             stored, genesis, open_rounds=manifest.spec.open_rounds, read=log.read_blob
         )
         number = saved.chain.number
-        log.write(vault.resume(stored, saved.chain, lambda key: _is_open(key, saved, number)))
+        owed = owed_updates(owed_tokens(stored, saved.commits, vault.fragments))
+        resumed = vault.resume(stored, saved.chain, lambda key: _is_open(key, saved, number))
+        log.write({**resumed, **owed})
         return None
     return entrance.runtime.call(
         _fetch_all, entrance, manifest, vault, log, genesis, timeout_s=_FETCH_S

@@ -84,9 +84,15 @@ class _Contents:
 class Mailbox:
     """Thread-safe; bounded by the open rounds (wants), and by the fragments where a trainer takes no merges."""
 
-    def __init__(self, hand_over: Callable[[HandedOver], None]) -> None:
-        """`hand_over` takes a contribution to the I/O thread; called in the trainer's thread."""
+    def __init__(
+        self, hand_over: Callable[[HandedOver], None], owed_tokens: Sequence[int] = ()
+    ) -> None:
+        """`hand_over` takes a contribution to the I/O thread; called in the trainer's thread.
+
+        `owed_tokens` are those of steps before a restart that no record holds yet, by fragment.
+        """
         self._hand_over = hand_over
+        self.owed_tokens = tuple(owed_tokens)
         self._changed = threading.Condition(threading.RLock())
         self._contents = _Contents()
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from runnel.node.actions import RoundKey
+from runnel.node.records import Record
 from runnel.node.storage_keys import Updates
 from runnel.optim.exchange import Merge
 from runnel.protocols import Float32
-from runnel.types import Digest
+from runnel.types import Digest, PeerId
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +43,17 @@ class Moves:
         """A fragment is now at the state after record `number`."""
         _, before = self.changed.get(merge.fragment, (number, True))
         self.changed[merge.fragment] = (number, before and plain)
+
+
+def warn_of_forgotten(given_up: Sequence[Record], me: PeerId, kept: Iterable[RoundKey]) -> None:
+    """Contributions are kept for some windows: beyond, what the swarm took from them is lost with it."""
+    known = {key.number for key in kept}
+    ours = [record.number for record in given_up if me in {share.peer for share in record.shares}]
+    forgotten = [number for number in ours if number not in known]
+    if forgotten:
+        logger.warning(
+            "the chain gives up %d rounds with contributions of this peer that are not kept any"
+            " more, up to round %d: what it gave to them is lost",
+            len(forgotten),
+            max(forgotten),
+        )

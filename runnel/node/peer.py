@@ -79,7 +79,7 @@ class PeerNode:
         """`journal` keeps the events; a file in the run's folder if not given."""
         self.spec = parts.manifest.spec
         self.schedule = WindowSchedule(parts.plan.num_fragments, self.spec.steps_per_window)
-        self.mailbox = Mailbox(self._hand_over)
+        self.mailbox = Mailbox(self._hand_over, parts.owed_tokens)
         self._entrance, self._parts = entrance, parts
         self._journal = journal or Journal(
             parts.folder / "journal.jsonl", on_error=self._journal_failed

@@ -47,7 +47,8 @@ class Trainer:
 
     def __init__(self, node: PeerNode, binding: ModelBinding, store: OuterStore) -> None:
         """Puts the run's newest parameters into the model."""
-        self.window = Window(tokens=[0] * node.plan.num_fragments)
+        owed = node.mailbox.owed_tokens or (0,) * node.plan.num_fragments
+        self.window = Window(tokens=list(owed))
         self.lr = 0.0
         self._node, self._binding, self._outer = node, binding, node.spec.outer
         self._take_buffer = store.take_buffer

@@ -27,7 +27,8 @@ from runnel.node.keepsakes import (
     round_key,
 )
 from runnel.node.mailbox import DecidedMerge, HandedOver
-from runnel.node.moves import Landing, Moves
+from runnel.node.moves import Landing, Moves, warn_of_forgotten
+from runnel.node.owed import owed_key
 from runnel.node.records import Record, RecordKind, SliceResult
 from runnel.node.rounds import slice_bounds
 from runnel.node.saved_states import SavedStates, Step, steps_of
@@ -165,7 +166,7 @@ class Vault:
             meeting = path[: len(path) - len(fork.adopted)]
             merges = [self._give_up(chain, lost[f], meeting, moves) for f in sorted(lost)]
             merges += [self._adopt(chain, record, path, moves) for record in taken]
-        self._warn_of_forgotten(fork.given_up)
+        warn_of_forgotten(fork.given_up, self._me, self.contributions.rounds())
         if landing is not None and len(path) - 2 >= landing.number:
             self._landing = None
         for key in self.contributions.rounds():
@@ -180,9 +181,8 @@ class Vault:
     def _prepare(self, number: int, slices: tuple[SliceResult, ...], *, final: bool) -> Digest:
         fragment = number % self.fragments
         bounds = slice_bounds(self.store.sizes[fragment], len(slices))
-        payloads = [self.results.get(piece.root) for piece in slices]
-        held = [payload for payload in payloads if payload is not None]
-        if len(held) != len(payloads):
+        held = self._held(slices)
+        if len(held) != len(slices):
             raise BugError(f"round {number} is to be prepared without all of its results")
         averaging = final and self._final_averaging
         return self.store.prepare((number, slices), fragment, bounds, held, final=averaging)
@@ -212,7 +212,9 @@ class Vault:
         return self.store.norm_of_result(payload, bounds[1] - bounds[0]) if payload else 0.0
 
     def _take_out(self, outcome: Outcome, key: RoundKey, moves: Moves) -> bool:
-        """Whether this peer's contribution is still in its trainer's values; if so, notes what is taken out."""
+        """Whether this peer's contribution is still in its trainer's values; notes what is taken out."""
+        if any(outcome.included):
+            moves.updates[owed_key(outcome.fragment)] = None
         handed = self.store.handed(key)
         if handed is None or handed.snapshot is None:
             return False
@@ -296,19 +298,6 @@ class Vault:
         steps = steps_of(chain, path, fragment, self.fragments)
         return next((step.record.number for step in steps), -1)
 
-    def _warn_of_forgotten(self, given_up: Sequence[Record]) -> None:
-        """Contributions are kept for some windows: beyond, what the swarm took from them is lost with it."""
-        kept = {key.number for key in self.contributions.rounds()}
-        ours = [r.number for r in given_up if self._me in {share.peer for share in r.shares}]
-        forgotten = [number for number in ours if number not in kept]
-        if forgotten:
-            logger.warning(
-                "the chain gives up %d rounds with contributions of this peer that are not kept any"
-                " more, up to round %d: what it gave to them is lost",
-                len(forgotten),
-                max(forgotten),
-            )
-
     def _outcome(
         self, chain: Chain, record: Record, path: Sequence[Digest]
     ) -> tuple[Outcome, RoundKey]:
@@ -375,14 +364,17 @@ class Vault:
 
     def _results_of(self, step: Step) -> tuple[list[bytes | memoryview], bool]:
         """A round's results, and whether its step is a plain averaging."""
-        payloads = [self.results.get(piece.root) for piece in step.record.slices]
-        held = [payload for payload in payloads if payload is not None]
-        if len(held) != len(payloads):
+        held = self._held(step.record.slices)
+        if len(held) != len(step.record.slices):
             raise InputFileError(
                 f"the results of round {step.record.number} are not on the disk any more, expected"
                 " them behind the saved state: move this peer's folder away and join again"
             )
         return held, step.final and self._final_averaging
+
+    def _held(self, slices: Sequence[SliceResult]) -> list[bytes | memoryview]:
+        payloads = (self.results.get(piece.root) for piece in slices)
+        return [payload for payload in payloads if payload is not None]
 
     def _resume_contribution(self, key: RoundKey, is_open: Callable[[RoundKey], bool]) -> None:
         contribution = self.contributions.get(key) if is_open(key) else None

@@ -175,6 +175,20 @@ EXCHANGE = (
 
 ONE_RULE = (
     Mutant(
+        "what a restart finds owed keeps its weight",
+        "node.owed",
+        "        return commitment.tokens if commitment is not None and not any(included) else 0\n",
+        "        return 0\n",
+        ("node.test_owed:test_a_share_that_no_record_includes_is_owed_with_its_tokens",),
+    ),
+    Mutant(
+        "what a record includes weighs nothing more",
+        "node.owed",
+        "        return commitment.tokens if commitment is not None and not any(included) else 0\n",
+        "        return commitment.tokens if commitment is not None else 0\n",
+        ("node.test_owed:test_a_share_of_which_a_record_includes_something_is_not",),
+    ),
+    Mutant(
         "included is said slice by slice",
         "optim.store",
         "            if included and payloads:\n",
