@@ -85,17 +85,19 @@ class SeedPeer:
         }
 
     def tune(self, *, steps: int) -> dict[str, Any]:
-        """Steps of the swarm; seconds of each, bytes sent, and in how many rounds this peer was."""
-        peer, walls = self._found(), list[float]()
+        """Steps of the swarm; seconds of each and of its forward passes, bytes sent, rounds that passed."""
+        peer, walls, forwards = self._found(), list[float](), list[float]()
         first, sent = peer.round, self._control_bytes()
         began_s = self._clock.monotonic_s()
         for _ in range(steps):
-            step_s = self._clock.monotonic_s()
-            peer.spsa_step(self._loss)
+            step_s, self._forward_s = self._clock.monotonic_s(), []
+            peer.spsa_step(self._timed)
             walls.append(self._clock.monotonic_s() - step_s)
+            forwards.append(sum(self._forward_s))
         return {
             "seconds": self._clock.monotonic_s() - began_s,
-            "step_s": median(walls),
+            "walls": walls,
+            "forwards": forwards,
             "rounds": peer.round - first,
             "control_bytes": self._control_bytes() - sent,
             "members": len(peer.node.mailbox.chain.members),

@@ -64,6 +64,8 @@ class SeedTrainer:
             self._node.note(fact)
         if taken.payload is not None:
             waited_s += self._give(want, taken.payload)
+        elif self._walk.strayed:
+            self.take_outer_state()
         figures.waited_s += waited_s
         if figures.steps % _REPORT_STEPS == 0:
             self._report()
@@ -95,7 +97,7 @@ class SeedTrainer:
     def _take_weights(self) -> None:
         store = self._store
         with store.lock:
-            if self._mark != store.mark:
+            if self._mark != store.mark or self._walk.strayed:
                 self._mark = store.mark
                 self._walk.begin(store.state)
 

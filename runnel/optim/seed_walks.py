@@ -59,6 +59,11 @@ class Taken:
 class Walk(Protocol):
     """A way of one method."""
 
+    @property
+    def strayed(self) -> bool:
+        """Whether the model was left beside its weights, where only `begin` leads back from."""
+        ...
+
     def begin(self, state: Any) -> None:
         """Goes to the newest weights, which nobody changes meanwhile, with the method's state."""
         ...
@@ -86,10 +91,11 @@ class OneByteWalk:
         self._store, self._method, self._amount = store, method, amount
         self._state: Any = store.state
         self._seat = 0
+        self.strayed = False
 
     def begin(self, state: Any) -> None:
         """See `Walk`."""
-        self._state = state
+        self._state, self.strayed = state, False
         self._bound.write()
 
     def enter(self, part: Part) -> None:
@@ -99,7 +105,8 @@ class OneByteWalk:
     def step(self, loss: Loss | float) -> Taken:
         """See `Walk`. No contribution comes of weights that changed meanwhile."""
         turn, probes = self._store.turn, self._probes()
-        found = differences(self._bound, _function(loss), probes)
+        found = differences(self._bound, _function(loss), probes, stay=True)
+        self.strayed = True
         if turn != self._store.turn:
             return Taken(_mean_loss(found), 2 * len(found), None)
         payload = pack_codes([self._state.scale.code_of(one.scalar) for one in found])
@@ -111,6 +118,8 @@ class OneByteWalk:
 
 class PoolWalk:
     """Local steps along seeds of the pool, on a copy of the weights."""
+
+    strayed = False
 
     def __init__(
         self,
@@ -148,7 +157,8 @@ class PoolWalk:
         pool, method = self._pool, self._method
         drawn = pool.draw(self._part.seed, method.local_steps, pro=self._uneven)
         candidate = int(drawn[len(self._steps)])
-        found = differences(self._bound, _function(loss), [pool_probe(candidate, self._amount)])
+        probe = pool_probe(candidate, self._amount)
+        found = differences(self._bound, _function(loss), [probe], stay=True)
         step = LocalStep(candidate, pool.scale.code_of(found[0].scalar) or 0)
         self._steps.append(step)
         self._bound.apply([self._update(step)])
@@ -162,6 +172,8 @@ class PoolWalk:
 
 class BlockWalk:
     """Local steps with an optimizer of the caller's; their sum is projected at the end."""
+
+    strayed = False
 
     def __init__(
         self, model: nn.Module, store: SeedStore, method: BlockMethod, local_steps: int

@@ -70,9 +70,11 @@ def epsilon_amount(epsilon: float) -> int:
 
 
 def differences(
-    model: FixedPointModel, loss: Loss, probes: Sequence[Probe]
+    model: FixedPointModel, loss: Loss, probes: Sequence[Probe], *, stay: bool = False
 ) -> tuple[Difference, ...]:
     """The loss at each probe and at its mirror; afterwards the model is at its weights again.
+
+    With `stay` it is left at the last point, for whoever moves it next anyway: one pass less.
 
     Raises:
         ConfigError: the loss is random, leaves traces in the model, or has no values.
@@ -86,7 +88,10 @@ def differences(
             model.write(probe.mirror)
             minus = loss_value(model.model, loss)
             found.append(Difference(plus, minus, probe.amount * 2.0**-UNIT_SHIFT))
-    finally:
+    except BaseException:
+        model.write()
+        raise
+    if not stay:
         model.write()
     return tuple(found)
 
