@@ -74,7 +74,6 @@ class Assembly:
     manifest: SignedManifest
     folder: Path
     plan: FragmentPlan
-    store: Store
     vault: Keeper
     log: DurableLog
     shelf: BlobShelf
@@ -84,6 +83,13 @@ class Assembly:
     fetched: Fetched | None
     owed_tokens: tuple[int, ...]
     began_s: float
+
+    @property
+    def store(self) -> Store:
+        """What all peers share."""
+        store = self.vault.store
+        assert isinstance(store, OuterStore | SeedStore)  # there are no others
+        return store
 
 
 def assemble(entrance: Entrance, model: nn.Module) -> Assembly:
@@ -203,7 +209,6 @@ def _restore(
             manifest=manifest,
             folder=folder,
             plan=plan,
-            store=store,
             vault=vault,
             log=log,
             shelf=BlobShelf(),

@@ -37,7 +37,11 @@ class DecidedMerge:
 
 @dataclass(frozen=True, slots=True)
 class HandedOver:
-    """The trainer's share of a round: its values, taken over by the codec thread, and what is behind them."""
+    """The trainer's share of a round, taken over by the codec thread, and what is behind it.
+
+    `snapshot` are its values, or the bytes of a contribution where its commitment carries it; `version`
+    names the state that they are of.
+    """
 
     want: WantHandover
     snapshot: Array

@@ -123,9 +123,8 @@ class SeedTrainer:
         while mailbox.chain.number < want.key.number and not mailbox.chain.is_over:
             self._node.check()
             mailbox.wait(lambda: mailbox.chain.number >= want.key.number, _WAIT_S)
-            again = [other for other in mailbox.wants() if other.key == want.key]
-            if again and self._mark != self._store.mark:
-                break  # the weights are others by now
+            if any(other.key == want.key for other in mailbox.wants()):
+                break  # asked again: the weights had changed by the time it was taken
         figures.handed()
         waited_s = self._node.clock.monotonic_s() - began_s
         self.take_outer_state()

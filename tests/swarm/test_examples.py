@@ -82,9 +82,9 @@ def test_a_peer_works_inside_a_running_loop(tmp_path: Path) -> None:
 def test_shared_seeds_tune_without_gradients(tmp_path: Path) -> None:
     said = output_of("shared_seeds.py", tmp_path)
     losses = [float(text) for text in re.findall(r"loss ([\d.]+)", said)]
-    assert len(losses) >= 6
-    assert losses[-1] < 0.7 * losses[0]
-    assert "the run is over after round 119" in said
+    assert len(losses) >= 5
+    assert losses[-1] < 0.8 * losses[0]
+    assert "the run is over after round 79" in said
 
 
 def test_each_example_is_tried() -> None:
