@@ -11,8 +11,10 @@ import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from runnel.files import make_folder, write_new
+from runnel.errors import InputFileError, StorageError
+from runnel.files import make_folder
 from runnel.hashing import CHECKSUM_BYTES, checksum, digest
+from runnel.node.atomic import write_atomically
 from runnel.node.chain import Chain
 from runnel.node.saved_states import Step, steps_of
 from runnel.optim.seed_rounds import MAX_ENTRY_BYTES
@@ -43,19 +45,12 @@ class EntryFile:
         """Adds the entry of round `number`. A disk that refuses ends the history here, not the peer."""
         if self._broken:
             return
-        head = _HEAD.pack(number, len(entry))
         try:
             make_folder(self._path.parent)
             with self._path.open("ab") as file:
-                file.write(b"".join([head, entry, checksum(head, entry).digest()]))
+                file.write(_frame(number, entry))
         except OSError as error:
-            self._broken = True
-            logger.warning(
-                "%s cannot be written (%s): the log of this run can be exported from here again once"
-                " this peer was restarted soon",
-                self._path,
-                (error.strerror or str(error)).lower(),
-            )
+            self._give_in(error.strerror or str(error))
 
     def mend(
         self, chain: Chain, path: Sequence[Digest], entry_of: Callable[[Digest], bytes | None]
@@ -64,7 +59,42 @@ class EntryFile:
 
         `entry_of` gives a round's result, if it is here.
         """
-        kept, whole = _parsed(self._read())
+        try:
+            self._mend(chain, path, entry_of)
+        except OSError as error:
+            self._give_in(error.strerror or str(error))
+        except StorageError as error:
+            self._give_in(str(error))
+
+    def entries(self, until: int) -> list[bytes]:
+        """The entries of the rounds up to number `until` that this peer followed, in order.
+
+        Raises:
+            InputFileError: they cannot be read.
+        """
+        try:
+            kept, _ = _parsed(self._read())
+        except OSError as error:
+            raise InputFileError(
+                f"{self._path} cannot be read ({(error.strerror or str(error)).lower()}): export the"
+                " log from another peer"
+            ) from None
+        return [entry for number, entry in kept if number <= until]
+
+    def _give_in(self, reason: str) -> None:
+        self._broken = True
+        logger.warning(
+            "%s cannot be written (%s): the log of this run can be exported from here again once this"
+            " peer was restarted soon",
+            self._path,
+            reason.lower(),
+        )
+
+    def _mend(
+        self, chain: Chain, path: Sequence[Digest], entry_of: Callable[[Digest], bytes | None]
+    ) -> None:
+        data = self._read()
+        kept, whole = _parsed(data)
         wanted = {step.record.number: step.record for step in _recent(chain, path)}
         first = min(wanted, default=0)
         good = [
@@ -73,34 +103,21 @@ class EntryFile:
             if number < first
             or (number in wanted and wanted[number].slices[0].root == digest(entry))
         ]
-        if len(good) < len(kept) or whole < self._size():
-            self._rewrite(good)
-        known = {number for number, _ in good}
-        newest = max(known, default=-1)
+        if len(good) < len(kept) or whole < len(data):
+            write_atomically(self._path, b"".join(_frame(*one) for one in good))
+        newest = good[-1][0] if good else -1
         for number in sorted(wanted):
             entry = entry_of(wanted[number].slices[0].root) if number > newest else None
             if entry is not None:
                 self.append(number, entry)
 
-    def entries(self, until: int) -> list[bytes]:
-        """The entries of the rounds up to number `until` that this peer followed, in order."""
-        return [entry for number, entry in _parsed(self._read())[0] if number <= until]
-
-    def _rewrite(self, entries: Sequence[tuple[int, bytes]]) -> None:
-        frames = []
-        for number, entry in entries:
-            head = _HEAD.pack(number, len(entry))
-            frames += [head, entry, checksum(head, entry).digest()]
-        beside = self._path.with_name(self._path.name + ".new")
-        beside.unlink(missing_ok=True)
-        write_new(beside, b"".join(frames))
-        beside.replace(self._path)
-
     def _read(self) -> bytes:
         return self._path.read_bytes() if self._path.exists() else b""
 
-    def _size(self) -> int:
-        return self._path.stat().st_size if self._path.exists() else 0
+
+def _frame(number: int, entry: bytes | memoryview) -> bytes:
+    head = _HEAD.pack(number, len(entry))
+    return b"".join([head, entry, checksum(head, entry).digest()])
 
 
 def _recent(chain: Chain, path: Sequence[Digest]) -> list[Step]:

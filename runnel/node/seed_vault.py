@@ -113,7 +113,7 @@ class SeedVault:
         landing, merges = self._landing, list[DecidedMerge]()
         if landing is not None and path[-1] == landing.record:
             self._load(chain, path, landing, moves)
-            merges = [self._merge(path, taken, plain=False)]
+            merges = [self._merge(taken[-1].number if taken else len(path) - 2, taken)]
         else:
             if lost:
                 meeting = path[: len(path) - len(fork.adopted)]
@@ -147,7 +147,7 @@ class SeedVault:
         self.store.adopt((record.number, record.slices))
         self._entries.append(record.number, self._entry(record.slices[0].root))
         self._moved(moves, record.number, plain=True)
-        return self._merge([], [record], plain=True)
+        return self._merge(record.number, [record])
 
     def _load(self, chain: Chain, path: Sequence[Digest], landing: Landing, moves: Moves) -> None:
         state = landing.states.get(0) or self.states.read(chain, path, 0)
@@ -157,18 +157,10 @@ class SeedVault:
     def _moved(self, moves: Moves, number: int, *, plain: bool) -> None:
         moves.to(number, Merge(0, self.store.version, _NOTHING, _NOTHING), plain=plain)
 
-    def _merge(
-        self, path: Sequence[Digest], taken: Sequence[Record], *, plain: bool
-    ) -> DecidedMerge:
+    def _merge(self, number: int, taken: Sequence[Record]) -> DecidedMerge:
         """What the trainer is told: there are new weights, and whether its share is in them."""
-        number = taken[-1].number if taken else len(path) - 2
-        own = [record.shares[record.share_of(self._me)] for record in taken if self._is_in(record)]
-        merge = Merge(0, self.store.version, _NOTHING, _NOTHING)
-        tokens = sum(share.tokens for share in own) if plain else 0
-        return DecidedMerge(number, merge, bool(own), tokens=tokens)
-
-    def _is_in(self, record: Record) -> bool:
-        return self._me in {share.peer for share in record.shares}
+        included = any(self._me == share.peer for record in taken for share in record.shares)
+        return DecidedMerge(number, Merge(0, self.store.version, _NOTHING, _NOTHING), included)
 
     def _prepare(self, number: int, slices: tuple[SliceResult, ...]) -> Digest:
         return self.store.prepare((number, slices), self._entry(slices[0].root))

@@ -248,4 +248,6 @@ def test_a_disk_that_refuses_ends_the_history_and_not_the_peer(
     for _ in range(2):
         bench.follow(bench.record())
     assert len([line for line in caplog.messages if "cannot be written" in line]) == 1
-    assert bench.root == bench.chain.head.state_root
+    assert bench.restarted().store.root(0) == bench.root == bench.chain.head.state_root
+    with pytest.raises(InputFileError, match="export the log from another peer"):
+        bench.entries.entries(9)
