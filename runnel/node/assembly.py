@@ -107,7 +107,7 @@ def assemble(entrance: Entrance, model: nn.Module) -> Assembly:
     founding = entrance.manifest is None
     if founding:
         require_finite(model)
-    store = seed_store(model, plan, spec) if spec.seeds.is_on else _outer_store(model, plan, spec)
+    store = seed_store(model, spec) if spec.seeds.is_on else _outer_store(model, plan, spec)
     if founding:
         first = [store.root(f) for f in range(plan.num_fragments)]
         entrance.manifest = _found(entrance, plan, genesis_blob(first))

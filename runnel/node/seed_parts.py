@@ -74,10 +74,10 @@ def blank_store(plan: FragmentPlan, spec: RunSpec) -> SeedStore:
         for shape in plan.shapes
     ]
     method = seed_method(spec, len(tensors))
-    return SeedStore(MasterWeights(tensors, run_key(spec)), plan, method, tree_root)
+    return SeedStore(MasterWeights(tensors, run_key(spec)), method, tree_root)
 
 
-def seed_store(model: nn.Module, plan: FragmentPlan, spec: RunSpec) -> SeedStore:
+def seed_store(model: nn.Module, spec: RunSpec) -> SeedStore:
     """The store of a run that starts, or is yet to be fetched, with a model's values.
 
     Raises:
@@ -87,4 +87,4 @@ def seed_store(model: nn.Module, plan: FragmentPlan, spec: RunSpec) -> SeedStore
 
     weights = master_of(model, run_key(spec))
     method = seed_method(spec, len(weights.tensors))
-    return SeedStore(weights, plan, method, tree_root, lock=threading.Lock())
+    return SeedStore(weights, method, tree_root, lock=threading.Lock())

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,7 @@ import numpy.typing as npt
 
 from runnel.errors import BugError, RunMismatchError
 from runnel.optim.exchange import Array, Payload, RootOf, raw
-from runnel.optim.fixed_point import MasterTensor, MasterWeights
-from runnel.optim.fragments import FragmentPlan
+from runnel.optim.fixed_point import MasterWeights
 from runnel.optim.parts import Bounds
 from runnel.optim.seed_methods import SeedMethod
 from runnel.optim.seed_rounds import RoundEntry
@@ -55,15 +55,14 @@ class SeedStore:
     def __init__(
         self,
         weights: MasterWeights,
-        plan: FragmentPlan,
         method: SeedMethod,
         root_of: RootOf,
         *,
         lock: AbstractContextManager[Any] | None = None,
     ) -> None:
-        """Takes copies of the weights."""
-        self._flat = np.zeros(plan.sizes[0], np.int32)
-        self.weights = _laid_out(weights, plan, self._flat)
+        """Takes copies of the weights: tensors follow each other by name, as in a plan of one fragment."""
+        self._flat = np.concatenate([tensor.values for tensor in weights.tensors])
+        self.weights = _over(weights, self._flat)
         self.method, self._root_of = method, root_of
         self.state: Any = method.first()
         self.version = self.mark = self.turn = 0
@@ -201,40 +200,20 @@ class SeedStore:
             raise BugError("the weights are those of a round that is not decided")
 
 
-def _laid_out(
-    weights: MasterWeights, plan: FragmentPlan, flat: npt.NDArray[np.int32]
-) -> MasterWeights:
-    """The same tensors as views into one array, in the plan's order."""
-    places = {piece.parameter: piece for piece in plan.fragments[0]}
-    moved = []
-    for tensor in weights.tensors:
-        piece = places.get(tensor.name)
-        size = piece.numel if piece is not None else 0
-        if size != tensor.values.size or (piece is not None and piece.start != 0):
-            raise BugError(f"parameter {tensor.name!r} is not whole in one fragment")
-        offset = piece.offset if piece is not None else 0
-        values = flat[offset : offset + size]
-        values[:] = tensor.values
-        moved.append(MasterTensor(tensor.name, tensor.shape, tensor.shift, values))
-    return MasterWeights(moved, weights.key, spread=weights.spread)
-
-
 def _over(weights: MasterWeights, flat: npt.NDArray[np.int32]) -> MasterWeights:
-    """Tensors of the same layout over another array."""
-    moved, offset = [], 0
-    for tensor in weights.tensors:
-        values = flat[offset : offset + tensor.values.size]
-        offset += tensor.values.size
-        moved.append(MasterTensor(tensor.name, tensor.shape, tensor.shift, values))
-    return MasterWeights(moved, weights.key, spread=weights.spread)
+    """The same tensors as views of one array, which holds them one after the other."""
+    ends = accumulate(tensor.values.size for tensor in weights.tensors)
+    tensors = [
+        replace(tensor, values=flat[end - tensor.values.size : end])
+        for tensor, end in zip(weights.tensors, ends, strict=True)
+    ]
+    return MasterWeights(tensors, weights.key, spread=weights.spread)
 
 
 def _with_shifts(weights: MasterWeights, shifts: Sequence[int]) -> MasterWeights:
     """The same integers in other units; the same object if they are its own."""
     if [tensor.shift for tensor in weights.tensors] == list(shifts):
         return weights
-    tensors = [
-        MasterTensor(tensor.name, tensor.shape, shift, tensor.values)
-        for tensor, shift in zip(weights.tensors, shifts, strict=True)
-    ]
+    pairs = zip(weights.tensors, shifts, strict=True)
+    tensors = [replace(tensor, shift=shift) for tensor, shift in pairs]
     return MasterWeights(tensors, weights.key, spread=weights.spread)

@@ -23,7 +23,7 @@ from runnel.node.seed_entries import EntryFile
 from runnel.node.seed_vault import SeedVault
 from runnel.node.storage_keys import HEAD
 from runnel.optim.fixed_point import MasterWeights
-from runnel.optim.fragments import ParameterShape, plan_fragments
+from runnel.optim.fragments import ParameterShape
 from runnel.optim.just_one_byte import pack_codes
 from runnel.optim.seed_methods import LearningRate, OneByteMethod
 from runnel.optim.seed_store import SeedStore
@@ -42,7 +42,7 @@ def store_of() -> SeedStore:
     weights = MasterWeights.from_arrays(
         {s.name: rng.standard_normal(s.shape) for s in SHAPES}, (3, 4)
     )
-    return SeedStore(weights, plan_fragments(SHAPES, 1), METHOD, tree_root)
+    return SeedStore(weights, METHOD, tree_root)
 
 
 @dataclass

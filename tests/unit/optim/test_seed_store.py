@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,7 +29,7 @@ def store_of(*, scale: float = 1.0, seed: int = 0) -> SeedStore:
     rng = np.random.default_rng(seed)
     arrays = {s.name: rng.standard_normal(s.shape) * scale for s in SHAPES}
     weights = MasterWeights.from_arrays(arrays, (1, 2))
-    return SeedStore(weights, PLAN, METHOD, lambda parts: digest(*(bytes(p) for p in parts)))
+    return SeedStore(weights, METHOD, lambda parts: digest(*(bytes(p) for p in parts)))
 
 
 def entry(shares: dict[int, list[int | None]]) -> bytes:
@@ -39,6 +41,9 @@ FIRST, SECOND = entry({0: [3, -70]}), entry({0: [3, -70], 7: [127, 1]})
 
 def test_the_state_is_all_weights_in_the_plans_order_and_a_little_more() -> None:
     store = store_of()
+    places = [(piece.parameter, piece.offset) for piece in PLAN.fragments[0]]
+    offsets = accumulate((t.values.size for t in store.weights.tensors[:-1]), initial=0)
+    assert places == list(zip(store.weights.ids, offsets, strict=True))
     words, rest = store.shared(0)
     assert (words.size, rest.size) == store.shared_sizes[0]
     assert words.size == 70 * 70 + 5 + 1
@@ -136,7 +141,7 @@ def test_a_lock_is_held_while_integers_change() -> None:
 
     arrays = {s.name: np.zeros(s.shape) for s in SHAPES}
     weights = MasterWeights.from_arrays(arrays, (1, 2))
-    store = SeedStore(weights, PLAN, METHOD, lambda _: digest(b""), lock=Lock())
+    store = SeedStore(weights, METHOD, lambda _: digest(b""), lock=Lock())
     store.prepare("one", FIRST)
     store.retract()
     assert held == ["in", "out"] * 2
