@@ -122,22 +122,16 @@ def restored_model(spec: RunSpec, content: CheckpointContent) -> Gpt:
     Raises:
         InputFileError: the parameters are not those of the run's model.
     """
-    import torch  # takes seconds to load
-
-    from runnel.node.run_model import build_model
-    from runnel.optim.check import exchanged_parameters
+    from runnel.node.run_model import build_model  # torch takes seconds to load
+    from runnel.optim.putting import put_parameters
 
     model = build_model(spec)
-    with torch.no_grad():
-        for name, parameter in exchanged_parameters(model).items():
-            value = content.parameters.get(name)
-            if value is None or value.shape != parameter.shape:
-                raise InputFileError(
-                    f"parameter {name!r} has shape {None if value is None else value.shape},"
-                    f" expected {tuple(parameter.shape)} as the run's settings say: use another"
-                    " checkpoint"
-                )
-            parameter.copy_(torch.from_numpy(value))
+    misfit = put_parameters(model, content.parameters)
+    if misfit is not None:
+        raise InputFileError(
+            f"parameter {misfit.name!r} has shape {misfit.given}, expected {misfit.held} as the run's"
+            " settings say: use another checkpoint"
+        )
     return model.eval()
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from runnel.errors import ConfigError, InputFileError
-from runnel.optim.check import exchanged_parameters
+from runnel.optim.putting import put_parameters
 from runnel.protocols import Float32
 
 _IGNORED = -100
@@ -74,16 +74,12 @@ def save_tuned(source: str, parameters: dict[str, Float32], out: Path) -> None:
     if out.exists():
         raise ConfigError(f"{out} exists, expected no such folder: choose another --out")
     tuned = HfModel(source)
-    held = exchanged_parameters(tuned)  # of tied ones the name that the run knows them by
-    for name, value in parameters.items():
-        if name not in held or tuple(held[name].shape) != value.shape:
-            raise InputFileError(
-                f"{source!r} has no parameter {name!r} of shape {value.shape}: name the model that the run"
-                " tuned with --source"
-            )
-    with torch.no_grad():
-        for name, value in parameters.items():
-            held[name].copy_(torch.from_numpy(value))
+    misfit = put_parameters(tuned, parameters)
+    if misfit is not None:
+        raise InputFileError(
+            f"{source!r} has parameter {misfit.name!r} as {misfit.held}, the run as"
+            f" {misfit.given}: name the model that the run tuned with --source"
+        )
     tuned.model.save_pretrained(out)
     tuned.tokenizer.save_pretrained(out)
 

@@ -64,8 +64,7 @@ _CALL_S = 30.0
 _JOIN_S = 1200.0
 _WARNINGS = (ContributionWithheld, PeerWarned)
 _STATUS_S = 2.0
-_TRAFFIC_TURNS = 3
-_HOME_TURNS = 15
+_TRAFFIC_TURNS, _HOME_TURNS = 3, 15
 _LAST_S = 600.0
 _INVITE_DAYS_S = 30 * 86_400
 

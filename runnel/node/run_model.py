@@ -9,6 +9,7 @@ from runnel.errors import RunMismatchError
 from runnel.node.gpt import Gpt, GptConfig
 from runnel.node.manifest import RunSpec
 from runnel.node.seed_history import read_base
+from runnel.optim.putting import put_parameters
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,22 +26,12 @@ def load_base(model: nn.Module, base: Path) -> None:
         InputFileError: it cannot be read.
         RunMismatchError: they are of another model; the line names the first difference.
     """
-    import torch
-
-    from runnel.optim.check import exchanged_parameters
-
-    held, found = exchanged_parameters(model), read_base(base)
-    for name in sorted(held.keys() | found.keys()):
-        ours = tuple(held[name].shape) if name in held else "none"
-        theirs = tuple(found[name].shape) if name in found else "none"
-        if ours != theirs:
-            raise RunMismatchError(
-                f"parameter {name!r}: the run's model has {ours}, {base} has {theirs}: set [model] to"
-                " what the base was made with"
-            )
-    with torch.no_grad():
-        for name, parameter in held.items():
-            parameter.copy_(torch.from_numpy(found[name]))
+    misfit = put_parameters(model, read_base(base))
+    if misfit is not None:
+        raise RunMismatchError(
+            f"parameter {misfit.name!r}: the run's model has {misfit.held}, {base} has"
+            f" {misfit.given}: set [model] to what the base was made with"
+        )
 
 
 def language_model(spec: RunSpec, source: str = "") -> LanguageModel:
