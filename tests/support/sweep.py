@@ -59,9 +59,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("first", type=int)
     parser.add_argument("count", type=int)
-    parser.add_argument("kinds", nargs="*", default=["any"], choices=KINDS, metavar="KIND")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(KINDS))
     options = parser.parse_args()
-    for line in sweep(options.first, options.count, options.kinds):
+    unknown = sorted(set(options.kinds) - set(KINDS))
+    if unknown:
+        parser.error(f"unknown kind {unknown[0]!r}, expected one of {', '.join(KINDS)}")
+    for line in sweep(options.first, options.count, options.kinds or ["any"]):
         print(line, flush=True)
 
 
