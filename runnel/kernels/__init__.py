@@ -4,7 +4,7 @@ Knows no sockets, no clock, no threads. Importing it loads numpy only; numba fol
 """
 
 from runnel.kernels.arrays import require_vector
-from runnel.kernels.dispatch import implementation, warm_up
+from runnel.kernels.dispatch import implementation, require_arithmetic, warm_up
 from runnel.kernels.outer_step import momentum_step, plain_step
 from runnel.kernels.signatures import (
     BlockKernels,
@@ -26,6 +26,7 @@ __all__ = [
     "momentum_step",
     "norm",
     "plain_step",
+    "require_arithmetic",
     "require_vector",
     "sum_of_squares",
     "warm_up",

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TypeVar
 
 from runnel.errors import ConfigError
@@ -34,6 +35,18 @@ def implementation(name: str | None = None) -> Implementation:
         ConfigError: the name is unknown, or numba is asked for and cannot be imported.
     """
     return _load(name or os.environ.get(ENVIRONMENT_VARIABLE) or "")
+
+
+def require_arithmetic() -> None:
+    """Checks what the environment chooses, without loading it.
+
+    Raises:
+        ConfigError: the name is unknown, or numba is asked for and is not installed.
+    """
+    choice = os.environ.get(ENVIRONMENT_VARIABLE) or ""
+    _require_known(choice)
+    if choice == "numba" and find_spec("numba") is None:
+        raise ConfigError(_missing("it is not installed"))
 
 
 def warm_up(*codecs: str) -> str:
@@ -69,10 +82,7 @@ class _OnDemand(Mapping[str, T]):
 
 @functools.cache
 def _load(choice: str) -> Implementation:
-    if choice not in ("", *NAMES):
-        raise ConfigError(
-            f"{ENVIRONMENT_VARIABLE}={choice!r} names no arithmetic; use one of {', '.join(NAMES)}"
-        )
+    _require_known(choice)
     if choice == "reference":
         log.info("arithmetic by plain numpy, as asked for: several times slower than numba")
         return _reference()
@@ -80,13 +90,22 @@ def _load(choice: str) -> Implementation:
         loaded = _numba()
     except ImportError as error:
         if choice:
-            raise ConfigError(
-                f"{ENVIRONMENT_VARIABLE}=numba, but numba cannot be imported ({error}); install it"
-            ) from error
+            raise ConfigError(_missing(str(error))) from error
         log.warning("arithmetic by plain numpy, several times slower: numba is missing (%s)", error)
         return _reference()
     log.debug("arithmetic by numba")
     return loaded
+
+
+def _require_known(choice: str) -> None:
+    if choice not in ("", *NAMES):
+        raise ConfigError(
+            f"{ENVIRONMENT_VARIABLE}={choice!r} names no arithmetic; use one of {', '.join(NAMES)}"
+        )
+
+
+def _missing(why: str) -> str:
+    return f"{ENVIRONMENT_VARIABLE}=numba, but numba cannot be imported ({why}); install it"
 
 
 def _numba() -> Implementation:

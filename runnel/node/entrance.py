@@ -6,7 +6,6 @@ Blocking calls from the caller's thread; the network lives on the runtime's I/O 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +18,15 @@ from runnel.dht.identity import Identity
 from runnel.dht.network import Network, NetworkSettings
 from runnel.dht.network_choice import DAEMON, choose, start_network
 from runnel.dht.socket_folder import remove_stale
-from runnel.errors import ConfigError, NetworkError, PeerError, RunMismatchError
+from runnel.errors import NetworkError, PeerError, RunMismatchError
 from runnel.hashing import digest
-from runnel.kernels import warm_up
+from runnel.kernels import require_arithmetic
 from runnel.node.announcer import find_peers
 from runnel.node.atomic import write_atomically
 from runnel.node.config import ANY_HOST, MachineConfig
 from runnel.node.disk import DirectoryLock, clear_parts
 from runnel.node.invite import Invite
 from runnel.node.manifest import SignedManifest
-from runnel.node.manifest_spec import OuterSection
 from runnel.node.metrics_endpoint import MetricsEndpoint
 from runnel.node.place import Joined, Local, Place
 from runnel.node.run_service import MANIFEST, ask
@@ -119,6 +117,7 @@ def enter(place: Place) -> Entrance:
         Identity.load_or_create(machine.home / "owner.key") if isinstance(place, Local) else None
     )
     kind = choose(machine.network)
+    require_arithmetic()
     known = known_manifest(place, owner)
     if isinstance(place, Joined) and known is None:  # a member returns whenever it likes
         place.invite.require_valid(SystemClock().unix_s())
@@ -130,7 +129,6 @@ def enter(place: Place) -> Entrance:
         lock.close()
         raise
     runtime = Runtime().start()
-    runtime.own(_load_kernels, runtime)
     try:
         if kind == DAEMON:
             remove_stale()  # a killed peer's daemon may still hold the port
@@ -166,12 +164,6 @@ def _start(
         raise NetworkError(
             f"the network did not start within {_START_S:g} s: is this machine very busy? try again"
         ) from None
-
-
-async def _load_kernels(runtime: Runtime) -> None:
-    """Compiled arithmetic takes a moment to load: now, while the network is waited for."""
-    with contextlib.suppress(ConfigError):  # told when the peer begins
-        await runtime.load(warm_up, *OuterSection().codecs)
 
 
 def _settings(place: Place, *, has_run: bool) -> NetworkSettings:

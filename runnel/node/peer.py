@@ -61,7 +61,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CALL_S = 30.0
-_JOIN_S = 1200.0
 _WARNINGS = (ContributionWithheld, PeerWarned)
 _STATUS_S = 2.0
 _TRAFFIC_TURNS, _HOME_TURNS = 3, 15
@@ -220,7 +219,7 @@ class PeerNode:
         if fetched is not None:
             self.note(fetched.event())
         runtime = self._entrance.runtime
-        runtime.call(runtime.codec, warm_up, *self.spec.outer.codecs, timeout_s=_JOIN_S)
+        runtime.own(self._load_arithmetic)
         runtime.call(self._start, timeout_s=_CALL_S)
         runtime.own(self._keep_status)
         announcer = Announcer(self._entrance.network, self.run_id, self._driver.contacts.seed)
@@ -228,14 +227,9 @@ class PeerNode:
         middle = self._entrance.network.middle
         if middle is not None:
             runtime.own(self._reach_watch(middle).run)
-        members = self._parts.protocol.state.chain.head.view
-        ready = PeerReady(
-            unix_s=0.0,
-            round=self._parts.protocol.state.chain.number,
-            members=len(members),
-            seconds=self.clock.monotonic_s() - self._parts.began_s,
-        )
-        self.note(ready)
+        chain = self._parts.protocol.state.chain
+        seconds, members = self.clock.monotonic_s() - self._parts.began_s, len(chain.head.view)
+        self.note(PeerReady(unix_s=0.0, round=chain.number, members=members, seconds=seconds))
 
     def leave(self, timeout_s: float) -> None:
         """Leaves in order, then closes; a peer that failed has nobody left to say goodbye."""
@@ -301,6 +295,10 @@ class PeerNode:
                 clock=self.clock,
             )
         )
+
+    async def _load_arithmetic(self) -> None:
+        """Takes seconds: what needs it waits behind it, a trainer's first steps do not."""
+        await self._entrance.runtime.load(warm_up, *self.spec.outer.codecs)
 
     async def _start(self) -> None:
         transport, job = self._entrance.network.transport, self._entrance.runtime.disk

@@ -58,6 +58,10 @@ class PeerRuntime(Protocol):
         """See `Runtime.codec`."""
         ...
 
+    async def load(self, function: Callable[..., T], *args: Any) -> T:
+        """See `Runtime.load`."""
+        ...
+
     async def disk(self, function: Callable[..., T], *args: Any) -> T:
         """See `Runtime.disk`."""
         ...

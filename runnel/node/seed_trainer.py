@@ -67,7 +67,7 @@ class SeedTrainer:
         elif self._walk.strayed:
             self.take_outer_state()
         figures.waited_s += waited_s
-        if figures.steps % _REPORT_STEPS == 0:
+        if figures.steps == 1 or figures.steps % _REPORT_STEPS == 0:
             self._report()
         return taken.loss
 

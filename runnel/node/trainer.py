@@ -20,6 +20,7 @@ from runnel.optim.binding import ModelBinding
 from runnel.optim.store import OuterStore
 
 _REPORT_STEPS = 10
+"""Steps between two reports, and whose losses one is the mean of; the first step is reported as well."""
 
 
 @dataclass(slots=True)
@@ -73,7 +74,7 @@ class Trainer:
         self._hand_over_due()
         self._wait_if_asked()
         self.window.step_s += self._node.clock.monotonic_s() - began_s
-        if self.window.steps % _REPORT_STEPS == 0:
+        if self.window.steps == 1 or self.window.steps % _REPORT_STEPS == 0:
             self._report()
 
     def take_outer_state(self) -> None:

@@ -70,11 +70,9 @@ class Screen:
                 number = event.round + 1
                 self._facts |= {"round": f"round {number}", "peers": f"{event.members} peers"}
             case InnerProgress():
-                self._facts |= {
-                    "step": f"step {event.step}",
-                    "loss": f"loss {event.loss:.3f}",
-                    "speed": f"{event.tokens_per_s:,.0f} tokens/s",
-                }
+                self._facts |= {"step": f"step {event.step}", "loss": f"loss {event.loss:.3f}"}
+                if event.tokens_per_s:  # a first step has nothing before it
+                    self._facts["speed"] = f"{event.tokens_per_s:,.0f} tokens/s"
                 if event.forwards_per_s:
                     self._facts["forwards"] = f"{event.forwards_per_s:,.1f} forwards/s"
                 self._step = event.step

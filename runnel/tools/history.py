@@ -44,6 +44,9 @@ _SAID_BY_ALL = (
 )
 
 
+_APART_STEPS = 30
+
+
 @dataclass(slots=True)
 class RoundHistory:
     """A round's outcome, as the peers report it."""
@@ -184,7 +187,7 @@ class SwarmHistory:
         if life.step_offset is None:
             # Those who start together differ by a report or two; a latecomer by far more.
             ahead = self.step - event.step
-            life.step_offset = ahead if ahead > 3 * event.step else 0
+            life.step_offset = ahead if ahead > max(_APART_STEPS, 3 * event.step) else 0
         step = event.step + life.step_offset
         peer.add_point(Point(event.unix_s, step, event.loss, event.tokens), event.tokens_per_s)
 

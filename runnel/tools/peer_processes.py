@@ -116,6 +116,11 @@ class PeerProcess:
             self.fate.exit_code = self._process.poll()
         return self.fate.exit_code is None
 
+    @property
+    def pid(self) -> int:
+        """Its process id; of the newest process, if it was started again."""
+        return self._process.pid
+
     def invite(self) -> str | None:
         """The invite it printed, if it did."""
         found = _INVITE.search(self._said_path.read_text(encoding="utf-8", errors="replace"))

@@ -258,6 +258,10 @@ class SimRuntime:
         """See `Runtime.codec`."""
         return function(*args)
 
+    async def load(self, function: Callable[..., T], *args: Any) -> T:
+        """See `Runtime.load`."""
+        return function(*args)
+
     async def disk(self, function: Callable[..., T], *args: Any) -> T:
         """See `Runtime.disk`."""
         return function(*args)

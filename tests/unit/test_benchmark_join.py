@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.join import Start, stall_share
+from runnel.node.events import InnerProgress, MergeApplied, PeerReady, PeerStarted, StateFetched
 
 
 def part(began_s: float, ended_s: float, stalled_s: float) -> dict[str, float]:
@@ -26,14 +27,22 @@ def test_without_any_training_nothing_is_stalled() -> None:
     assert stall_share([part(0, 1, 0.5)], [(2, 3)]) == 0
 
 
-def test_stages_add_up_to_the_time_to_the_first_step() -> None:
-    at_s = {"imported": 12.0, "built": 12.5, "joined": 15.0, "stepped": 15.25}
-    start = Start(began_s=10.0, at_s=at_s, cpu_s=3.0, bytes_by_donor={"a": 1}, fetch_s=0.5)
-    assert start.stages() == {"imported": 2.0, "built": 0.5, "joined": 2.5, "stepped": 0.25}
-    assert start.seconds == 5.25
-
-
-def test_a_process_without_a_swarm_has_no_stage_of_joining() -> None:
-    at_s = {"imported": 12.0, "built": 12.5, "stepped": 13.0}
-    start = Start(began_s=10.0, at_s=at_s, cpu_s=3.0, bytes_by_donor={}, fetch_s=0.0)
-    assert start.stages() == {"imported": 2.0, "built": 0.5, "stepped": 0.5}
+def test_a_start_is_read_from_the_events_of_a_journal() -> None:
+    start = Start(began_s=10.0)
+    for event in (
+        PeerStarted(unix_s=12.5, peer="a", run="r"),
+        StateFetched(
+            unix_s=12.5, round=3, size_bytes=9, seconds=0.5, donors=("a",), bytes_by_donor={"a": 9}
+        ),
+        PeerReady(unix_s=13.0, round=3, members=2, seconds=1.0),
+        InnerProgress(unix_s=13.25, step=1, round=3, loss=1.0, tokens=1, tokens_per_s=0.0, lr=0.1),
+        InnerProgress(unix_s=19.0, step=10, round=3, loss=1.0, tokens=1, tokens_per_s=1.0, lr=0.1),
+        MergeApplied(unix_s=20.0, round=3, fragment=0, included=False),
+    ):
+        start.take(event)
+    assert start.stages() == {"started": 2.5, "ready": 0.5, "stepped": 0.25}
+    assert (start.seconds, start.fetch_s, start.bytes_by_donor) == (3.25, 0.5, {"a": 9})
+    assert not start.takes_part
+    start.take(MergeApplied(unix_s=21.0, round=4, fragment=1, included=True))
+    start.take(MergeApplied(unix_s=22.0, round=5, fragment=2, included=False))
+    assert start.takes_part

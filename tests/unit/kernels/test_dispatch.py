@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from runnel.errors import ConfigError
-from runnel.kernels import dispatch, implementation, warm_up
+from runnel.kernels import dispatch, implementation, require_arithmetic, warm_up
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +84,14 @@ def test_compiled_code_lets_other_threads_run() -> None:
         for option in ("fastmath", "parallel")
     )
     assert all(len(kernel.signatures) == 1 for kernel in kernels)
+
+
+def test_what_cannot_be_had_is_told_without_loading_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_arithmetic()
+    monkeypatch.setenv("RUNNEL_KERNELS", "fortran")
+    with pytest.raises(ConfigError, match=r"'fortran'.*numba, reference"):
+        require_arithmetic()
+    monkeypatch.setenv("RUNNEL_KERNELS", "numba")
+    monkeypatch.setattr(dispatch, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="not installed"):
+        require_arithmetic()

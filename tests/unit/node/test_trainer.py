@@ -348,12 +348,13 @@ def test_a_replaced_module_is_named_before_anything_is_sent() -> None:
     assert node.handed == []
 
 
-def test_progress_is_reported_every_ten_steps() -> None:
+def test_the_first_step_is_reported_and_then_every_tenth() -> None:
     bench = Bench()
     bench.trainer.lr = 0.1
     bench.steps(25, loss=2.0, tokens=3)
     reports = [cast(InnerProgress, event) for event in bench.noted(InnerProgress)]
     assert [(r.step, r.tokens, r.loss, r.lr) for r in reports] == [
+        (1, 3, 2.0, 0.1),
         (10, 30, 2.0, 0.1),
         (20, 60, 2.0, 0.1),
     ]
