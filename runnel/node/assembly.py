@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from runnel.hashing import digest
 from runnel.node import joining, storage_keys
 from runnel.node.actions import RoundKey
 from runnel.node.announcer import find_peers
+from runnel.node.budget import settle
 from runnel.node.check import require_finite
 from runnel.node.deadlines import Limits
 from runnel.node.disk import clear_parts
@@ -25,6 +26,7 @@ from runnel.node.entrance import Entrance
 from runnel.node.joining import Fetched, Source, genesis_blob
 from runnel.node.keeper import Keeper
 from runnel.node.manifest import Genesis, RunSpec, SignedManifest
+from runnel.node.manifest_spec import AUTO
 from runnel.node.outcomes import genesis_record
 from runnel.node.outer_state import STATE_FOLDER, plan_updates
 from runnel.node.owed import owed_tokens, owed_updates
@@ -107,6 +109,9 @@ def assemble(entrance: Entrance, model: nn.Module) -> Assembly:
     founding = entrance.manifest is None
     if founding:
         require_finite(model)
+    if founding and spec.outer.codec == AUTO:
+        spec = settle_place(entrance, plan.numel, None)
+        plan = plan_model(model, spec.num_fragments)
     store = seed_store(model, spec) if spec.seeds.is_on else _outer_store(model, plan, spec)
     if founding:
         first = [store.root(f) for f in range(plan.num_fragments)]
@@ -119,6 +124,20 @@ def assemble(entrance: Entrance, model: nn.Module) -> Assembly:
             f" {manifest.spec.model.fingerprint[:8]}: build the model with the names and shapes of the run"
         )
     return _restore(entrance, plan, store, began_s=began_s, founding=founding)
+
+
+def settle_place(entrance: Entrance, numel: int, step_s: float | None) -> RunSpec:
+    """Chooses what the spec of a run that starts here leaves to its budget, and says what; the spec then.
+
+    Raises:
+        ConfigError: see `runnel.node.budget.settle`.
+    """
+    place = entrance.place
+    assert isinstance(place, Local)  # only whoever founds a run has something to choose
+    settled = settle(place.spec, numel, step_s)
+    logger.info("%s", settled.line())
+    entrance.place = replace(place, spec=settled.spec)
+    return settled.spec
 
 
 def _outer_store(model: nn.Module, plan: FragmentPlan, spec: RunSpec) -> OuterStore:

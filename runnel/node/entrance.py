@@ -23,6 +23,7 @@ from runnel.hashing import digest
 from runnel.kernels import require_arithmetic
 from runnel.node.announcer import find_peers
 from runnel.node.atomic import write_atomically
+from runnel.node.budget import settled_like
 from runnel.node.config import ANY_HOST, MachineConfig
 from runnel.node.disk import DirectoryLock, clear_parts
 from runnel.node.invite import Invite
@@ -210,7 +211,8 @@ def known_manifest(place: Place, owner: Identity | None) -> SignedManifest | Non
 
 
 def _same_run(place: Local, manifest: SignedManifest) -> bool:
-    wanted, found = place.spec.published(), manifest.spec
+    found = manifest.spec
+    wanted = settled_like(place.spec, found).published()
     fingerprint = {"fingerprint": found.model.fingerprint}
     return wanted.model_copy(update={"model": wanted.model.model_copy(update=fingerprint)}) == found
 

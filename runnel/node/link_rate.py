@@ -13,7 +13,7 @@ _UNITS = {"kbit/s": 1e3, "Mbit/s": 1e6, "Gbit/s": 1e9}
 _RATE = re.compile(r"\s*([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*([kMG]bit/s)\s*")
 
 
-def parse_rate(name: str, text: str) -> float:
+def parse_rate(name: str, text: str, *, least_bits_s: float = LEAST_BITS_S) -> float:
     """Bits per second; `name` is what is set.
 
     Raises:
@@ -21,10 +21,10 @@ def parse_rate(name: str, text: str) -> float:
     """
     found = _RATE.fullmatch(text)
     bits_s = float(found[1]) * _UNITS[found[2]] if found else 0.0
-    if bits_s < LEAST_BITS_S:
+    if bits_s < least_bits_s:
         raise ConfigError(
             f'{name} is {text!r}, expected a number with its unit such as "500 kbit/s" or "2 Mbit/s",'
-            f" at least {rate_text(LEAST_BITS_S)}: correct it"
+            f" at least {rate_text(least_bits_s)}: correct it"
         )
     return bits_s
 

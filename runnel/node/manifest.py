@@ -16,7 +16,7 @@ from runnel.dht.wire import pack, unpack
 from runnel.errors import BugError, InputFileError, PeerError
 from runnel.hashing import digest
 from runnel.node.atomic import write_atomically
-from runnel.node.manifest_spec import MAX_MEMBERS, RunSpec
+from runnel.node.manifest_spec import AUTO, MAX_MEMBERS, RunSpec
 from runnel.node.manifest_text import (
     docs_table,
     load_spec,
@@ -43,7 +43,7 @@ __all__ = [
     "statement",
 ]
 
-VERSION = 3
+VERSION = 4
 """Of the encoding: another order, number or type of values needs another one."""
 
 MAX_MANIFEST_BYTES = 16_384
@@ -96,6 +96,8 @@ class SignedManifest:
         )
         if problem := _genesis_problem(sorted_genesis):
             raise BugError(f"genesis: {problem}")
+        if spec.outer.codec == AUTO:
+            raise BugError("a run begins with a codec that was not chosen")
         body = _body(spec, owner.peer_id, sorted_genesis)
         signature = owner.sign(statement(digest(body)))
         return cls(spec=spec, owner=owner.peer_id, genesis=sorted_genesis, signature=signature)
@@ -203,10 +205,13 @@ def _spec_of(values: list[Any]) -> RunSpec:
     if not all(isinstance(section, list) for section in values):
         raise PeerError("malformed", "a section that is no list")
     try:
-        return RunSpec.from_values(values)
+        spec = RunSpec.from_values(values)
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise PeerError("value", reason[:200]) from None
+    if spec.outer.codec == AUTO:
+        raise PeerError("value", "outer.codec is auto in a run that has begun")
+    return spec
 
 
 def _row(value: Any, kinds: Sequence[type], what: str) -> list[Any]:

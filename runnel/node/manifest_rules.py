@@ -26,6 +26,11 @@ def _round_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
             " rounds.open or raise outer.fragments",
         ),
         (
+            outer.codec == "auto" and not outer.budget,
+            'outer.codec is auto without a budget, expected one such as "1/1000 of data parallel": set'
+            " outer.budget",
+        ),
+        (
             outer.fragments > outer.every_steps,
             f"outer.fragments is {outer.fragments} with outer.every_steps {outer.every_steps},"
             " expected at most one fragment per step: lower outer.fragments or raise"

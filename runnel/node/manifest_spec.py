@@ -28,6 +28,15 @@ CODEC_PATTERN = (
     "(?::(?:[1-9][0-9]{0,2}|[1-3][0-9]{3}|40[0-8][0-9]|409[0-6]))?)$"
 )
 CODEC_WORDS = "fp32, fp16, int8, int4, e3m0, two-bit, sign, top-k, or top-k:N for N of 4096 values"
+AUTO = "auto"
+"""In place of a codec: chosen at the launch so that the budget holds."""
+BUDGET_PATTERN = (
+    r"^(?:(?:1/[1-9][0-9]{0,6} of data parallel|[0-9]{1,6}(?:\.[0-9]{1,6})? [kMG]bit/s)"
+    r"(?: for [0-9]{1,2} peers)?)?$"
+)
+BUDGET_WORDS = (
+    '"20 kbit/s", "1/1000 of data parallel", or one of them with " for 16 peers" behind it'
+)
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -171,9 +180,9 @@ class OuterSection(Section):
     )
     codec: str = Field(
         default="e3m0",
-        pattern=CODEC_PATTERN,
-        description="how contributions are encoded",
-        json_schema_extra={"expected": CODEC_WORDS},
+        pattern=CODEC_PATTERN.replace("fp32", f"{AUTO}|fp32", 1),
+        description="how contributions are encoded; auto = chosen by the budget, with all that matters to bytes",
+        json_schema_extra={"expected": f"{AUTO}, {CODEC_WORDS}"},
     )
     result_codec: str = Field(
         default="e3m0",
@@ -199,6 +208,12 @@ class OuterSection(Section):
     )
     final_averaging: bool = Field(
         default=True, description="end with a plain averaging of each fragment"
+    )
+    budget: str = Field(
+        default="",
+        pattern=BUDGET_PATTERN,
+        description="most that a peer shall send, with codec auto; who launches chooses by it",
+        json_schema_extra={"expected": BUDGET_WORDS},
     )
 
     @property

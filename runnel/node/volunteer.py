@@ -11,19 +11,22 @@ from pathlib import Path
 import torch
 
 from runnel.errors import ConfigError, StorageError
-from runnel.node.assembly import find_donors
+from runnel.node.assembly import find_donors, settle_place
 from runnel.node.config import LaunchPlan, MachineConfig
 from runnel.node.corpus import Corpus
 from runnel.node.dataset_exchange import publish_corpus
 from runnel.node.entrance import Entrance, enter
 from runnel.node.events import Evaluated, Event
 from runnel.node.manifest import RunSpec
+from runnel.node.manifest_spec import AUTO
 from runnel.node.peer import PeerNode
 from runnel.node.place import Joined, Local
 from runnel.node.run_model import LanguageModel, language_model, load_base
 from runnel.node.sampling import batches, validation_batches
 from runnel.node.session import Peer
+from runnel.node.step_time import measure_step
 from runnel.node.text_source import corpus_of_run, own_corpus
+from runnel.optim.binding import plan_model
 from runnel.optim.inner import clip_gradients, inner_optimizer, set_learning_rates
 from runnel.optim.schedule import lr_factor
 
@@ -89,6 +92,8 @@ def run_peer(
     try:
         spec, corpus = _spec_of(entrance, plan), _corpus(entrance, own, stop)
         model = language_model(spec, plan.source)
+        if entrance.manifest is None and spec.outer.codec == AUTO:
+            spec = _settle(entrance, model, plan.source)
         if plan.base is not None and entrance.manifest is None:
             load_base(model, plan.base)
     except BaseException:
@@ -102,6 +107,13 @@ def run_peer(
             on_invite(peer.invite)
         steps = _train(peer, work, stop)
     return _summary(peer, steps)
+
+
+def _settle(entrance: Entrance, model: LanguageModel, source: str) -> RunSpec:
+    """What the budget leaves open, chosen by the speed of this machine: of a model that is thrown away."""
+    spec = entrance.place.spec  # type: ignore[union-attr]  # only a run that starts here leaves anything open
+    numel = plan_model(model, 1).numel
+    return settle_place(entrance, numel, measure_step(language_model(spec, source), spec))
 
 
 def _summary(peer: Peer, steps: int) -> Summary:

@@ -118,7 +118,8 @@ def plan(
     spec = load_spec(file, overrides or ())
     from runnel.tools.cli_plan import plan_run, show_plan
 
-    show_plan(spec, plan_run(spec, links, step_s=step_s, parameters=parameters), as_json=as_json)
+    planned = plan_run(spec, links, step_s=step_s, parameters=parameters)
+    show_plan(*planned, as_json=as_json)
 
 
 @app.command()

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from runnel.clock import SystemClock
 from runnel.errors import ConfigError
+from runnel.node.budget import settle
 from runnel.node.forecast import Forecast, LinkForecast, forecast, parse_crowds
-from runnel.node.manifest_spec import RunSpec
+from runnel.node.manifest_spec import AUTO, RunSpec
 from runnel.node.wording import count_text, size_text
 
 if TYPE_CHECKING:
     from runnel.node.gpt import Gpt
 
-_MEASURED_STEPS = 3
 
-
-def plan_run(spec: RunSpec, links: str, *, step_s: float | None, parameters: int) -> Forecast:
-    """The forecast for a run's settings.
+def plan_run(
+    spec: RunSpec, links: str, *, step_s: float | None, parameters: int
+) -> tuple[RunSpec, Forecast, str]:
+    """A run's settings with what its budget leaves open chosen, the forecast, and what was chosen.
 
     Args:
         spec: of the run.
@@ -36,54 +36,62 @@ def plan_run(spec: RunSpec, links: str, *, step_s: float | None, parameters: int
         ConfigError: links that cannot be read, or an author's model without its size or speed.
     """
     crowds = parse_crowds(links)
-    fragments = spec.num_fragments
-    if spec.model.kind != "gpt":
-        if parameters < fragments or step_s is None:
-            raise ConfigError(
-                f"model.kind is {spec.model.kind!r}: its size and speed are not known here; give"
-                " --parameters N and --step-s SECONDS"
-            )
-        edges = [parameters * i // fragments for i in range(fragments + 1)]
-        sizes = [high - low for low, high in pairwise(edges)]
-        return forecast(spec, sizes, crowds, step_s)
-    if parameters:
+    if spec.model.kind != "gpt" and (parameters < spec.num_fragments or step_s is None):
+        raise ConfigError(
+            f"model.kind is {spec.model.kind!r}: its size and speed are not known here; give"
+            " --parameters N and --step-s SECONDS"
+        )
+    if spec.model.kind == "gpt" and parameters:
         raise ConfigError(
             "--parameters is for a model that is not built in; set model.width instead"
         )
-    from runnel.node.run_model import build_model
+    model = _model_of(spec)
+    if model is not None:
+        parameters = sum(_sizes(model, parameters, 1))
+        step_s = _measured_s(spec) if step_s is None else step_s
+    assert step_s is not None  # given, or measured
+    chosen = ""
+    if spec.outer.codec == AUTO:
+        settled = settle(spec, parameters, step_s)
+        spec, chosen = settled.spec, settled.line()
+    sizes = _sizes(model, parameters, spec.num_fragments)
+    return spec, forecast(spec, sizes, crowds, step_s), chosen
+
+
+def _model_of(spec: RunSpec) -> Gpt | None:
+    """The built-in model; None for another one, which is not known here."""
+    if spec.model.kind != "gpt":
+        return None
+    from runnel.node.run_model import build_model  # torch takes seconds to load
+
+    return build_model(spec)
+
+
+def _sizes(model: Gpt | None, parameters: int, fragments: int) -> list[int]:
+    """Values of each fragment: about equal ones of a model that is not known here."""
+    if model is None:
+        edges = [parameters * i // fragments for i in range(fragments + 1)]
+        return [high - low for low, high in pairwise(edges)]
     from runnel.optim import plan_model
 
-    model = build_model(spec)
     plan = plan_model(model, fragments)
-    sizes = [sum(piece.numel for piece in fragment) for fragment in plan.fragments]
-    return forecast(spec, sizes, crowds, _measure_step(model, spec) if step_s is None else step_s)
+    return [sum(piece.numel for piece in fragment) for fragment in plan.fragments]
 
 
-def _measure_step(model: Gpt, spec: RunSpec) -> float:
-    """Seconds of one inner step on this machine, the best of a few on random bytes."""
-    import torch
+def _measured_s(spec: RunSpec) -> float:
+    from runnel.node.run_model import build_model
+    from runnel.node.step_time import measure_step
 
-    from runnel.optim import inner_optimizer
-
-    inner, clock = spec.inner, SystemClock()
-    optimizer = inner_optimizer(inner.optimizer, model.named_parameters(), lr=inner.lr)
-    shape = (spec.data.batch_size, spec.model.context + 1)
-    batch = torch.randint(spec.model.vocab, shape, generator=torch.Generator().manual_seed(0))
-    times = []
-    for _ in range(_MEASURED_STEPS):
-        began_s = clock.monotonic_s()
-        model.loss(batch).backward()  # type: ignore[no-untyped-call]  # torch
-        optimizer.step()
-        optimizer.zero_grad()
-        times.append(clock.monotonic_s() - began_s)
-    return min(times)
+    return measure_step(build_model(spec), spec)
 
 
-def show_plan(spec: RunSpec, found: Forecast, *, as_json: bool) -> None:
+def show_plan(spec: RunSpec, found: Forecast, chosen: str, *, as_json: bool) -> None:
     """Prints it, for people or as one object."""
     if as_json:
-        print(json.dumps(plan_json(found)))
+        print(json.dumps(plan_json(spec, found)))
         return
+    if chosen:
+        print(chosen)
     for line in plan_lines(spec, found):
         print(line)
     Console().print(plan_table(found))
@@ -91,9 +99,10 @@ def show_plan(spec: RunSpec, found: Forecast, *, as_json: bool) -> None:
         print(line)
 
 
-def plan_json(found: Forecast) -> dict[str, object]:
-    """Everything, with numbers as they are: bytes, bits a second, seconds."""
+def plan_json(spec: RunSpec, found: Forecast) -> dict[str, object]:
+    """Everything, with numbers as they are: bytes, bits a second, seconds; and what decides on them."""
     facts = asdict(found)
+    facts["outer"] = spec.outer.model_dump()
     facts["fewer"] = found.fewer
     facts["links"] = [
         {

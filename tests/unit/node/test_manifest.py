@@ -191,7 +191,7 @@ def test_an_override_cannot_smuggle_in_a_second_setting(tmp_path: Path) -> None:
         ),
         (
             '[outer]\ncodec = "e3"',
-            'run.toml: outer.codec is "e3", expected fp32, fp16, int8, int4, e3m0, two-bit, sign, top-k,'
+            'run.toml: outer.codec is "e3", expected auto, fp32, fp16, int8, int4, e3m0, two-bit, sign, top-k,'
             " or top-k:N for N of 4096 values: edit the file or use --set outer.codec=e3m0",
         ),
         (
@@ -384,19 +384,19 @@ def test_every_codec_can_be_chosen_for_both_ways(name: str) -> None:
             OuterSection(codec=wrong)
 
 
-FIELDS_OF_VERSION_3 = """\
+FIELDS_OF_VERSION_4 = """\
 run: name=str description=str trust=str seed=int
 model: kind=str source=str layers=int heads=int width=int context=int vocab=int fingerprint=str
 data: text=str batch_size=int chunk_bytes=int validation_share=float
 inner: optimizer=str lr=float matrix_lr=float weight_decay=float beta1=float beta2=float warmup_share=float final_lr_share=float clip_norm=float
-outer: optimizer=str lr=float momentum=float fragments=int every_steps=int overlap_steps=int mixing=float codec=str result_codec=str residual_decay=float aggregator=str max_weight_tokens=int wait_s=float final_averaging=bool
+outer: optimizer=str lr=float momentum=float fragments=int every_steps=int overlap_steps=int mixing=float codec=str result_codec=str residual_decay=float aggregator=str max_weight_tokens=int wait_s=float final_averaging=bool budget=str
 seeds: method=str lr=float final_lr_share=float epsilon=float probes=int candidates=int uneven=bool local_steps=int directions=int
 rounds: open=int deadline_floor_s=float deadline_ceiling_s=float stall_s=float snapshot_every=int max_members=int
 end: rounds=int tokens=int minutes=float
 """
 
 
-def test_the_signed_fields_of_version_3_do_not_drift() -> None:
+def test_the_signed_fields_of_version_4_do_not_drift() -> None:
     """Other fields are another wire format: raise `manifest.VERSION` and record them here."""
     rows = [
         f"{section}: "
@@ -406,7 +406,7 @@ def test_the_signed_fields_of_version_3_do_not_drift() -> None:
         )
         for section, kind in section_kinds().items()
     ]
-    assert rows == FIELDS_OF_VERSION_3.splitlines()
+    assert rows == FIELDS_OF_VERSION_4.splitlines()
 
 
 def test_whole_numbers_given_for_floats_sign_like_floats(tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""What a budget of bytes makes of ``codec = "auto"``: the choice keeps to it, and no shorter window would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import runnel
+from runnel.dht.identity import Identity
+from runnel.errors import BugError, ConfigError
+from runnel.node.budget import Budget, expected_cost, settle, settled_like
+from runnel.node.forecast import forecast, parse_crowds
+from runnel.node.manifest import Genesis, RunSpec, SignedManifest, make_spec, parse_overrides
+from runnel.types import Digest
+
+NUMEL = 10_000_000
+
+
+def spec_of(budget: str, *more: str) -> RunSpec:
+    tables = parse_overrides(
+        ["run.name=cheap", "outer.codec=auto", f"outer.budget={budget}", *more]
+    )
+    return make_spec(tables, source="test")
+
+
+def test_a_budget_is_a_rate_or_a_part_of_data_parallel() -> None:
+    assert Budget.parse("20 kbit/s") == Budget(20_000.0, 0.0, 8)
+    assert Budget.parse("1/1000 of data parallel for 16 peers") == Budget(0.0, 1000.0, 16)
+
+
+@pytest.mark.parametrize("text", ["20", "1/0 of data parallel", "0 kbit/s", "1 kbit/s for 1 peers"])
+def test_what_is_no_budget_is_told_in_one_line(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"outer\.budget"):
+        settle(spec_of(text), NUMEL, 1.0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    fewer=st.integers(20, 3_000),
+    peers=st.integers(2, 32),
+    numel=st.integers(2_000_000, 100_000_000),
+)
+def test_a_choice_keeps_to_its_budget_and_a_shorter_window_would_not(
+    fewer: int, peers: int, numel: int
+) -> None:
+    spec = spec_of(f"1/{fewer} of data parallel for {peers} peers")
+    chosen = settle(spec, numel, None)
+    outer = chosen.spec.outer
+    assert chosen.forecast.fewer >= fewer
+    assert RunSpec.model_validate(chosen.spec.model_dump()) == chosen.spec
+    if outer.every_steps > 10:
+        shorter = outer.model_copy(update={"every_steps": outer.every_steps - 1})
+        sizes = [
+            numel * (i + 1) // outer.fragments - numel * i // outer.fragments
+            for i in range(outer.fragments)
+        ]
+        crowds = parse_crowds(f"lab:{peers}")
+        spec = chosen.spec.model_copy(update={"outer": shorter})
+        assert forecast(spec, sizes, crowds, 1.0).fewer < fewer
+
+
+def test_more_bytes_cost_less_and_the_line_says_what_was_chosen() -> None:
+    choices = [settle(spec_of(f"1/{n} of data parallel"), NUMEL, None) for n in (50, 400, 1500)]
+    assert [c.spec.outer.codec for c in choices] == ["e3m0", "two-bit", "two-bit"]
+    assert [c.cost for c in choices] == sorted(c.cost for c in choices)
+    line = choices[1].line()
+    for word in ("1/400 of data parallel", "two-bit both ways", "each every", "8 peers", "%"):
+        assert word in line
+    assert expected_cost("e3m0", 50) < expected_cost("e3m0", 100) < expected_cost("two-bit", 100)
+
+
+def test_a_rate_needs_the_speed_of_training() -> None:
+    rate = settle(spec_of("500 kbit/s"), NUMEL, 0.5)
+    found = rate.forecast
+    assert 8 * found.sent_bytes / found.round_s <= 500_000
+    assert "kbit/s at 0.5 s a step" in rate.line()
+    slower = settle(spec_of("500 kbit/s"), NUMEL, 5.0)
+    assert slower.spec.outer.every_steps < rate.spec.outer.every_steps
+    with pytest.raises(ConfigError, match="speed of this model is not known"):
+        settle(spec_of("500 kbit/s"), NUMEL, None)
+    with pytest.raises(ConfigError, match="nothing keeps to"):
+        settle(spec_of("1 kbit/s"), NUMEL, 1.0)
+
+
+def test_auto_needs_a_budget_and_never_gets_into_a_manifest() -> None:
+    with pytest.raises(ConfigError, match="without a budget"):
+        make_spec(parse_overrides(["run.name=x", "outer.codec=auto"]), source="test")
+    owner = Identity.generate()
+    genesis = Genesis(
+        state_root=Digest(bytes(32)),
+        members=(owner.peer_id,),
+        created_unix_s=0,
+        data_root=Digest(bytes(32)),
+    )
+    with pytest.raises(BugError):
+        SignedManifest.issue(owner, spec_of("1/400 of data parallel"), genesis)
+
+
+def test_a_run_that_goes_on_keeps_what_was_chosen() -> None:
+    spec = spec_of("1/400 of data parallel")
+    settled = settle(spec, NUMEL, None).spec
+    assert settled_like(spec, settled) == settled
+    other = spec_of("1/500 of data parallel")
+    assert settled_like(other, settled) == other
+
+
+def test_an_author_starts_a_run_within_a_budget_and_goes_on_with_it(tmp_path: Path) -> None:
+    place = runnel.local(
+        "outer.codec=auto",
+        "outer.budget=1/30 of data parallel for 2 peers",
+        home=tmp_path / "home",
+        host="127.0.0.1",
+    )
+    runs = set()
+    for _ in range(2):
+        with runnel.Peer(place, model=nn.Linear(512, 512)) as peer:
+            outer = peer.node.spec.outer
+            runs.add((peer.status()["run_id"], outer.codec, outer.every_steps))
+    assert len(runs) == 1
+    assert outer.codec in {"int8", "e3m0", "two-bit"}
+    assert outer.budget == "1/30 of data parallel for 2 peers"
