@@ -38,6 +38,7 @@ from runnel.node.seed_entries import ENTRIES_NAME, EntryFile
 from runnel.node.seed_parts import seed_store
 from runnel.node.seed_vault import SeedVault
 from runnel.node.shelving import shelve, shelve_told, shelved_updates
+from runnel.node.spot_rounds import draw_statement
 from runnel.node.ticket import Ticket
 from runnel.node.vault import Vault
 from runnel.optim.binding import ModelBinding, plan_model
@@ -45,10 +46,12 @@ from runnel.optim.codecs import codec_named
 from runnel.optim.exchange import StateStore
 from runnel.optim.fragments import FragmentPlan
 from runnel.optim.outer import optimizer_named
+from runnel.optim.seed_claims import can_be_checked
 from runnel.optim.seed_rounds import MAX_ENTRY_BYTES
 from runnel.optim.seed_store import SeedStore
 from runnel.optim.store import OuterStore, StoreParts
-from runnel.types import PeerId
+from runnel.protocols import Signer
+from runnel.types import Digest, PeerId
 from runnel.verification.aggregators import aggregator_named
 
 if TYPE_CHECKING:
@@ -158,12 +161,26 @@ def _outer_store(model: nn.Module, plan: FragmentPlan, spec: RunSpec) -> OuterSt
     return OuterStore(values, parts)
 
 
-def _keeper(store: Store, log: DurableLog, me: PeerId, spec: RunSpec, folder: Path) -> Keeper:
-    every = spec.rounds.snapshot_every
-    if isinstance(store, SeedStore):
-        return SeedVault(store, log, me, EntryFile(folder / ENTRIES_NAME), snapshot_every=every)
-    averaging = spec.outer.final_averaging
-    return Vault(store, log, me, snapshot_every=every, final_averaging=averaging)
+def _keeper(
+    store: Store, log: DurableLog, signer: Signer, manifest: SignedManifest, folder: Path
+) -> Keeper:
+    spec, me, every = manifest.spec, signer.peer_id, manifest.spec.rounds.snapshot_every
+    if not isinstance(store, SeedStore):
+        averaging = spec.outer.final_averaging
+        return Vault(store, log, me, snapshot_every=every, final_averaging=averaging)
+
+    def secret(record: Digest) -> bytes:
+        return signer.sign(draw_statement(manifest.run_id, record))
+
+    checks = spec.seeds.spot_checks > 0 and can_be_checked(store.method)
+    return SeedVault(
+        store,
+        log,
+        me,
+        EntryFile(folder / ENTRIES_NAME),
+        snapshot_every=every,
+        secret=secret if checks else None,
+    )
 
 
 def _found(entrance: Entrance, plan: FragmentPlan, first: bytes) -> SignedManifest:
@@ -200,7 +217,7 @@ def _restore(
     try:
         clear_parts(folder)
         genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
-        vault = _keeper(store, log, entrance.identity.peer_id, spec, folder)
+        vault = _keeper(store, log, entrance.identity, manifest, folder)
         fetched = None
         if founding:
             _write_first(vault, log, genesis)

@@ -11,7 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from runnel.node.event import Event
-from runnel.node.refusals import ContributionRefused, Equivocated, MessageRefused
+from runnel.node.refusals import (
+    ContributionRefused,
+    Equivocated,
+    MessageRefused,
+    ScalarRefuted,
+)
 from runnel.node.round_events import (
     Branched,
     CaughtUp,
@@ -49,6 +54,7 @@ __all__ = [
     "RoundDecided",
     "RoundLate",
     "RunEnded",
+    "ScalarRefuted",
     "SetDecided",
     "StateFetched",
     "TrafficCounted",
@@ -137,7 +143,9 @@ class InnerProgress(Event):
     """Where the trainer is: inner steps and tokens so far, mean loss of the newest steps.
 
     Since the event before, `exchange_s` seconds went into handing over and merging, and `waited_s` into
-    waiting for others. `forwards_per_s` are forward passes, where steps are made of them.
+    waiting for others. `forwards_per_s` are forward passes, where steps are made of them. Since the
+    start `checked` scalars of others were computed again, which took `checking_share` of all forward
+    passes, and `refuted` of them were other ones.
     """
 
     step: int
@@ -149,6 +157,9 @@ class InnerProgress(Event):
     exchange_s: float = 0.0
     waited_s: float = 0.0
     forwards_per_s: float = 0.0
+    checked: int = 0
+    refuted: int = 0
+    checking_share: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -281,6 +292,7 @@ KINDS: Mapping[str, type[Event]] = {
         ContributionRefused,
         MessageRefused,
         Equivocated,
+        ScalarRefuted,
         InnerProgress,
         Evaluated,
         StateFetched,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from runnel.node.actions import RoundKey, WantHandover
 from runnel.node.records import FULL_PROGRESS, Record
+from runnel.node.spot_rounds import SpotRound
 from runnel.optim.store import Array, Merge
 from runnel.types import PeerId, short
 
@@ -25,7 +26,7 @@ class DecidedMerge:
     `number` is the round's: where several are taken up at once, that of the state they lead to; where
     rounds are given up, the newest of them. `mean_norm` is the Euclidean norm of the pseudo-gradient
     that was decided. `tokens` are those behind this peer's shares that are taken up; they count
-    negative where they are given up.
+    negative where they are given up. `contributions` are the round's, where scalars are looked at again.
     """
 
     number: int
@@ -33,6 +34,7 @@ class DecidedMerge:
     included: bool
     mean_norm: float = 0.0
     tokens: int = 0
+    contributions: SpotRound | None = None
 
 
 @dataclass(frozen=True, slots=True)

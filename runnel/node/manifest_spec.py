@@ -255,6 +255,10 @@ class SeedsSection(Section):
     directions: int = Field(
         default=32, ge=2, le=4_096, description="scalars of the block that moved most (ferret)"
     )
+    spot_checks: Share = Field(
+        default=1 / 16,
+        description="part of all scalars that peers compute again; 0 = none (not ferret)",
+    )
 
     @property
     def is_on(self) -> bool:

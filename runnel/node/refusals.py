@@ -52,3 +52,29 @@ class Equivocated(Event):
         """See `Event.diary`."""
         kept = f"evidence {self.evidence[:8]}"
         return f"round {self.round}: peer {self.peer} signed {self.what}: both are kept as {kept}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScalarRefuted(Event):
+    """A scalar that a peer contributed is not the one that this peer computed for it.
+
+    `scalar` is its place in the contribution; `published` and `recomputed` are in units of codes, which
+    may lie `tolerance` and a half apart; the signed commitment is kept as `evidence`. One peer's word:
+    other hardware, another version or the finder itself may be at fault.
+    """
+
+    round: int
+    peer: str
+    scalar: int
+    published: int
+    recomputed: float
+    tolerance: float
+    reason: str
+    evidence: str
+
+    def diary(self) -> str | None:
+        """See `Event.diary`."""
+        return (
+            f"round {self.round}: scalar {self.scalar} of peer {self.peer} is refuted: {self.reason};"
+            f" kept as evidence {self.evidence[:8]}"
+        )

@@ -26,6 +26,7 @@ SHUFFLE_ITEMS = 1024
 """Items of an iterable dataset held in memory to shuffle it."""
 
 _SEED_CONTEXT = b"runnel.window.1"
+_STEP_CONTEXT = b"runnel.step.1"
 _WORDS_AT_ONCE = 512
 
 
@@ -39,6 +40,16 @@ def window_seed(beacon: bytes, peer: PeerId, window: int) -> bytes:
     """
     message = _SEED_CONTEXT + window.to_bytes(8, "little") + peer
     return blake3(message, key=digest(beacon)).digest()
+
+
+def step_seed(seed: bytes, step: int) -> bytes:
+    """32 bytes that decide one step of a window, whichever steps were taken before it.
+
+    Args:
+        seed: from `window_seed`.
+        step: 0 for the first one, below 2^64.
+    """
+    return blake3(_STEP_CONTEXT + step.to_bytes(8, "little"), key=digest(seed)).digest()
 
 
 def window_chunks(

@@ -5,7 +5,9 @@ Runs in the caller's thread. Steps are synchronous: a scalar says something of t
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,13 +18,18 @@ from runnel.node.events import ContributionWithheld, InnerProgress, MergeApplied
 from runnel.node.mailbox import HandedOver
 from runnel.node.peer import PeerNode
 from runnel.node.records import FULL_PROGRESS
+from runnel.node.sampling import step_seed, window_seed
+from runnel.node.spot_checker import SpotChecker
+from runnel.optim.seed_claims import is_exact
 from runnel.optim.seed_methods import BlockMethod, OneByteMethod, PoolMethod
 from runnel.optim.seed_store import SeedStore
 from runnel.optim.seed_walks import BlockWalk, OneByteWalk, Part, PoolWalk, Walk
-from runnel.optim.spsa_loss import Loss, epsilon_amount
+from runnel.optim.spsa_loss import Loss, SeededLoss, epsilon_amount
 
 if TYPE_CHECKING:
     from torch import nn
+
+logger = logging.getLogger(__name__)
 
 _WAIT_S = 0.5
 _REPORT_STEPS = 10
@@ -36,7 +43,9 @@ class SeedTrainer:
         self.lr = 0.0
         self._node, self._store = node, store
         self._walk = _walk_of(node, model, store)
+        self._checker = _checker_of(node, model, store, self._walk)
         self._key: RoundKey | None = None
+        self._seed = b""
         self._mark = -1
         self._figures = _Figures()
         self._take_weights()
@@ -51,12 +60,21 @@ class SeedTrainer:
             ConfigError: the loss is none, or the run's method needs another call.
             RunnelError: what ended the peer's network side, or that it has left.
         """
+        return self._step(lambda: loss, tokens)
+
+    def seeded_step(self, losses: SeededLoss, tokens: int) -> float:
+        """As `step`, with the loss for a public seed: so others can compute it again, and this peer theirs."""
+        if self._checker is not None:
+            self._checker.losses = losses
+        return self._step(lambda: losses(step_seed(self._seed, self._walk.steps)), tokens)
+
+    def _step(self, loss_of: Callable[[], Loss | float], tokens: int) -> float:
         began_s = self._node.clock.monotonic_s()
         want = self._round()
         if want is None:
             return self._figures.loss
         waited_s = self._node.clock.monotonic_s() - began_s
-        taken = self._walk.step(loss)
+        taken = self._walk.step(loss_of())
         figures = self._figures
         figures.count(taken.loss, taken.forwards, tokens)
         if taken.problem:
@@ -105,7 +123,8 @@ class SeedTrainer:
         if want.key != self._key:
             self._key = want.key
             progress = round(self._node.mailbox.chain.progress * FULL_PROGRESS)
-            self._walk.enter(Part(want.seat, progress, self._node.window_seed()))
+            self._seed = window_seed(want.key.base, self._node.peer, want.key.number)
+            self._walk.enter(Part(want.seat, progress, self._seed))
 
     def _give(self, want: WantHandover, payload: bytes) -> float:
         """Hands over, and waits until the round is decided; seconds of waiting."""
@@ -122,7 +141,8 @@ class SeedTrainer:
         began_s = self._node.clock.monotonic_s()
         while mailbox.chain.number < want.key.number and not mailbox.chain.is_over:
             self._node.check()
-            mailbox.wait(lambda: mailbox.chain.number >= want.key.number, _WAIT_S)
+            if self._checker is None or not self._checker.once():
+                mailbox.wait(lambda: mailbox.chain.number >= want.key.number, _WAIT_S)
             if any(other.key == want.key for other in mailbox.wants()):
                 break  # asked again: the weights had changed by the time it was taken
         figures.handed()
@@ -136,10 +156,13 @@ class SeedTrainer:
                 unix_s=0.0, round=decided.number, fragment=0, included=decided.included
             )
             self._node.note(fact)
+            if self._checker is not None and decided.contributions is not None:
+                self._checker.offer(decided.contributions)
 
     def _report(self) -> None:
         figures, now = self._figures, self._node.clock.monotonic_s()
         tokens_per_s, forwards_per_s = figures.rates(now)
+        checks = self._checker
         self._node.note(
             InnerProgress(
                 unix_s=0.0,
@@ -151,6 +174,9 @@ class SeedTrainer:
                 lr=self.lr,
                 waited_s=figures.waited_s,
                 forwards_per_s=forwards_per_s,
+                checked=checks.scalars if checks else 0,
+                refuted=checks.refuted if checks else 0,
+                checking_share=checks.share_of(figures.forwards) if checks else 0.0,
             )
         )
         figures.waited_s = 0.0
@@ -190,6 +216,18 @@ class _Figures:
             return 0.0, 0.0
         spent_s = now - then
         return (self.total_tokens - tokens) / spent_s, (self.forwards - forwards) / spent_s
+
+
+def _checker_of(
+    node: PeerNode, model: nn.Module, store: SeedStore, walk: Walk
+) -> SpotChecker | None:
+    """Who looks at others' scalars again, where the run wants it and machines can agree."""
+    if not node.spec.seeds.spot_checks or not isinstance(walk, OneByteWalk | PoolWalk):
+        return None
+    if not is_exact(model):
+        logger.info("scalars are not checked: a model in half precision gives each machine its own")
+        return None
+    return SpotChecker(node, walk, store)
 
 
 def _walk_of(node: PeerNode, model: nn.Module, store: SeedStore) -> Walk:

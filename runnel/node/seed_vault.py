@@ -6,7 +6,9 @@ them; one that no round took is gone, as nothing was learned yet by giving it.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from runnel.node.moves import Landing, Moves
 from runnel.node.records import Record, RecordKind, SliceResult
 from runnel.node.saved_states import SavedStates, Step, steps_of
 from runnel.node.seed_entries import EntryFile
+from runnel.node.spot_rounds import SpotRound
 from runnel.node.storage_keys import Updates
 from runnel.optim.codecs import codec_named
 from runnel.optim.exchange import Merge
@@ -28,6 +31,10 @@ from runnel.optim.seed_store import SeedStore
 from runnel.types import Decision, Digest, PeerId, Verdict
 
 _HELD_BYTES = 1 << 22
+_MOST_REDUCED = 8
+"""Rounds whose commitments are remembered until they are decided."""
+
+Secret = Callable[[Digest], bytes]
 _NOTHING = np.zeros(0, dtype=np.float32)
 
 
@@ -37,9 +44,20 @@ class SeedVault:
     fragments = 1
 
     def __init__(
-        self, store: SeedStore, disk: Disk, me: PeerId, entries: EntryFile, *, snapshot_every: int
+        self,
+        store: SeedStore,
+        disk: Disk,
+        me: PeerId,
+        entries: EntryFile,
+        *,
+        snapshot_every: int,
+        secret: Secret | None = None,
     ) -> None:
-        """`entries` keeps what rounds took for as long as the run lasts."""
+        """`entries` keeps what rounds took for as long as the run lasts.
+
+        `secret` gives, for a decided record, what the choice of scalars to look at again follows from;
+        None looks at none.
+        """
         self.store, self._entries = store, entries
         plain = codec_named("fp32")
         codecs = Codecs(sent=plain, kept=plain)
@@ -48,6 +66,8 @@ class SeedVault:
         self.states = SavedStates(store, disk, self._results_of, every=snapshot_every)
         self._me, self._every = me, snapshot_every
         self._landing: Landing | None = None
+        self._secret = secret
+        self._reduced: OrderedDict[Digest, Reduce] = OrderedDict()
 
     def state_roots(self) -> list[Digest]:
         """The name of the whole state."""
@@ -91,6 +111,10 @@ class SeedVault:
         entry = RoundEntry(action.progress, shares).encode()
         root = digest(entry)
         self.results.keep(root, entry)
+        if self._secret is not None:
+            self._reduced[root] = action
+            if len(self._reduced) > _MOST_REDUCED:
+                self._reduced.popitem(last=False)
         return SliceResult(root, action.reducer, action.included), len(entry)
 
     def prepare(self, action: Prepare) -> Digest:
@@ -147,7 +171,22 @@ class SeedVault:
         self.store.adopt((record.number, record.slices))
         self._entries.append(record.number, self._entry(record.slices[0].root))
         self._moved(moves, record.number, plain=True)
-        return self._merge(record.number, [record])
+        merge = self._merge(record.number, [record])
+        return replace(merge, contributions=self._contributions(record))
+
+    def _contributions(self, record: Record) -> SpotRound | None:
+        """What the record took, if this peer saw it signed."""
+        action = self._reduced.pop(record.slices[0].root, None)
+        if action is None or self._secret is None or action.key.number != record.number:
+            return None
+        return SpotRound(
+            number=record.number,
+            version=self.store.version - 1,
+            progress=action.progress,
+            commitments=action.senders,
+            seats=action.seats,
+            secret=self._secret(record.hash),
+        )
 
     def _load(self, chain: Chain, path: Sequence[Digest], landing: Landing, moves: Moves) -> None:
         state = landing.states.get(0) or self.states.read(chain, path, 0)

@@ -191,12 +191,34 @@ class Peer:
             RunMismatchError: what the chain decided is not what this peer computes.
             RunnelError: what ended the peer's network side, or that this peer has left.
         """
+        return self._seed_trainer().step(loss_fn, _count(tokens))
+
+    def seeded_step(
+        self, loss_of: Callable[[bytes], Callable[[], torch.Tensor | float]], *, tokens: int = 1
+    ) -> float:
+        """As `spsa_step`, with a batch that a public seed decides: then peers can check each other.
+
+        The seed follows from the run's chain, this peer and the step. Where all peers of a run take
+        these steps, each computes some of the others' scalars again (`seeds.spot_checks`), and tells
+        of one that is another: the event `ScalarRefuted`, evidence in the run's folder.
+
+        Args:
+            loss_of: gives, for 32 bytes, what `spsa_step` takes: the loss on the batch that these
+                bytes decide, on every machine the same.
+            tokens: as in `step`.
+
+        Raises:
+            ConfigError, RunMismatchError, RunnelError: as in `spsa_step`.
+        """
+        return self._seed_trainer().seeded_step(loss_of, _count(tokens))
+
+    def _seed_trainer(self) -> SeedTrainer:
         if not isinstance(self._trainer, SeedTrainer):
             raise ConfigError(
                 "this run exchanges values, expected seeds.method spsa or fedkseed: call"
                 " optimizer.step() and peer.step(loss), or start a run with --set seeds.method=spsa"
             )
-        return self._trainer.step(loss_fn, _count(tokens))
+        return self._trainer
 
     def take_last_state(self) -> None:
         """Puts the newest outer parameters into the model: after the run's end, what all replicas hold."""

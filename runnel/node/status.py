@@ -10,7 +10,14 @@ from typing import Any
 from runnel.clock import Clock
 from runnel.errors import StorageError
 from runnel.node.atomic import write_atomically
-from runnel.node.events import Evaluated, Event, InnerProgress, RoundCommitted, TrafficCounted
+from runnel.node.events import (
+    Evaluated,
+    Event,
+    InnerProgress,
+    RoundCommitted,
+    ScalarRefuted,
+    TrafficCounted,
+)
 from runnel.node.mailbox import ChainView
 from runnel.protocols import Traffic
 
@@ -23,6 +30,7 @@ class StatusFile:
     def __init__(self, path: Path, fixed: dict[str, Any], traffic: Traffic, clock: Clock) -> None:
         self._path, self._traffic, self._clock = path, traffic, clock
         self._refused = False
+        self._checks: dict[str, Any] = {}
         self._values: dict[str, Any] = {
             **fixed,
             "state": "training",
@@ -40,6 +48,16 @@ class StatusFile:
                 "tokens_per_s": event.tokens_per_s,
                 "forwards_per_s": event.forwards_per_s,
             }
+            if event.checked:
+                self._checks = {
+                    **self._checks,
+                    "scalars": event.checked,
+                    "share_of_forwards": event.checking_share,
+                }
+        elif isinstance(event, ScalarRefuted):
+            refuted = self._checks.get("refuted", {})
+            more = {**refuted, event.peer: refuted.get(event.peer, 0) + 1}
+            self._checks = {**self._checks, "refuted": more}
         elif isinstance(event, RoundCommitted):
             self._values |= {
                 "uplink_mbit": event.uplink_mbit,
@@ -66,8 +84,10 @@ class StatusFile:
         """Everything known, as `runnel status --json` shows it."""
         if state is not None:
             self._values["state"] = state
+        checks = {"spot_checks": self._checks} if self._checks else {}
         return {
             **self._values,
+            **checks,
             "round": chain.number,
             "progress": chain.progress,
             "members": list(chain.members),

@@ -29,6 +29,7 @@ from runnel.node.text_source import corpus_of_run, own_corpus
 from runnel.optim.binding import plan_model
 from runnel.optim.inner import clip_gradients, inner_optimizer, set_learning_rates
 from runnel.optim.schedule import lr_factor
+from runnel.optim.spsa_loss import Loss
 
 logger = logging.getLogger(__name__)
 
@@ -185,14 +186,13 @@ def _optimizer(model: LanguageModel, spec: RunSpec) -> torch.optim.Optimizer | N
 
 def _train(peer: Peer, work: Workload, stop: threading.Event) -> int:
     """Inner steps until the end; how many there were."""
-    spec, steps, evaluated = work.spec, 0, -1
+    steps, evaluated = 0, -1
     while not (stop.is_set() or peer.is_over):
-        seed = peer.node.window_seed()
-        for batch in batches(work.corpus.chunks, seed, spec.data.batch_size, spec.model.context):
-            _step(peer, work, batch)
+        if work.optimizer is None:
+            _seeded_step(peer, work)
             steps += 1
-            if stop.is_set() or peer.is_over or peer.node.window_seed() != seed:
-                break
+        else:
+            steps += _window(peer, work, work.optimizer, stop)
         if peer.round // _EVALUATE_ROUNDS != evaluated:
             evaluated = peer.round // _EVALUATE_ROUNDS
             _evaluate(peer, work)
@@ -202,12 +202,29 @@ def _train(peer: Peer, work: Workload, stop: threading.Event) -> int:
     return steps
 
 
-def _step(peer: Peer, work: Workload, batch: torch.Tensor) -> None:
-    tokens = batch.shape[0] * (batch.shape[1] - 1)
-    if work.optimizer is None:
-        peer.spsa_step(lambda: work.model.loss(batch), tokens=tokens)
-    else:
-        peer.step(_inner_step(work, work.optimizer, batch, peer.progress), tokens=tokens)
+def _seeded_step(peer: Peer, work: Workload) -> None:
+    """A step of losses, each on the one batch that its public seed draws: others draw it too."""
+    data, context = work.spec.data, work.spec.model.context
+
+    def loss_of(seed: bytes) -> Loss:
+        batch = next(batches(work.corpus.chunks, seed, data.batch_size, context))
+        return lambda: work.model.loss(batch)
+
+    peer.seeded_step(loss_of, tokens=data.batch_size * context)
+
+
+def _window(
+    peer: Peer, work: Workload, optimizer: torch.optim.Optimizer, stop: threading.Event
+) -> int:
+    """Steps on the batches of one window; how many there were."""
+    spec, steps, seed = work.spec, 0, peer.node.window_seed()
+    for batch in batches(work.corpus.chunks, seed, spec.data.batch_size, spec.model.context):
+        loss = _inner_step(work, optimizer, batch, peer.progress)
+        peer.step(loss, tokens=batch.shape[0] * (batch.shape[1] - 1))
+        steps += 1
+        if stop.is_set() or peer.is_over or peer.node.window_seed() != seed:
+            break
+    return steps
 
 
 def _inner_step(

@@ -8,7 +8,7 @@ and no other code can make two replicas differ, and taking all updates back give
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -129,40 +129,30 @@ class MasterWeights:
         Raises:
             ValueError: an update names a tensor that is not there.
         """
-        entries = Entries.of(updates)
-        if entries.tensors.size and entries.tensors.max() >= len(self.tensors):
-            raise ValueError(
-                f"an update is for tensor {entries.tensors.max()}, there are {len(self.tensors)}"
-            )
+        entries = self._entries(updates)
         for number, tensor in enumerate(self.tensors):
-            coefficients, counters, slots = entries.of_tensor(number, tensor.shift)
-            if not coefficients.size or not tensor.values.size:
-                continue
-            where = np.empty((coefficients.size, perturbation.WORDS), np.uint32)
-            where[:, 0], where[:, 1], where[:, 2] = number, counters, slots
-            where[:, 3:] = self.key
-            self.spread.run(
-                [
-                    partial(
-                        perturbation.apply,
-                        tensor.values[part],
-                        coefficients,
-                        where,
-                        first_tile=tile,
-                    )
-                    for part, tile in perturbation.slices(tensor.values.size, self.spread.slices)
-                ]
-            )
+            self._add(number, tensor, entries)
 
-    def materialise(self, number: int, out: npt.NDArray[Any], probe: Probe | None = None) -> None:
+    def materialise(
+        self,
+        number: int,
+        out: npt.NDArray[Any],
+        probe: Probe | None = None,
+        *,
+        after: Sequence[SeedUpdate] = (),
+    ) -> None:
         """Tensor `number` as floating point, at the weights themselves or at a probe beside them.
 
         Args:
             number: the tensor's id.
             out: float32, float16, or uint16 for bfloat16's bits, [n].
             probe: where; epsilon is rounded to the tensor's unit.
+            after: updates that a copy of this one tensor takes first; the weights stay as they are.
         """
         tensor = self.tensors[number]
+        if after:
+            tensor = replace(tensor, values=tensor.values.copy())
+            self._add(number, tensor, self._entries(after))
         counter, slot, amount = probe or Probe(0, 0, 0)
         rounded = int(round_shift(np.array([amount], np.int64), UNIT_SHIFT - tensor.shift)[0])
         where, step = direction(number, counter, slot, self.key), FixedStep(rounded, tensor.shift)
@@ -175,6 +165,30 @@ class MasterWeights:
                     where,
                     step=step,
                     first_tile=tile,
+                )
+                for part, tile in perturbation.slices(tensor.values.size, self.spread.slices)
+            ]
+        )
+
+    def _entries(self, updates: Iterable[SeedUpdate]) -> Entries:
+        entries = Entries.of(updates)
+        if entries.tensors.size and entries.tensors.max() >= len(self.tensors):
+            raise ValueError(
+                f"an update is for tensor {entries.tensors.max()}, there are {len(self.tensors)}"
+            )
+        return entries
+
+    def _add(self, number: int, tensor: MasterTensor, entries: Entries) -> None:
+        coefficients, counters, slots = entries.of_tensor(number, tensor.shift)
+        if not coefficients.size or not tensor.values.size:
+            return
+        where = np.empty((coefficients.size, perturbation.WORDS), np.uint32)
+        where[:, 0], where[:, 1], where[:, 2] = number, counters, slots
+        where[:, 3:] = self.key
+        self.spread.run(
+            [
+                partial(
+                    perturbation.apply, tensor.values[part], coefficients, where, first_tile=tile
                 )
                 for part, tile in perturbation.slices(tensor.values.size, self.spread.slices)
             ]

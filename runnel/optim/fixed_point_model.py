@@ -21,6 +21,9 @@ from runnel.optim.fixed_point import Key, MasterWeights, Probe, Spread
 from runnel.optim.seed_updates import SeedUpdate
 from runnel.protocols import Float32
 
+Materialise = Callable[[int, Any, Probe | None], None]
+"""Writes tensor `number`, at a probe or not, as `MasterWeights.materialise` does."""
+
 _NARROW = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}
 
 
@@ -70,6 +73,7 @@ class FixedPointModel:
         _check_shapes(self._parameters, weights)
         self._strides = {name: value.stride() for name, value in self._parameters.items()}
         self._probe: Probe | None = None
+        self._source: Materialise | None = None
         self._lent = _Lent(self) if by_module else None
         if self._lent is None:
             self.write()
@@ -89,6 +93,18 @@ class FixedPointModel:
             yield
         finally:
             self.write()
+
+    @contextmanager
+    def elsewhere(self, source: Materialise) -> Iterator[None]:
+        """Inside the block `write` takes its values from `source`, not from the weights.
+
+        Afterwards the parameters hold what was written last: call `write`.
+        """
+        self._source = source
+        try:
+            yield
+        finally:
+            self._source = None
 
     def apply(self, updates: Iterable[SeedUpdate]) -> None:
         """Moves the weights, in one pass for all updates, and the model with them."""
@@ -125,13 +141,13 @@ class FixedPointModel:
     @torch.no_grad()
     def write_one(self, name: str, parameter: Tensor) -> None:
         """Sets one parameter, in its own memory where that can be written to directly."""
-        number = self.weights.ids[name]
+        number, materialise = self.weights.ids[name], self._source or self.weights.materialise
         flat = parameter.detach()
         if flat.device.type == "cpu" and flat.is_contiguous() and flat.dtype in _NARROW:
-            self.weights.materialise(number, _numpy_of(flat), self._probe)
+            materialise(number, _numpy_of(flat), self._probe)
             return
         held = torch.empty(flat.shape, dtype=_materialised(flat.dtype))
-        self.weights.materialise(number, _numpy_of(held), self._probe)
+        materialise(number, _numpy_of(held), self._probe)
         flat.copy_(held)
 
     def fresh(self, name: str) -> Tensor:

@@ -7,6 +7,7 @@ exactly if another outcome is decided: no second copy of the weights is needed.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from runnel.errors import BugError, RunMismatchError
 from runnel.optim.exchange import Array, Payload, RootOf, raw
-from runnel.optim.fixed_point import MasterWeights
+from runnel.optim.fixed_point import MasterWeights, Probe
 from runnel.optim.parts import Bounds
 from runnel.optim.seed_methods import SeedMethod
 from runnel.optim.seed_rounds import RoundEntry
@@ -27,6 +28,8 @@ from runnel.protocols import Float32
 from runnel.types import Digest
 
 _WORD = 4
+_KEPT_CHANGES = 8
+"""Decided changes that can be looked behind: a few numbers per round and peer."""
 
 Shared = tuple[Array, Array]
 """Weights as int32 [n], then shifts and the method's state as bytes, both seen as float32."""
@@ -38,6 +41,15 @@ class _Trial:
     updates: tuple[SeedUpdate, ...]
     before: tuple[Any, int]
     root: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A decided one: of the state of this version."""
+
+    version: int
+    state: Any
+    updates: tuple[SeedUpdate, ...]
 
 
 class SeedStore:
@@ -68,6 +80,7 @@ class SeedStore:
         self.version = self.mark = self.turn = 0
         self.lock = lock or nullcontext()
         self._trial: _Trial | None = None
+        self._changes: deque[_Change] = deque(maxlen=_KEPT_CHANGES)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -114,6 +127,7 @@ class SeedStore:
             if self.version and shifts != [tensor.shift for tensor in self.weights.tensors]:
                 raise RunMismatchError("the state has other units of weights than the run")
             self._trial = None
+            self._changes.clear()
             self._flat[:] = parameters.view(np.int32)
             self.weights = _with_shifts(self.weights, shifts)
             self.state = state
@@ -142,10 +156,13 @@ class SeedStore:
 
     def adopt(self, tag: Hashable) -> None:
         """Settles what `prepare` tried."""
-        if self._trial is None or self._trial.tag != tag:
+        trial = self._trial
+        if trial is None or trial.tag != tag:
             raise BugError("there is no prepared state to adopt")
-        self._trial = None
-        self.version += 1
+        with self.lock:
+            self._changes.append(_Change(self.version, trial.before[0], trial.updates))
+            self._trial = None
+            self.version += 1
 
     def retract(self) -> None:
         """Takes back what was tried and not adopted; not one bit stays changed."""
@@ -157,6 +174,46 @@ class SeedStore:
             self._changed()
             self.state, self.mark = trial.before
             self._trial = None
+
+    def state_at(self, version: int) -> Any:
+        """The method's state as it was at a recent version, whatever happened since.
+
+        Raises:
+            LookupError: that is too long ago, or another state was loaded.
+        """
+        with self.lock:
+            return self._since(version)[0]
+
+    def materialise_at(
+        self,
+        version: int,
+        number: int,
+        out: npt.NDArray[Any],
+        probe: Probe | None = None,
+        *,
+        after: Sequence[SeedUpdate] = (),
+    ) -> None:
+        """Tensor `number` as it was at a recent version, or after updates of that; any thread.
+
+        Costs a copy of this tensor and a pass over it, and leaves the weights as they are, so that it
+        does not matter how far they go between two tensors. See `MasterWeights.materialise`.
+
+        Raises:
+            LookupError: that is too long ago, or another state was loaded.
+        """
+        with self.lock:
+            undone = self._since(version)[1]
+            self.weights.materialise(number, out, probe, after=[*undone, *after])
+
+    def _since(self, version: int) -> tuple[Any, list[SeedUpdate]]:
+        """The state at a version, and what takes the weights back to it."""
+        trial = self._trial
+        later = [change for change in self._changes if change.version >= version]
+        if version != self.version and (not later or later[0].version != version):
+            raise LookupError(f"version {version} of the weights is not at hand any more")
+        groups = [change.updates for change in later] + ([trial.updates] if trial else [])
+        state = later[0].state if later else trial.before[0] if trial else self.state
+        return state, [update.undone() for group in groups for update in group]
 
     def replay(
         self,

@@ -13,8 +13,9 @@ from runnel.errors import ConfigError
 from runnel.optim.fedkseed import LocalStep, SeedPool, pack_steps, pool_probe
 from runnel.optim.ferret import Sketch
 from runnel.optim.fixed_point import Probe
-from runnel.optim.fixed_point_model import FixedPointModel
+from runnel.optim.fixed_point_model import FixedPointModel, Materialise
 from runnel.optim.just_one_byte import pack_codes, probes_of
+from runnel.optim.seed_claims import Claim
 from runnel.optim.seed_methods import BlockMethod, OneByteMethod, PoolMethod, pack_blocks
 from runnel.optim.seed_store import SeedStore
 from runnel.optim.seed_updates import SeedUpdate
@@ -64,6 +65,11 @@ class Walk(Protocol):
         """Whether the model was left beside its weights, where only `begin` leads back from."""
         ...
 
+    @property
+    def steps(self) -> int:
+        """Local steps that lie behind, of those of a contribution."""
+        ...
+
     def begin(self, state: Any) -> None:
         """Goes to the newest weights, which nobody changes meanwhile, with the method's state."""
         ...
@@ -81,8 +87,25 @@ class Walk(Protocol):
         ...
 
 
+class ReplayingWalk(Walk, Protocol):
+    """A walk whose model can be lent for losses elsewhere."""
+
+    def replay(self, claim: Claim, source: Materialise, loss: Loss) -> Difference:
+        """The losses behind somebody's scalar, at weights that `source` writes.
+
+        Afterwards the walk goes on as if nothing had been.
+
+        Raises:
+            LookupError: those weights are not at hand any more.
+            ConfigError: the loss is none, see `differences`.
+        """
+        ...
+
+
 class OneByteWalk:
     """All probes of a contribution in one step, at the same weights."""
+
+    steps = 0
 
     def __init__(
         self, model: nn.Module, store: SeedStore, method: OneByteMethod, amount: int
@@ -111,6 +134,12 @@ class OneByteWalk:
             return Taken(_mean_loss(found), 2 * len(found), None)
         payload = pack_codes([self._state.scale.code_of(one.scalar) for one in found])
         return Taken(_mean_loss(found), 2 * len(found), payload, _problem(found))
+
+    def replay(self, claim: Claim, source: Materialise, loss: Loss) -> Difference:
+        """See `ReplayingWalk`."""
+        self.strayed = True
+        with self._bound.elsewhere(source):
+            return differences(self._bound, loss, [claim.probe], stay=True)[0]
 
     def _probes(self) -> tuple[Probe, ...]:
         return probes_of(self._state, self._seat, self._method.probes, self._amount)
@@ -166,6 +195,19 @@ class PoolWalk:
         payload = pack_steps(self._steps) if done else None
         return Taken(_mean_loss(found), 2, payload, _problem(found))
 
+    @property
+    def steps(self) -> int:
+        """See `Walk`."""
+        return len(self._steps)
+
+    def replay(self, claim: Claim, source: Materialise, loss: Loss) -> Difference:
+        """See `ReplayingWalk`."""
+        try:
+            with self._bound.elsewhere(source):
+                return differences(self._bound, loss, [claim.probe], stay=True)[0]
+        finally:
+            self._bound.write()
+
     def _update(self, step: LocalStep) -> SeedUpdate:
         return self._pool.local_update(step, lr=self._method.lr.at(self._part.progress))
 
@@ -181,11 +223,11 @@ class BlockWalk:
         self._bound = FixedPointModel(model, store.weights)
         self._store, self._method, self._local_steps = store, method, local_steps
         self._number: int = store.state
-        self._seat = self._steps = 0
+        self._seat = self.steps = 0
 
     def begin(self, state: Any) -> None:
         """See `Walk`."""
-        self._number, self._steps = state, 0
+        self._number, self.steps = state, 0
         self._bound.write()
 
     def enter(self, part: Part) -> None:
@@ -199,8 +241,8 @@ class BlockWalk:
                 "this run's method takes local steps with gradients: call optimizer.step() and"
                 " peer.step(loss) in place of peer.spsa_step"
             )
-        self._steps += 1
-        if self._steps < self._local_steps:
+        self.steps += 1
+        if self.steps < self._local_steps:
             return Taken(loss, 1, None)
         key, directions = self._store.weights.key, self._method.directions
         sketch = Sketch(self._number, self._seat, key, directions)

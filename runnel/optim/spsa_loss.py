@@ -23,6 +23,9 @@ from runnel.optim.seed_updates import UNIT_SHIFT
 Loss = Callable[[], Tensor | float]
 """The loss of the model as it is now, on a batch that stays the same: a scalar, or one per example."""
 
+SeededLoss = Callable[[bytes], Loss]
+"""The loss for a public seed, which decides the batch: on every machine the same one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:

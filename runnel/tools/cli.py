@@ -181,6 +181,7 @@ def status(
     from runnel.clock import SystemClock
     from runnel.tools.cli_status import (
         cap_lines,
+        check_lines,
         diary_lines,
         find_runs,
         json_lines,
@@ -194,7 +195,8 @@ def status(
     else:
         lines = status_lines(found, SystemClock().unix_s())
         if len(found) == 1:
-            lines += [*cap_lines(found[0]), *reach_lines(found[0]), *diary_lines(found[0])]
+            one = found[0]
+            lines += [*cap_lines(one), *check_lines(one), *reach_lines(one), *diary_lines(one)]
     print("\n".join(lines))
 
 

@@ -137,6 +137,23 @@ def cap_lines(run: RunFolder) -> list[str]:
     return [f"sends at most {rate_text(cap * 1e6)}, as it was told to"] if cap else []
 
 
+def check_lines(run: RunFolder) -> list[str]:
+    """How many of the others' scalars the peer has computed again, at what cost, and whose were others."""
+    found = run.status.get("spot_checks")
+    checks = found if isinstance(found, dict) else {}
+    scalars, refuted = _number(checks.get("scalars")), checks.get("refuted")
+    share = _number(checks.get("share_of_forwards")) or 0.0
+    lines = []
+    if scalars:
+        lines.append(
+            f"computed {scalars:,.0f} scalars of others again, {100 * share:.1f} % of its forward passes"
+        )
+    if isinstance(refuted, dict) and refuted:
+        told = ", ".join(f"{_count(n)} of {peer}" for peer, n in sorted(refuted.items()))
+        lines.append(f"found other scalars than were published: {told} (evidence in {run.folder})")
+    return lines
+
+
 def json_lines(runs: Sequence[RunFolder]) -> list[str]:
     """One JSON object for each peer: its status.json as it stands, or the folder and the problem."""
     return [

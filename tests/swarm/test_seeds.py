@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from runnel.dht.identity import Identity
 from runnel.node.export import save_checkpoint
+from runnel.node.manifest import SignedManifest
+from runnel.node.spot_rounds import read_refuted
 from tests.support.swarm import PeerProcess, Swarm, differing_rounds, invite_of
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
+
+LIAR = Path(__file__).parents[1] / "support" / "liar_program.py"
 
 METHODS = [
     ("spsa", False),
@@ -24,7 +29,8 @@ def test_peers_that_die_come_late_and_come_back_hold_the_same_bits(
     method: str, *, with_third: bool, tmp_path: Path
 ) -> None:
     settings = (f"seeds.method={method}", "seeds.local_steps=2", "seeds.directions=8")
-    with Swarm(tmp_path, *settings, "seeds.probes=1", "model.context=8") as swarm:
+    small = ("seeds.probes=1", "seeds.spot_checks=1", "model.context=8")
+    with Swarm(tmp_path, *settings, *small) as swarm:
         owner = swarm.launch()
         invite = invite_of(owner)
         second = swarm.join("second", invite)
@@ -44,7 +50,31 @@ def test_peers_that_die_come_late_and_come_back_hold_the_same_bits(
         roots = {str(owner.decided()[number]["state_root"]) for number in shared}
         assert len(roots) > 8  # the weights move
         assert "Traceback" not in "".join(peer.err.read_text() for peer in swarm.peers)
+        assert not any(peer.events("ScalarRefuted") for peer in swarm.peers)
         exported(owner)
+
+
+def test_a_peer_that_lies_about_its_scalars_is_found_out_by_the_others(tmp_path: Path) -> None:
+    settings = ("seeds.method=spsa", "seeds.spot_checks=1", "seeds.probes=2", "model.context=8")
+    with Swarm(tmp_path, *settings) as swarm:
+        owner = swarm.launch()
+        words = ("--network", "daemon", "join", invite_of(owner), "--host", "127.0.0.1")
+        liar = swarm.program("liar", str(LIAR), *words)
+        found = owner.wait_for("ScalarRefuted")
+        assert found["peer"] == liar.name
+        progress = owner.wait_for("InnerProgress", lambda fact: fact["refuted"])
+        assert progress["checked"] >= progress["refuted"]
+        for peer in (liar, owner):
+            leaves(peer)
+        assert not liar.events("ScalarRefuted"), "who lies finds nothing about the others"
+        checks = owner.status()["spot_checks"]
+        assert checks["refuted"][liar.name] >= 1
+        assert 0 < checks["share_of_forwards"] < 0.6
+        kept = read_refuted(
+            (owner.run_folder / "refuted" / f"{found['evidence']}.bin").read_bytes()
+        )
+        manifest = SignedManifest.read(owner.run_folder / "manifest.bin")
+        assert kept.problem(manifest.run_id, Identity.verify) == ""
 
 
 def leaves(peer: PeerProcess) -> None:

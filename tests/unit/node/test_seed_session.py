@@ -14,6 +14,7 @@ from torch import nn
 import runnel
 from runnel.errors import ConfigError, InputFileError, RunMismatchError
 from runnel.node.events import ContributionWithheld, Event, InnerProgress
+from runnel.node.sampling import step_seed, window_seed
 from runnel.node.seed_entries import ENTRIES_NAME
 from runnel.node.seed_export import export_log
 from runnel.node.seed_history import apply_log
@@ -63,6 +64,26 @@ def test_losses_alone_teach_and_the_frozen_part_stays(method: str, tmp_path: Pat
     assert not changed[: 6 * 12 + 12].any()
     assert changed[6 * 12 + 12 :].any()
     assert value_of(model) < 0.8 * first
+
+
+@pytest.mark.parametrize("method", ["spsa", "fedkseed"])
+def test_a_public_seed_decides_each_step_and_a_step_only(method: str, tmp_path: Path) -> None:
+    model, seeds = model_of(), list[bytes]()
+
+    def seen(seed: bytes) -> Callable[[], torch.Tensor]:
+        seeds.append(seed)
+        return loss_of(model)
+
+    settings = (f"seeds.method={method}", "seeds.local_steps=3")
+    with alone(model, tmp_path / "home", *settings) as peer:
+        genesis = peer.node.mailbox.chain.beacon
+        for _ in range(6):
+            peer.seeded_step(seen)
+        steps = 3 if method == "fedkseed" else 1
+        assert peer.round == 6 // steps - 1
+        first = window_seed(genesis, peer.node.peer, 0)
+        assert seeds[:steps] == [step_seed(first, step) for step in range(steps)]
+    assert len(set(seeds)) == 6
 
 
 def test_local_steps_with_gradients_teach_through_their_projections(tmp_path: Path) -> None:

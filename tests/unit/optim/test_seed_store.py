@@ -145,3 +145,29 @@ def test_a_lock_is_held_while_integers_change() -> None:
     store.prepare("one", FIRST)
     store.retract()
     assert held == ["in", "out"] * 2
+
+
+@pytest.mark.parametrize("tried", [False, True])
+def test_weights_before_recent_rounds_are_at_hand_whatever_is_tried(*, tried: bool) -> None:
+    store = store_of()
+    seen = [(store.version, store.state, store.weights.arrays())]
+    for number in range(12):
+        store.prepare(number, entry({number % 3: [number, -70]}))
+        store.adopt(number)
+        seen.append((store.version, store.state, store.weights.arrays()))
+    if tried:
+        store.prepare("tried", FIRST)
+    for version, state, arrays in seen[-9:]:
+        assert store.state_at(version) == state
+        for number, tensor in enumerate(store.weights.tensors):
+            out = np.empty(tensor.values.size, np.float32)
+            store.materialise_at(version, number, out)
+            np.testing.assert_array_equal(out, arrays[tensor.name].reshape(-1))
+    with pytest.raises(LookupError, match="version 3"):
+        store.state_at(3)
+    store.retract()
+    state_now = tuple(part.copy() for part in store.shared(0))
+    store.load(0, *state_now)
+    with pytest.raises(LookupError):
+        store.state_at(store.version - 1)
+    assert store.state_at(store.version) == store.state

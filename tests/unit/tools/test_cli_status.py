@@ -16,6 +16,7 @@ from runnel.tools.cli_status import (
     JOURNAL_NAME,
     RunFolder,
     cap_lines,
+    check_lines,
     diary_lines,
     find_run,
     find_runs,
@@ -161,3 +162,15 @@ def test_a_cap_shows_and_none_does_not() -> None:
     facts: tuple[object, ...] = (None, "2", True, {})
     for fact in facts:
         assert cap_lines(RunFolder(Path("/x/demo"), {"max_upload_mbit": fact})) == []
+
+
+def test_checks_of_scalars_show_with_their_cost_and_whose_were_false() -> None:
+    checks = {"scalars": 120, "share_of_forwards": 0.059, "refuted": {"ab": 3}}
+    run = RunFolder(Path("/x/demo"), {"spot_checks": checks})
+    assert check_lines(run) == [
+        "computed 120 scalars of others again, 5.9 % of its forward passes",
+        "found other scalars than were published: 3 of ab (evidence in /x/demo)",
+    ]
+    facts: tuple[object, ...] = (None, 1, {}, {"scalars": None, "refuted": []})
+    for fact in facts:
+        assert check_lines(RunFolder(Path("/x/demo"), {"spot_checks": fact})) == []
