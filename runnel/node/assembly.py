@@ -14,7 +14,7 @@ from runnel.dht.blob_shelf import BlobShelf
 from runnel.dht.blobs import tree_root
 from runnel.errors import ConfigError, InputFileError, NetworkError, PeerError, RunMismatchError
 from runnel.hashing import digest
-from runnel.node import joining, storage_keys
+from runnel.node import joining, run_service, storage_keys
 from runnel.node.actions import RoundKey
 from runnel.node.announcer import find_peers
 from runnel.node.budget import settle
@@ -23,6 +23,7 @@ from runnel.node.deadlines import Limits
 from runnel.node.disk import clear_parts
 from runnel.node.durable import DurableLog
 from runnel.node.entrance import Entrance
+from runnel.node.entry_chunks import entries_answer
 from runnel.node.joining import Fetched, Source, genesis_blob
 from runnel.node.keeper import Keeper
 from runnel.node.manifest import Genesis, RunSpec, SignedManifest
@@ -34,6 +35,7 @@ from runnel.node.place import Local
 from runnel.node.protocol import HISTORY_ROUNDS, RoundProtocol
 from runnel.node.protocol_state import ProtocolSettings, ProtocolState
 from runnel.node.records import Record
+from runnel.node.run_service import Answer
 from runnel.node.seed_entries import ENTRIES_NAME, EntryFile
 from runnel.node.seed_parts import seed_store
 from runnel.node.seed_vault import SeedVault
@@ -80,11 +82,11 @@ class Assembly:
     folder: Path
     plan: FragmentPlan
     vault: Keeper
+    entries: EntryFile
     log: DurableLog
     shelf: BlobShelf
     protocol: RoundProtocol
     genesis_blob: bytes
-    max_slice_bytes: int
     fetched: Fetched | None
     owed_tokens: tuple[int, ...]
     began_s: float
@@ -95,6 +97,25 @@ class Assembly:
         store = self.vault.store
         assert isinstance(store, OuterStore | SeedStore)  # there are no others
         return store
+
+    @property
+    def max_slice_bytes(self) -> int:
+        """Of the largest payload or result."""
+        spec = self.manifest.spec
+        if spec.seeds.is_on:
+            return MAX_ENTRY_BYTES
+        longest = max(self.plan.sizes)
+        return max(codec_named(codec).max_bytes(longest) for codec in spec.outer.codecs)
+
+    def answers(self) -> dict[str, Answer]:
+        """What this peer tells others of the run, by kind of question; may block."""
+        run, chain = self.manifest.run_id, self.protocol.state.chain
+        return {
+            run_service.MANIFEST: lambda _: self.manifest.encode(),
+            run_service.GENESIS: lambda _: self.genesis_blob,
+            run_service.RECORDS: lambda names: joining.records_answer(chain, run, names),
+            run_service.ENTRIES: lambda names: entries_answer(chain, self.entries, names),
+        }
 
 
 def assemble(entrance: Entrance, model: nn.Module) -> Assembly:
@@ -162,7 +183,7 @@ def _outer_store(model: nn.Module, plan: FragmentPlan, spec: RunSpec) -> OuterSt
 
 
 def _keeper(
-    store: Store, log: DurableLog, signer: Signer, manifest: SignedManifest, folder: Path
+    store: Store, log: DurableLog, signer: Signer, manifest: SignedManifest, entries: EntryFile
 ) -> Keeper:
     spec, me, every = manifest.spec, signer.peer_id, manifest.spec.rounds.snapshot_every
     if not isinstance(store, SeedStore):
@@ -177,7 +198,7 @@ def _keeper(
         store,
         log,
         me,
-        EntryFile(folder / ENTRIES_NAME),
+        entries,
         snapshot_every=every,
         secret=secret if checks else None,
     )
@@ -217,7 +238,8 @@ def _restore(
     try:
         clear_parts(folder)
         genesis = genesis_record(manifest.genesis.members, manifest.genesis.state_root)
-        vault = _keeper(store, log, entrance.identity, manifest, folder)
+        entries = EntryFile(folder / ENTRIES_NAME)
+        vault = _keeper(store, log, entrance.identity, manifest, entries)
         fetched = None
         if founding:
             _write_first(vault, log, genesis)
@@ -246,11 +268,11 @@ def _restore(
             folder=folder,
             plan=plan,
             vault=vault,
+            entries=entries,
             log=log,
             shelf=BlobShelf(),
             protocol=protocol,
             genesis_blob=stored["genesis"],
-            max_slice_bytes=_largest_slice(spec, plan),
             fetched=fetched,
             owed_tokens=owed_tokens(stored, saved.commits, vault.fragments),
             began_s=began_s,
@@ -258,13 +280,6 @@ def _restore(
     except BaseException:
         log.close()
         raise
-
-
-def _largest_slice(spec: RunSpec, plan: FragmentPlan) -> int:
-    """Bytes of the largest payload or result."""
-    if spec.seeds.is_on:
-        return MAX_ENTRY_BYTES
-    return max(codec_named(codec).max_bytes(max(plan.sizes)) for codec in spec.outer.codecs)
 
 
 def _require_head(log: DurableLog, folder: Path) -> None:

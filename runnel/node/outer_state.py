@@ -30,6 +30,7 @@ from runnel.node.saved_states import StateKey, Step, state_key, state_name, step
 from runnel.node.seed_parts import blank_store
 from runnel.node.storage_keys import HEAD, Updates, restore
 from runnel.optim.codecs import codec_named
+from runnel.optim.exchange import RoundResults
 from runnel.optim.fragments import FragmentPlan, ParameterShape, plan_fragments
 from runnel.optim.outer import optimizer_named
 from runnel.optim.seed_store import SeedStore
@@ -151,10 +152,10 @@ def seed_state(
     number, root = (record.number, record.state_root) if record else (-1, roots[0])
     words = _values(stored, read, 0, number)
     if words.size == sum(store.shared_sizes[0]):
-        store.load(0, words[: plan.numel], words[plan.numel :])
-        for step in _steps_to(stored, chain, 0, 1):
-            store.prepare(step.record.number, read(result_name(step.record.slices[0].root)))
-            store.adopt(step.record.number)
+        state, steps = (words[: plan.numel], words[plan.numel :]), _steps_to(stored, chain, 0, 1)
+        entries = (read(result_name(step.record.slices[0].root)) for step in steps)
+        store.replay(state, (RoundResults((), (entry,)) for entry in entries))
+        store.load(0, *state)
     if store.root(0) != root:
         raise _not_named(0, number, root)
     return store, chain

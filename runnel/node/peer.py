@@ -21,11 +21,11 @@ from runnel.dht.circuits import is_circuit
 from runnel.errors import ConfigError, InputFileError, StorageError
 from runnel.hashing import digest
 from runnel.kernels import warm_up
-from runnel.node import joining, run_service
 from runnel.node.announcer import Announcer
 from runnel.node.assembly import Assembly, Store, assemble
 from runnel.node.driver import Driver, DriverParts
 from runnel.node.entrance import Entrance
+from runnel.node.entry_chunks import HistoryFetch, HistorySource
 from runnel.node.events import (
     ContributionWithheld,
     Event,
@@ -44,6 +44,7 @@ from runnel.node.pinning import Pinning
 from runnel.node.progress import Progress
 from runnel.node.reach import ReachWatch
 from runnel.node.readings import read_home, read_protocol
+from runnel.node.run_service import RunService
 from runnel.node.runtime import RuntimeClosedError
 from runnel.node.sampling import window_seed
 from runnel.node.status import StatusFile
@@ -302,13 +303,8 @@ class PeerNode:
 
     async def _start(self) -> None:
         transport, job = self._entrance.network.transport, self._entrance.runtime.disk
-        parts, run, chain = self._parts, self.run_id, self._parts.protocol.state.chain
-        answers = {
-            run_service.MANIFEST: lambda _: parts.manifest.encode(),
-            run_service.GENESIS: lambda _: parts.genesis_blob,
-            run_service.RECORDS: lambda names: joining.records_answer(chain, run, names),
-        }
-        await run_service.RunService(transport, run, answers, job=job).serve()
+        parts, chain = self._parts, self._parts.protocol.state.chain
+        await RunService(transport, self.run_id, parts.answers(), job=job).serve()
         await BlobServer(transport, parts.shelf).start()
         pinning = Pinning(
             parts.log,
@@ -322,6 +318,9 @@ class PeerNode:
         self._driver.contacts.seed(self._entrance.peers)
         self._tell(chain.path)
         await self._driver.start()
+        if self.spec.seeds.is_on:
+            source = HistorySource(transport, self.run_id, self._driver.contacts, job)
+            self._entrance.runtime.own(HistoryFetch(source, chain, parts.entries).run)
 
     def _reach_watch(self, middle: Middle) -> ReachWatch:
         listens = not self._entrance.place.machine.dials_only

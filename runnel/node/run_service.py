@@ -1,4 +1,4 @@
-"""What any member tells a newcomer: the manifest, the names of the first state, the chain.
+"""What any member tells a newcomer: the manifest, the names of the first state, the chain, old entries.
 
 Request and answer are one message each. A newcomer checks everything against the run id in its
 invite; nothing here is believed.
@@ -21,6 +21,7 @@ from runnel.types import Digest, PeerId
 
 RUN_PROTOCOL = "run"
 MANIFEST, GENESIS, RECORDS = "manifest", "genesis", "records"
+ENTRIES = "entries"
 _MAX_REQUEST_BYTES = 16 << 10
 _MAX_ANSWER_BYTES = 4 << 20
 _ANSWER_S = 10.0
@@ -33,7 +34,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a newcomer asks of the run `run` (see `ask`); `names` are records that it has, newest first."""
+    """What a newcomer asks of the run `run` (see `ask`); `names` are records that it has, newest first.
+
+    For entries it is the one record whose round, and those after it, are asked for.
+    """
 
     run: bytes
     kind: str

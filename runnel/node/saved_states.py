@@ -22,7 +22,7 @@ from runnel.node.keepsakes import Disk
 from runnel.node.records import Record, RecordKind
 from runnel.node.rounds import slice_bounds
 from runnel.node.storage_keys import Updates
-from runnel.optim.exchange import Array, StateStore, raw
+from runnel.optim.exchange import Array, RoundResults, StateStore, raw
 from runnel.types import Digest
 
 _MAX_KEY_BYTES = 256
@@ -193,10 +193,11 @@ class SavedStates:
         return -number % self._every < len(self._store.sizes)
 
     def _replay(self, state: tuple[Array, Array], since: Sequence[Step]) -> None:
-        for step in since:
-            bounds = slice_bounds(state[0].size, len(step.record.slices))
-            payloads, final = self._results_of(step)
-            self._store.replay(state, bounds, payloads, final=final)
+        self._store.replay(state, (self._results(state[0].size, step) for step in since))
+
+    def _results(self, size: int, step: Step) -> RoundResults:
+        bounds = slice_bounds(size, len(step.record.slices))
+        return RoundResults(bounds, *self._results_of(step))
 
     def _write(self, fragment: int, number: int) -> bytes:
         store = self._store

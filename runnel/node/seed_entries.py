@@ -7,16 +7,20 @@ cut off is written again from the results of recent rounds. Everything here bloc
 from __future__ import annotations
 
 import logging
+import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from runnel.errors import InputFileError, StorageError
 from runnel.files import make_folder
 from runnel.hashing import CHECKSUM_BYTES, checksum, digest
 from runnel.node.atomic import write_atomically
 from runnel.node.chain import Chain
+from runnel.node.disk import storage_error
 from runnel.node.saved_states import Step, steps_of
+from runnel.node.wording import count_text
 from runnel.optim.seed_rounds import MAX_ENTRY_BYTES
 from runnel.types import Digest
 
@@ -24,18 +28,29 @@ logger = logging.getLogger(__name__)
 
 ENTRIES_NAME = "seeds.entries"
 """In a run's folder."""
+OLDER_SUFFIX = ".older"
+"""Of the file beside it, with entries of rounds that this peer did not follow, in any order."""
+MAX_OLDER_BYTES = 1 << 32
 
 _HEAD = struct.Struct("<QI")
+_BLOCK_ROUNDS = 1024
 _RECENT = 320
 """So many rounds are looked at after a restart; results are kept for somewhat fewer."""
 
 
 class EntryFile:
-    """Appends the entries of rounds; those of rounds that are given up count no more."""
+    """Appends the entries of rounds; those of rounds that are given up count no more.
+
+    Attributes:
+        may_lack: whether rounds before the newest one may be missing, to be looked for.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._broken = False
+        self.may_lack = True
+        self._older = path.with_name(path.name + OLDER_SUFFIX)
+        self._indexes = (FrameIndex(path), FrameIndex(self._older))
 
     def give_up(self, number: int) -> None:
         """The rounds from `number` on are not on the chain any more."""
@@ -66,20 +81,68 @@ class EntryFile:
         except StorageError as error:
             self._give_in(str(error))
 
-    def entries(self, until: int) -> list[bytes]:
-        """The entries of the rounds up to number `until` that this peer followed, in order.
+    def all_of(self, wanted: Mapping[int, Digest]) -> list[bytes]:
+        """The entries of all these rounds, in their order.
+
+        Raises:
+            InputFileError: they cannot be read, or some are not here.
+        """
+        found = self.read(wanted)
+        missing = [number for number in wanted if number not in found]
+        if missing:
+            raise InputFileError(
+                f"this peer's history lacks {count_text(len(missing), 'round')} from {missing[0]} to"
+                f" {missing[-1]}: a peer that takes part fetches them from members; let it, or export"
+                " the log from another one"
+            )
+        return [found[number] for number in wanted]
+
+    def read(self, wanted: Mapping[int, Digest]) -> dict[int, bytes]:
+        """Those of these entries that are here, by round; each is what its record names.
 
         Raises:
             InputFileError: they cannot be read.
         """
         try:
-            kept, _ = _parsed(self._read())
+            found = dict[int, bytes]()
+            for index in self._indexes:
+                rest = {n: root for n, root in wanted.items() if n not in found}
+                found |= index.read(rest)
         except OSError as error:
             raise InputFileError(
                 f"{self._path} cannot be read ({(error.strerror or str(error)).lower()}): export the"
                 " log from another peer"
             ) from None
-        return [entry for number, entry in kept if number <= until]
+        return found
+
+    def numbers(self) -> set[int]:
+        """The rounds of which there is an entry, perhaps of a branch that was given up.
+
+        Raises:
+            InputFileError: they cannot be read.
+        """
+        try:
+            return {number for index in self._indexes for number in index.numbers()}
+        except OSError as error:
+            raise InputFileError(
+                f"{self._path} cannot be read ({(error.strerror or str(error)).lower()})"
+            ) from None
+
+    def add_older(self, entries: Sequence[tuple[int, bytes]]) -> None:
+        """Keeps entries of rounds that this peer did not follow.
+
+        Raises:
+            StorageError: the disk refused, or there are too many.
+        """
+        data = b"".join(_frame(number, entry) for number, entry in entries)
+        try:
+            make_folder(self._older.parent)
+            with self._older.open("ab") as file:
+                if file.tell() + len(data) > MAX_OLDER_BYTES:
+                    raise StorageError(f"{self._older} has over {MAX_OLDER_BYTES} bytes")
+                file.write(data)
+        except OSError as error:
+            raise storage_error("write entries to", self._older, error) from error
 
     def _give_in(self, reason: str) -> None:
         self._broken = True
@@ -113,6 +176,74 @@ class EntryFile:
 
     def _read(self) -> bytes:
         return self._path.read_bytes() if self._path.exists() else b""
+
+
+class FrameIndex:
+    """Where in a file of entries the rounds begin, roughly; grows with the file. One thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._places: dict[int, int] = {}
+        self._known_bytes = 0
+
+    def read(self, wanted: Mapping[int, Digest]) -> dict[int, bytes]:
+        """Those of these entries that are in the file."""
+        if not wanted or not self._path.exists():
+            return {}
+        for _ in self._grow():
+            pass
+        found = dict[int, bytes]()
+        blocks = {number // _BLOCK_ROUNDS for number in wanted}
+        start = min((self._places[b] for b in blocks if b in self._places), default=None)
+        if start is None:
+            return {}
+        with self._path.open("rb") as file:
+            for number, size in _heads(file, start):
+                root = wanted.get(number)
+                entry = file.read(size) if root is not None and number not in found else None
+                if entry is not None and digest(entry) == root:
+                    found[number] = entry
+                if len(found) == len(wanted):
+                    break
+        return found
+
+    def numbers(self) -> set[int]:
+        """The rounds that are in the file."""
+        found = set[int]()
+        if not self._path.exists():
+            return found
+        self._known_bytes = 0
+        for number, size in self._grow():
+            if size:
+                found.add(number)
+            else:
+                found = {kept for kept in found if kept < number}
+        return found
+
+    def _grow(self) -> Iterator[tuple[int, int]]:
+        """Looks through what was added since, see `_heads`. A file that became shorter is another one."""
+        if self._path.stat().st_size < self._known_bytes:
+            self._known_bytes = 0
+        if not self._known_bytes:
+            self._places = {}
+        with self._path.open("rb") as file:
+            for number, size in _heads(file, self._known_bytes):
+                place = file.tell() - _HEAD.size
+                self._places.setdefault(number // _BLOCK_ROUNDS, place)
+                self._known_bytes = place + _HEAD.size + size + CHECKSUM_BYTES
+                yield number, size
+
+
+def _heads(file: BinaryIO, start: int) -> Iterator[tuple[int, int]]:
+    """(round, bytes of its entry) of each whole frame from byte `start` on; the file stands at the entry."""
+    end = file.seek(0, os.SEEK_END)
+    while start + _HEAD.size <= end:
+        file.seek(start)
+        number, size = _HEAD.unpack(file.read(_HEAD.size))
+        start += _HEAD.size + size + CHECKSUM_BYTES
+        if size > MAX_ENTRY_BYTES or start > end:
+            return
+        yield number, size
 
 
 def _frame(number: int, entry: bytes | memoryview) -> bytes:

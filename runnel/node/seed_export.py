@@ -9,6 +9,7 @@ from runnel.hashing import digest
 from runnel.node.joining import genesis_blob
 from runnel.node.manifest import SignedManifest
 from runnel.node.outer_state import read_patiently, seed_state
+from runnel.node.records import RecordKind
 from runnel.node.seed_entries import ENTRIES_NAME, EntryFile
 from runnel.node.seed_history import save_log
 from runnel.optim.seed_log import STEPS_PER_CHUNK, LogHead
@@ -25,8 +26,8 @@ def export_log(folder: Path, out: Path) -> str:
 
     Raises:
         ConfigError: the run exchanges values, or there is a file `out`.
-        InputFileError: there is no state yet, something is damaged, or this peer was not there all the
-            time.
+        InputFileError: there is no state yet, something is damaged, or rounds from before this peer's
+            time have not come from members yet.
         RunMismatchError: the state is not the one that the run's records name.
         StorageError: the disk refused.
     """
@@ -39,17 +40,20 @@ def export_log(folder: Path, out: Path) -> str:
     if out.exists():
         raise ConfigError(f"{out} exists, expected no such file: choose another --out")
     _, (store, chain) = read_patiently(folder, seed_state)
-    newest = chain.last_update(0, 1)
-    entries = EntryFile(folder / ENTRIES_NAME).entries(newest.number if newest else -1)
-    updates = _updates(store, entries)
+    wanted = {
+        record.number: record.slices[0].root
+        for record in chain.walk()
+        if record.kind is RecordKind.ROUND
+    }
+    updates = _updates(store, EntryFile(folder / ENTRIES_NAME).all_of(wanted))
     name, steps = store.weights.digest(), len({update.step for update in updates})
     for start in range(0, len(updates), STEPS_PER_CHUNK):
         store.weights.apply(update.undone() for update in updates[start : start + STEPS_PER_CHUNK])
     store.state = store.method.first()
     if digest(genesis_blob([store.root(0)])) != manifest.genesis.state_root:
         raise InputFileError(
-            f"this peer's history of {steps} steps is not the whole run's: it came late or was away for"
-            " long; export the log where a peer was there all the time"
+            f"this peer's history of {steps} steps does not lead back to the state that the run began"
+            " with: export the log from another peer"
         )
     head = LogHead.of(store.weights)
     size = save_log(out, head, updates)

@@ -135,13 +135,14 @@ class SeedVault:
         lost = [record for record in fork.given_up if record.kind is RecordKind.ROUND]
         taken = [record for record in fork.adopted if record.kind is RecordKind.ROUND]
         landing, merges = self._landing, list[DecidedMerge]()
+        if lost:
+            self._entries.give_up(min(record.number for record in lost))
         if landing is not None and path[-1] == landing.record:
             self._load(chain, path, landing, moves)
             merges = [self._merge(taken[-1].number if taken else len(path) - 2, taken)]
         else:
             if lost:
                 meeting = path[: len(path) - len(fork.adopted)]
-                self._entries.give_up(min(record.number for record in lost))
                 self.store.load(0, *self.states.read(chain, meeting, 0))
                 self._moved(moves, self._newest(chain, meeting), plain=False)
             merges = [self._adopt(record, moves) for record in taken]
@@ -189,6 +190,7 @@ class SeedVault:
         )
 
     def _load(self, chain: Chain, path: Sequence[Digest], landing: Landing, moves: Moves) -> None:
+        self._entries.may_lack = True
         state = landing.states.get(0) or self.states.read(chain, path, 0)
         self.store.load(0, *state)
         self._moved(moves, self._newest(chain, path), plain=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,6 +31,15 @@ class StoreParts:
     optimizer: OuterOptimizer
     root_of: RootOf
     decay: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResults:
+    """A decided round: its results by slice, and whether they are averaged plainly (`final`)."""
+
+    bounds: Bounds
+    payloads: Sequence[Payload]
+    final: bool = False
 
 
 class StateStore(Protocol):
@@ -71,16 +80,8 @@ class StateStore(Protocol):
         """Replaces the state by one read back or fetched; the residual too, if it is given."""
         ...
 
-    def replay(
-        self,
-        state: tuple[Array, Array],
-        bounds: Bounds,
-        payloads: Sequence[Payload],
-        /,
-        *,
-        final: bool,
-    ) -> None:
-        """Takes a state, as it was before a round, through its results, in place."""
+    def replay(self, state: tuple[Array, Array], rounds: Iterable[RoundResults], /) -> None:
+        """Takes a state, as it was before the first of these rounds, through their results, in place."""
         ...
 
 

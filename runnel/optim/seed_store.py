@@ -8,7 +8,7 @@ exactly if another outcome is decided: no second copy of the weights is needed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -18,9 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from runnel.errors import BugError, RunMismatchError
-from runnel.optim.exchange import Array, Payload, RootOf, raw
+from runnel.optim.exchange import Array, Payload, RootOf, RoundResults, raw
 from runnel.optim.fixed_point import MasterWeights, Probe
-from runnel.optim.parts import Bounds
 from runnel.optim.seed_methods import SeedMethod
 from runnel.optim.seed_rounds import RoundEntry
 from runnel.optim.seed_updates import UNIT_SHIFT, SeedUpdate
@@ -28,6 +27,8 @@ from runnel.protocols import Float32
 from runnel.types import Digest
 
 _WORD = 4
+_FUSED_DIRECTIONS = 1 << 14
+"""So many are applied in one pass: some thousand rounds of a small swarm."""
 _KEPT_CHANGES = 8
 """Decided changes that can be looked behind: a few numbers per round and peer."""
 
@@ -215,21 +216,27 @@ class SeedStore:
         state = later[0].state if later else trial.before[0] if trial else self.state
         return state, [update.undone() for group in groups for update in group]
 
-    def replay(
-        self,
-        state: Shared,
-        _bounds: Bounds,
-        payloads: Sequence[Payload],
-        *,
-        final: bool,  # noqa: ARG002 - no round is averaged
-    ) -> None:
-        """Takes a state, as it was before a round, through its result, in place."""
-        shifts, before = self._read_rest(state[1])
-        flat = state[0].view(np.int32)
-        entry = RoundEntry.decode(payloads[0])
-        updates, after = self.method.take(before, entry.shares, entry.progress)
-        _with_shifts(_over(self.weights, flat), shifts).apply(updates)
-        state[1][:] = self._rest(after, shifts)
+    def replay(self, state: Shared, rounds: Iterable[RoundResults]) -> None:
+        """Takes a state, as it was before these rounds, through their results, in place.
+
+        One pass over the weights for many rounds, and no forward pass.
+
+        Raises:
+            PeerError: a result is no entry of a round.
+        """
+        shifts, at = self._read_rest(state[1])
+        weights = _with_shifts(_over(self.weights, state[0].view(np.int32)), shifts)
+        waiting, directions = list[SeedUpdate](), 0
+        for one in rounds:
+            entry = RoundEntry.decode(one.payloads[0])
+            updates, at = self.method.take(at, entry.shares, entry.progress)
+            waiting += updates
+            directions += sum(map(len, updates))
+            if directions >= _FUSED_DIRECTIONS:
+                weights.apply(waiting)
+                waiting, directions = [], 0
+        weights.apply(waiting)
+        state[1][:] = self._rest(at, shifts)
 
     def _changed(self) -> None:
         self.turn += 1

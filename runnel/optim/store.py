@@ -29,6 +29,7 @@ from runnel.optim.exchange import (
     Payload,
     Reduced,
     RootOf,
+    RoundResults,
     StoreParts,
     raw,
 )
@@ -271,16 +272,10 @@ class OuterStore:
         own.ready[tag] = (theta, momentum, root)
         return root
 
-    def replay(
-        self,
-        state: tuple[Array, Array],
-        bounds: Bounds,
-        payloads: Sequence[Payload],
-        *,
-        final: bool,
-    ) -> None:
-        """Takes parameters and momentum, as they were before a round, through its results, in place."""
-        self._stepper.step(state, state, bounds, payloads, final=final)
+    def replay(self, state: tuple[Array, Array], rounds: Iterable[RoundResults]) -> None:
+        """Takes parameters and momentum, as they were before these rounds, through their results, in place."""
+        for one in rounds:
+            self._stepper.step(state, state, one.bounds, one.payloads, final=one.final)
 
     def settle_again(self, outcome: Outcome, drift: Array) -> None:
         """After a restart: what a record took out of the residual and the trainer's values, once more.

@@ -42,6 +42,7 @@ from runnel.node.records import Commitment, Record, vote_from_wire, vote_to_wire
 from runnel.node.run_service import Question
 from runnel.node.ticket import Ticket, run_name
 from runnel.optim.codecs import CODECS, codec_named
+from runnel.optim.seed_rounds import RoundEntry
 from runnel.types import PeerId
 from tests.support import golden_run as run
 from tests.support import wire_layouts as layouts
@@ -237,11 +238,13 @@ def _run_and_blobs() -> list[Golden]:
         "question manifest": Question(name, "manifest"),
         "question genesis": Question(run.RUN, "genesis"),
         "question records": Question(run.RUN, "records", (run.FIRST.hash,)),
+        "question entries": Question(run.RUN, "entries", (run.FIRST.hash,)),
     }
     told: dict[str, bytes] = {
         "answer manifest": run.MANIFEST.encode(),
         "answer genesis": run.GENESIS_ROOTS,
         "answer records": encode(run.RUN, Records((run.RECORD,), (run.CERTIFICATE,))),
+        "answer entries": pack([[0, RoundEntry(0, {0: b"\x05\xfa", 1: b"\x7f\x80"}).encode()]]),
     }
     root, root_blob, _ = split([run.STATE], chunk_bytes=256)
     tree = Tree(len(run.STATE), 256, (digest(run.STATE),))

@@ -190,7 +190,7 @@ QUESTION = Row(
     "question",
     (
         ("run", up_to(32, "run id, or its first 16 bytes: bytes")),
-        ("kind", Scalar('`"manifest"`, `"genesis"` or `"records"`', ("manifest",))),
+        ("kind", Scalar('`"manifest"`, `"genesis"`, `"records"` or `"entries"`', ("manifest",))),
         ("names", Many(DIGEST, 256)),
     ),
 )

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from runnel.dht.identity import Identity
+from runnel.errors import InputFileError
 from runnel.node.export import save_checkpoint
 from runnel.node.manifest import SignedManifest
+from runnel.node.seed_export import export_log
 from runnel.node.spot_rounds import read_refuted
-from tests.support.swarm import PeerProcess, Swarm, differing_rounds, invite_of
+from tests.support.swarm import PeerProcess, Swarm, differing_rounds, invite_of, wait_until
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
 
@@ -42,6 +44,9 @@ def test_peers_that_die_come_late_and_come_back_hold_the_same_bits(
         second.start()
         owner.wait_for_contribution_of(second, since=owner.mark())
         owner.wait_for_rounds(10)
+        first = min(second.decided())
+        assert first > 0, "it came late"
+        wait_until(lambda: has_history(second), lambda: f"second has all rounds: {second.said()}")
         for peer in reversed(swarm.peers):
             leaves(peer)
         assert not differing_rounds(swarm.peers)
@@ -80,6 +85,15 @@ def test_a_peer_that_lies_about_its_scalars_is_found_out_by_the_others(tmp_path:
 def leaves(peer: PeerProcess) -> None:
     peer.interrupt()
     assert peer.exit_code() == 0, peer.said()
+
+
+def has_history(peer: PeerProcess) -> bool:
+    """Whether the whole run's log can be taken out of a peer's folder; it is proven there."""
+    try:
+        export_log(peer.run_folder, peer.folder / "run.seeds")
+    except InputFileError:  # it is still under way
+        return False
+    return True
 
 
 def exported(peer: PeerProcess) -> None:

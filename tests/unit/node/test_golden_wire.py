@@ -314,6 +314,7 @@ def test_questions_and_answers_travel_as_the_page_says() -> None:
         "records": lambda names: encode(
             run.RUN, decode(run.RUN, RECORDS_ANSWER) if names else run.MESSAGES["Leave"]
         ),
+        "entries": lambda names: ENTRIES_ANSWER if names else b"",
     }
 
     async def serve(transport: MemoryTransport) -> None:
@@ -324,6 +325,7 @@ def test_questions_and_answers_travel_as_the_page_says() -> None:
         await run_service.ask(transport, alice, run.RUN[:16], run_service.MANIFEST)
         await run_service.ask(transport, alice, run.RUN, run_service.GENESIS)
         await run_service.ask(transport, alice, run.RUN, run_service.RECORDS, [run.FIRST.hash])
+        await run_service.ask(transport, alice, run.RUN, run_service.ENTRIES, [run.FIRST.hash])
         with pytest.raises(NetworkError):
             await run_service.ask(transport, alice, digest(b"another run"), run_service.GENESIS)
 
@@ -331,10 +333,11 @@ def test_questions_and_answers_travel_as_the_page_says() -> None:
     for place, kind in enumerate(answers):
         assert heard[2 * place] == (">", STORED[f"question {kind}"])
         assert heard[2 * place + 1] == ("<", STORED[f"answer {kind}"])
-    assert heard[7] == ("<", STORED["answer refused"])
+    assert heard[9] == ("<", STORED["answer refused"])
 
 
 RECORDS_ANSWER: bytes = cast("list[Any]", GOLDEN["answer records"].value)[1]
+ENTRIES_ANSWER: bytes = cast("list[Any]", GOLDEN["answer entries"].value)[1]
 
 
 def test_blobs_travel_as_the_page_says() -> None:

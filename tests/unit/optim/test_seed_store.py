@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from runnel.errors import BugError, PeerError, RunMismatchError
 from runnel.hashing import digest
+from runnel.optim.exchange import RoundResults
 from runnel.optim.fixed_point import MasterWeights
 from runnel.optim.fragments import ParameterShape, plan_fragments
 from runnel.optim.just_one_byte import pack_codes
@@ -104,8 +105,10 @@ def test_a_fetched_state_and_a_replayed_one_are_those_that_were_followed(
     for number, shares in enumerate(rounds):
         followed.prepare(number, entry(shares))
         followed.adopt(number)
-        followed_so_far = state[0], state[1]
-        followed.replay(followed_so_far, (), [entry(shares)], final=False)
+    first, rest = rounds[:1], rounds[1:]
+    for part in (first, rest):
+        before = state[0], state[1]
+        followed.replay(before, [RoundResults((), [entry(shares)]) for shares in part])
     assert followed.root_of((state[0], state[1])) == followed.root(0)
     fetched.load(0, *state)
     assert fetched.root(0) == followed.root(0)
