@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,6 @@ from runnel.hashing import digest
 from runnel.node import joining, run_service, storage_keys
 from runnel.node.actions import RoundKey
 from runnel.node.announcer import find_peers
-from runnel.node.budget import settle
 from runnel.node.check import require_finite
 from runnel.node.deadlines import Limits
 from runnel.node.disk import clear_parts
@@ -39,6 +38,7 @@ from runnel.node.run_service import Answer
 from runnel.node.seed_entries import ENTRIES_NAME, EntryFile
 from runnel.node.seed_parts import seed_store
 from runnel.node.seed_vault import SeedVault
+from runnel.node.settling import settle_place
 from runnel.node.shelving import shelve, shelve_told, shelved_updates
 from runnel.node.spot_rounds import draw_statement
 from runnel.node.ticket import Ticket
@@ -148,20 +148,6 @@ def assemble(entrance: Entrance, model: nn.Module) -> Assembly:
             f" {manifest.spec.model.fingerprint[:8]}: build the model with the names and shapes of the run"
         )
     return _restore(entrance, plan, store, began_s=began_s, founding=founding)
-
-
-def settle_place(entrance: Entrance, numel: int, step_s: float | None) -> RunSpec:
-    """Chooses what the spec of a run that starts here leaves to its budget, and says what; the spec then.
-
-    Raises:
-        ConfigError: see `runnel.node.budget.settle`.
-    """
-    place = entrance.place
-    assert isinstance(place, Local)  # only whoever founds a run has something to choose
-    settled = settle(place.spec, numel, step_s)
-    logger.info("%s", settled.line())
-    entrance.place = replace(place, spec=settled.spec)
-    return settled.spec
 
 
 def _outer_store(model: nn.Module, plan: FragmentPlan, spec: RunSpec) -> OuterStore:

@@ -127,10 +127,10 @@ def settle(spec: RunSpec, numel: int, step_s: float | None) -> Settled:
             ' a part of data parallel\'s bytes, such as "1/500 of data parallel": change it'
         )
     found = [
-        least
+        shortest
         for codec in _CODEC_COST
         for fragments in _fragment_counts(spec, numel)
-        if (least := _least(spec, budget, numel, step_s or 1.0, (codec, fragments)))
+        if (shortest := _shortest(spec, budget, numel, step_s or 1.0, (codec, fragments)))
     ]
     if not found:
         raise ConfigError(
@@ -153,7 +153,7 @@ def _fragment_counts(spec: RunSpec, numel: int) -> Iterator[int]:
         count //= 2
 
 
-def _least(
+def _shortest(
     spec: RunSpec, budget: Budget, numel: int, step_s: float, choice: tuple[str, int]
 ) -> Settled | None:
     """The shortest windows that keep to the budget with a codec and a number of fragments."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from runnel.errors import ConfigError, StorageError
-from runnel.node.assembly import find_donors, settle_place
+from runnel.node.assembly import find_donors
 from runnel.node.config import LaunchPlan, MachineConfig
 from runnel.node.corpus import Corpus
 from runnel.node.dataset_exchange import publish_corpus
@@ -24,6 +24,7 @@ from runnel.node.place import Joined, Local
 from runnel.node.run_model import LanguageModel, language_model, load_base
 from runnel.node.sampling import batches, validation_batches
 from runnel.node.session import Peer
+from runnel.node.settling import settle_place
 from runnel.node.step_time import measure_step
 from runnel.node.text_source import corpus_of_run, own_corpus
 from runnel.optim.binding import plan_model
