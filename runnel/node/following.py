@@ -29,6 +29,9 @@ ASK_S = 0.5
 ASK_KNOWN_S = 5.0
 """How often a peer is asked that stays on a path we know and do not prefer: its proofs may be better."""
 _AHEAD = 4
+"""Of so many records on the way to a better path results are fetched at once."""
+_CARRIED_AHEAD = 16
+"""The same where results are some bytes; those that are there are followed in one step."""
 _ROOM_BYTES = 900_000
 
 
@@ -200,7 +203,11 @@ def _leaves_a_quorum(state: ProtocolState, path: Sequence[Digest], now: float) -
 
 
 def next_step(state: ProtocolState, now: float) -> tuple[list[Action], Sequence[Digest]]:
-    """What to fetch for the next records of the path we want, and the path to move to (or empty)."""
+    """What to fetch for the next records of the path we want, and the path to move to (or empty).
+
+    One record further, or several where contributions are a few bytes: the state after the last of them
+    is then the one that is compared, and they cost one pass over the weights.
+    """
     pursuit = state.pursuit
     if not pursuit.target or not state.chain.prefers(pursuit.target):
         pursuit.target, pursuit.landing = [], []
@@ -212,14 +219,17 @@ def next_step(state: ProtocolState, now: float) -> tuple[list[Action], Sequence[
     if state.parts_deeply(place):
         return [], []  # by a landing only
     fetches: list[Action] = []
-    for name in state.target[place : place + _AHEAD]:
-        record = state.chain.record(name)
+    carried = state.settings.carries is not None
+    near = state.target[place : place + (_CARRIED_AHEAD if carried else _AHEAD)]
+    records = [state.chain.record(name) for name in near]
+    for record in records:
         for piece in record.slices:
             fetches += state.fetch(piece.root, (piece.reducer, *record.view), now)
-    first = state.chain.record(state.target[place])
-    if state.holds_all(tuple(piece.root for piece in first.slices)):
-        return fetches, state.target[: place + 1]
-    pursuit.waits_for(first.hash, now)
+    held = [state.holds_all(tuple(piece.root for piece in one.slices)) for one in records]
+    count = held.index(False) if False in held else len(held)
+    if count:
+        return fetches, state.target[: place + (count if carried else 1)]
+    pursuit.waits_for(records[0].hash, now)
     return fetches, []
 
 

@@ -145,7 +145,7 @@ class SeedVault:
                 meeting = path[: len(path) - len(fork.adopted)]
                 self.store.load(0, *self.states.read(chain, meeting, 0))
                 self._moved(moves, self._newest(chain, meeting), plain=False)
-            merges = [self._adopt(record, moves) for record in taken]
+            merges = self._adopt_all(taken, moves)
         if self.store.version == before:
             self.store.retract()  # an abort: what was tried is not decided
         if landing is not None and len(path) - 2 >= landing.number:
@@ -162,13 +162,20 @@ class SeedVault:
         """Takes the state after a record further on in place of results."""
         self._landing = landing
 
+    def _adopt_all(self, taken: Sequence[Record], moves: Moves) -> list[DecidedMerge]:
+        """Several cost one pass over the weights and one name: whoever was away follows them together."""
+        if len(taken) == 1:
+            return [self._adopt(taken[0], moves)]
+        if taken:
+            root = self.store.advance([self._entry(record.slices[0].root) for record in taken])
+            _require_root(taken[-1], root)
+        for record in taken:
+            self._entries.append(record.number, self._entry(record.slices[0].root))
+            self._moved(moves, record.number, plain=True)
+        return [self._merge(record.number, [record]) for record in taken]
+
     def _adopt(self, record: Record, moves: Moves) -> DecidedMerge:
-        root = self._prepare(record.number, record.slices)
-        if root != record.state_root:
-            raise RunMismatchError(
-                f"after round {record.number} our state is {root[:4].hex()}, the swarm's"
-                f" {record.state_root[:4].hex()}: move this peer's folder away and join again"
-            )
+        _require_root(record, self._prepare(record.number, record.slices))
         self.store.adopt((record.number, record.slices))
         self._entries.append(record.number, self._entry(record.slices[0].root))
         self._moved(moves, record.number, plain=True)
@@ -254,3 +261,11 @@ class SeedVault:
                 " behind the saved state: move this peer's folder away and join again"
             )
         return [payload], False
+
+
+def _require_root(record: Record, root: Digest) -> None:
+    if root != record.state_root:
+        raise RunMismatchError(
+            f"after round {record.number} our state is {root[:4].hex()}, the swarm's"
+            f" {record.state_root[:4].hex()}: move this peer's folder away and join again"
+        )

@@ -165,6 +165,27 @@ class SeedStore:
             self._trial = None
             self.version += 1
 
+    def advance(self, payloads: Sequence[Payload]) -> Digest:
+        """Takes the results of decided rounds, one after the other, in one pass; the name of the state.
+
+        Raises:
+            PeerError: one of them is no entry of a round; nothing has changed then.
+        """
+        entries = [RoundEntry.decode(payload) for payload in payloads]
+        self.retract()
+        state, changes = self.state, list[_Change]()
+        for version, entry in enumerate(entries, self.version):
+            updates, after = self.method.take(state, entry.shares, entry.progress)
+            changes.append(_Change(version, state, updates))
+            state = after
+        with self.lock:
+            self.weights.apply(update for change in changes for update in change.updates)
+            self.state = state
+            self._changes += changes
+            self.version += len(changes)
+            self._changed()
+        return self.root(0)
+
     def retract(self) -> None:
         """Takes back what was tried and not adopted; not one bit stays changed."""
         trial = self._trial

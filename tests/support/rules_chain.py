@@ -231,11 +231,19 @@ FOLLOWING = (
     Mutant(
         "a record is followed only with its results held",
         "node.following",
-        "    if state.holds_all(tuple(piece.root for piece in first.slices)):\n",
-        "    if True:\n",
+        "    held = [state.holds_all(tuple(piece.root for piece in one.slices)) for one in records]\n",
+        "    held = [True for one in records]\n",
         (
             "node.test_following:test_another_path_will_do_once_nobody_seems_to_have_the_better_ones_results",
+            "node.test_following:test_results_of_a_few_bytes_are_followed_together_as_far_as_they_are_here",
         ),
+    ),
+    Mutant(
+        "records are followed one by one where each result is large",
+        "node.following",
+        "        return fetches, state.target[: place + (count if carried else 1)]\n",
+        "        return fetches, state.target[: place + count]\n",
+        ("node.test_following:test_results_are_fetched_ahead_once_and_followed_in_order",),
     ),
     Mutant(
         "a branch of few takes no quorum along",

@@ -170,6 +170,19 @@ def fetched(state: ProtocolState, now: float) -> tuple[list[Digest], Sequence[Di
     return [a.root for a in actions if isinstance(a, Fetch)], path
 
 
+def test_results_of_a_few_bytes_are_followed_together_as_far_as_they_are_here() -> None:
+    state = state_of()
+    state.settings = replace(state.settings, carries=lambda _: "")
+    records = [result_record(GENESIS, "0")]
+    for number in range(1, 20):
+        records.append(result_record(records[-1], str(number)))
+    take(state, told(*records))
+    assert len(fetched(state, 1.0)[0]) == 16
+    for number in (0, 1, 2, 4):
+        state.held[name(str(number))] = number
+    assert fetched(state, 2.0) == ([], [GENESIS.hash, *(one.hash for one in records[:3])])
+
+
 def test_results_are_fetched_ahead_once_and_followed_in_order() -> None:
     state = state_of()
     first = result_record(GENESIS, "one")

@@ -172,6 +172,36 @@ def test_a_state_further_on_takes_the_place_of_results(bench: Bench) -> None:
         behind.log.close()
 
 
+def test_several_records_are_followed_in_one_step(bench: Bench) -> None:
+    with memory_folder() as folder:
+        behind = Bench(folder / "state")
+        records = []
+        for number in range(6):
+            record = (
+                following_record(bench.chain.head, RecordKind.ABORT)
+                if number == 2
+                else bench.record()
+            )
+            bench.follow(record)
+            records.append(record)
+        for record in records:
+            behind.chain.add(record, None)
+            for piece in record.slices:
+                entry = bytes(bench.vault.results.get(piece.root) or b"")
+                behind.vault.results.keep(piece.root, entry)
+                behind.log.write({f"result/{piece.root.hex()}": b""})
+        path = list(bench.chain.path)
+        fork = behind.chain.fork_to(path)
+        behind.chain.follow(path)
+        merges, updates = behind.vault.follow(behind.chain, fork, path)
+        behind.log.write({**updates, HEAD: path[-1]})
+        assert [merge.number for merge in merges] == [0, 1, 3, 4, 5]
+        assert all(merge.included for merge in merges)
+        assert behind.root == bench.root == behind.restarted().store.root(0)
+        assert behind.entries.numbers() == bench.entries.numbers()
+        behind.log.close()
+
+
 def test_a_contribution_of_older_weights_is_not_sent(bench: Bench) -> None:
     want = WantHandover(RoundKey(0, GENESIS.hash), 0, 1, urgent=False)
     payload = np.frombuffer(pack_codes([1, 2]), np.uint8)

@@ -150,6 +150,29 @@ def test_a_lock_is_held_while_integers_change() -> None:
     assert held == ["in", "out"] * 2
 
 
+@given(ROUNDS)
+def test_several_rounds_at_once_lead_where_each_by_itself_leads(
+    rounds: list[dict[int, list[int | None]]],
+) -> None:
+    single, fused = store_of(), store_of()
+    for number, shares in enumerate(rounds):
+        single.prepare(number, entry(shares))
+        single.adopt(number)
+    fused.prepare("tried", SECOND)
+    assert fused.advance([entry(shares) for shares in rounds]) == single.root(0)
+    assert (fused.version, fused.state) == (single.version, single.state)
+    assert fused.prepare("next", FIRST) == single.prepare("next", FIRST)
+    assert fused.state_at(0) == single.state_at(0) == METHOD.first()
+
+
+def test_a_round_that_is_none_among_several_changes_nothing() -> None:
+    store = store_of()
+    before = store.root(0)
+    with pytest.raises(PeerError, match="malformed"):
+        store.advance([FIRST, b"\x01"])
+    assert (store.root(0), store.version) == (before, 0)
+
+
 @pytest.mark.parametrize("tried", [False, True])
 def test_weights_before_recent_rounds_are_at_hand_whatever_is_tried(*, tried: bool) -> None:
     store = store_of()
