@@ -137,7 +137,12 @@ class SimulatedRounds:
         for index, ((low, high), reducer) in enumerate(zip(bounds, draw.reducers, strict=True)):
             payloads = [sent[peer].payloads[index] for peer in draw.senders]
             reduced = self._stores[reducer].reduce(
-                payloads, weights, norms, numel=high - low, own=draw.senders.index(reducer)
+                payloads,
+                weights,
+                norms,
+                numel=high - low,
+                own=draw.senders.index(reducer),
+                key=number,
             )
             results.append(_Result(reducer, reduced.payload, reduced.loss))
             self._count(reducer, [one.payloads[index] for one in sent], reduced.payload)
@@ -204,6 +209,7 @@ def _store_of(binding: ModelBinding, outer: OuterSection) -> OuterStore:
         optimizer=optimizer_named(outer.optimizer, lr=outer.lr, momentum=outer.momentum),
         root_of=tree_root,
         decay=outer.residual_decay,
+        seed_of=hash,
     )
     return OuterStore(parameters, parts)
 

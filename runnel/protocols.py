@@ -133,6 +133,13 @@ class Codec(Protocol):
         """The name under which manifests choose it."""
         ...
 
+    def seeded(self, seed: int) -> Codec:
+        """This codec, drawing from `seed` what it draws when it encodes; itself if it draws nothing.
+
+        Payloads that are to be added up are encoded with one seed. They can be read without it.
+        """
+        ...
+
     def max_bytes(self, numel: int) -> int:
         """The largest payload of `numel` values: receivers refuse more before reading."""
         ...

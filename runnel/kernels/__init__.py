@@ -5,11 +5,13 @@ Knows no sockets, no clock, no threads. Importing it loads numpy only; numba fol
 
 from runnel.kernels.arrays import require_vector
 from runnel.kernels.dispatch import implementation, warm_up
+from runnel.kernels.draws import words_of
 from runnel.kernels.outer_step import momentum_step, plain_step
 from runnel.kernels.signatures import (
     BlockKernels,
     ElementwiseKernels,
     Float32,
+    HalfKernels,
     Implementation,
     SparseKernels,
 )
@@ -19,6 +21,7 @@ __all__ = [
     "BlockKernels",
     "ElementwiseKernels",
     "Float32",
+    "HalfKernels",
     "Implementation",
     "SparseKernels",
     "first_non_finite",
@@ -29,4 +32,5 @@ __all__ = [
     "require_vector",
     "sum_of_squares",
     "warm_up",
+    "words_of",
 ]

@@ -39,13 +39,13 @@ def implementation(name: str | None = None) -> Implementation:
 def warm_up(*codecs: str) -> str:
     """Loads or compiles now what single values need, and these codecs; the name of the implementation.
 
-    Codecs without kernels of their own (fp32, fp16) are fine, and so are numbers behind a name (top-k:64).
+    Codecs without kernels of their own (fp32) are fine, and so are numbers behind a name (top-k:64).
     """
     loaded = implementation()
     for codec in codecs:
         name = codec.partition(":")[0]
-        loaded.blocks.get(name)
-        loaded.sparse.get(name)
+        for kind in (loaded.blocks, loaded.sparse, loaded.halves):
+            kind.get(name)
     return loaded.name
 
 
@@ -110,5 +110,6 @@ def _assembled(by: str, elements: ElementwiseKernels) -> Implementation:
         "two-bit": (f"few_bits_{by}", "TWO_BIT"),
         "sign": (f"few_bits_{by}", "SIGN"),
     }
-    sparse = {"top-k": (f"top_k_{by}", "TOP_K")}
-    return Implementation(by, _OnDemand(blocks), _OnDemand(sparse), elements)
+    sparse = {"top-k": (f"top_k_{by}", "TOP_K"), "random-k": (f"random_k_{by}", "RANDOM_K")}
+    halves = {"fp16": (f"halves_{by}", "FP16"), "bf16": (f"halves_{by}", "BF16")}
+    return Implementation(by, _OnDemand(blocks), _OnDemand(sparse), _OnDemand(halves), elements)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -135,8 +136,14 @@ def _outer_store(model: nn.Module, plan: FragmentPlan, spec: RunSpec) -> OuterSt
         ),
         root_of=tree_root,
         decay=spec.outer.residual_decay,
+        seed_of=_seed_of,
     )
     return OuterStore(values, parts)
+
+
+def _seed_of(key: Hashable) -> int:
+    """Of a round: the same with all members, on whichever path it is."""
+    return key.number if isinstance(key, RoundKey) else 0
 
 
 def _keeper(store: Store, log: DurableLog, me: PeerId, spec: RunSpec, folder: Path) -> Keeper:

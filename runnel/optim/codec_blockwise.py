@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -111,6 +111,11 @@ class BlockwiseCodec:
     def name(self) -> str:
         """The name under which manifests choose it."""
         return self._layout.name
+
+    def seeded(self, seed: int) -> Self:
+        """See `Codec.seeded`."""
+        del seed
+        return self
 
     def max_bytes(self, numel: int) -> int:
         """The exact size of a payload of `numel` values."""

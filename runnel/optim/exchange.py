@@ -15,6 +15,12 @@ from runnel.types import Digest
 Array = np.ndarray[Any, Any]
 Payload = bytes | memoryview
 RootOf = Callable[[Sequence[memoryview]], Digest]
+SeedOf = Callable[[Hashable], int]
+
+
+def no_seed(_: Hashable) -> int:
+    """For encoders that draw nothing."""
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +28,8 @@ class StoreParts:
     """The exchangeable parts of an outer store.
 
     `root_of` names shared state by content: the digest of the concatenation of buffers. `decay` is what
-    a record that includes this peer leaves of its residual there: 1 forgets nothing.
+    a record that includes this peer leaves of its residual there: 1 forgets nothing. `seed_of` a round's
+    key is what its encoders draw from, so that all draw alike.
     """
 
     codec: Codec
@@ -31,6 +38,7 @@ class StoreParts:
     optimizer: OuterOptimizer
     root_of: RootOf
     decay: float = 1.0
+    seed_of: SeedOf = no_seed
 
 
 class StateStore(Protocol):

@@ -12,7 +12,7 @@ record that includes this peer also makes what is left of ``e`` there fade (Spar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 
@@ -32,6 +32,7 @@ from runnel.optim.exchange import (
     StoreParts,
     raw,
 )
+from runnel.optim.owing import Owed, Owing
 from runnel.optim.parts import Bounds
 from runnel.optim.passes import owing, summed
 from runnel.optim.stepping import Stepper
@@ -56,9 +57,6 @@ _SPARE_ARRAYS = 4  # change hands in a round: snapshot, residual, parameters, mo
 
 _ALIGNED_BYTES = 64
 
-_Owed = tuple[slice, Array | None]
-"""Where in a fragment, and what to add to the residual there; None for fading."""
-
 
 @dataclass(slots=True)
 class _Fragment:
@@ -81,6 +79,7 @@ class OuterStore:
         spare = _SPARE_ARRAYS * max(self.sizes) * dtype.itemsize
         self._buffers = BufferPool(dtype, max_spare_bytes=spare)
         self._rooms = BufferPool(np.uint8, max_spare_bytes=spare // _SPARE_ARRAYS // 2)
+        self._owing = Owing(parts.codec, parts.decay, self.take_buffer)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -176,7 +175,7 @@ class OuterStore:
         Raises:
             ValueError: the trainer's values are not finite: its contribution must be withheld.
         """
-        own, codec = self._fragments[fragment], self._parts.codec
+        own, codec = self._fragments[fragment], self._parts.codec.seeded(self._parts.seed_of(key))
         if version != own.version or key in self._handed:
             return None
         after = self.take_buffer(snapshot.size)
@@ -229,6 +228,7 @@ class OuterStore:
         *,
         numel: int,
         own: int,
+        key: Hashable = None,
     ) -> Reduced:
         """Aggregates payloads of one slice and encodes the result once.
 
@@ -238,6 +238,7 @@ class OuterStore:
             norms: Euclidean norm of each sender's whole fragment, [senders].
             numel: values in the slice.
             own: place of this peer among the senders, or -1.
+            key: names the round, as in `encode`; its seed is that of the result.
         """
         parts = self._parts
         total = self.take_buffer(numel)
@@ -247,7 +248,8 @@ class OuterStore:
             parts.codec.accumulate(payload, factor, total)
         share = float(factors[own]) if own >= 0 else 0.0
         room = self.take_rooms([parts.result_codec.max_bytes(numel)])[0]
-        encoded = parts.result_codec.encode_parts(summed(total, share), numel, room)
+        codec = parts.result_codec.seeded(parts.seed_of(key))
+        encoded = codec.encode_parts(summed(total, share), numel, room)
         return Reduced(encoded, total if own >= 0 else None)
 
     def prepare(
@@ -291,10 +293,10 @@ class OuterStore:
         for index, (low, high) in enumerate(outcome.bounds):
             if outcome.included[index]:
                 residual[low:high] += drift[low:high]
-                residual[low:high] -= self._decoded(outcome.payloads[index], high - low)
-                self._change_residual(residual, slice(low, high), None)
-        for place, values in self._owed_by(outcome, -1, payloads=False):
-            self._change_residual(residual, place, values)
+                residual[low:high] -= self._owing.decoded(outcome.payloads[index], high - low)
+                self._owing.change(residual, slice(low, high), None)
+        for place, values in self._owing.by(outcome, -1, payloads=False):
+            self._owing.change(residual, place, values)
 
     def adopt(self, tag: Hashable, outcome: Outcome) -> Merge:
         """Takes up a decided round: new state, residual, and what the trainer must add. `tag` is prepared."""
@@ -320,29 +322,17 @@ class OuterStore:
         """
         own = self._fragments[fragment]
         live: tuple[Outcome, Handed] | None = None
-        taken: list[_Owed] = []
+        taken: list[Owed] = []
         for outcome in outcomes:
             handed = self._handed.pop(outcome.key, None)
             in_trainer = handed is not None and handed.snapshot is not None
             if handed is not None and in_trainer:
                 live = (outcome, handed)
-            taken += self._owed_by(outcome, -1, payloads=not in_trainer)
-        again = (self._owed_by(outcome, 1, payloads=True) for outcome in lost)
+            taken += self._owing.by(outcome, -1, payloads=not in_trainer)
+        again = (self._owing.by(outcome, 1, payloads=True) for outcome in lost)
         owed = chain(taken, chain.from_iterable(again))
         delta = self._take_out(own, parameters, *live) if live else self._change(own, parameters)
         return self._moved(fragment, parameters, momentum, owed, delta)
-
-    def _owed_by(self, outcome: Outcome, sign: int, *, payloads: bool) -> Iterator[_Owed]:
-        """What a record changes in the residual: payloads it holds, and what our encodings of results lost."""
-        rows = zip(outcome.bounds, outcome.included, outcome.losses, strict=True)
-        for index, ((low, high), included, loss) in enumerate(rows):
-            if included and payloads:
-                decoded = self._decoded(outcome.payloads[index], high - low)
-                yield slice(low, high), decoded if sign > 0 else -decoded
-                if sign < 0:
-                    yield slice(low, high), None
-            if loss is not None:
-                yield slice(low, high), loss if sign < 0 else -loss
 
     def _take_out(
         self, own: _Fragment, parameters: Array, outcome: Outcome, handed: Handed
@@ -355,7 +345,7 @@ class OuterStore:
             start = snapshot if included else own.theta
             np.subtract(parameters[low:high], start[low:high], out=snapshot[low:high])
             if included:
-                self._change_residual(after, slice(low, high), None)
+                self._owing.change(after, slice(low, high), None)
             else:
                 after[low:high] = own.residual[low:high]
         own.residual = after
@@ -369,7 +359,7 @@ class OuterStore:
         fragment: int,
         parameters: Array,
         momentum: Array,
-        owed: Iterable[_Owed],
+        owed: Iterable[Owed],
         delta: Array,
     ) -> Merge:
         """The new state is in force; what is handed over and undecided follows it and the trainer's merge."""
@@ -382,19 +372,8 @@ class OuterStore:
                     handed.snapshot += delta
         for place, values in owed:
             for residual in residuals:
-                self._change_residual(residual, place, values)
+                self._owing.change(residual, place, values)
         own.theta, own.momentum = parameters, momentum
         own.ready.clear()
         own.version += 1
         return Merge(fragment, own.version, delta, parameters)
-
-    def _change_residual(self, residual: Array, place: slice, values: Array | None) -> None:
-        if values is not None:
-            residual[place] += values
-        elif self._parts.decay != 1.0:
-            residual[place] *= residual.dtype.type(self._parts.decay)
-
-    def _decoded(self, payload: Payload, numel: int) -> Array:
-        values = self.take_buffer(numel)
-        self._parts.codec.decode(payload, values)
-        return values

@@ -15,7 +15,7 @@ BLOCKS: dict[str, BlockFormat] = {
 }
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
-every_codec = pytest.mark.parametrize("name", [*CODECS, "top-k:7"])
+every_codec = pytest.mark.parametrize("name", [*CODECS, "top-k:7", "random-k:7"])
 every_block_codec = pytest.mark.parametrize("name", list(BLOCKS))
 
 

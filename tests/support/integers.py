@@ -15,6 +15,9 @@ class IntegerCodec:
 
     name = "integer"
 
+    def seeded(self, seed: int) -> IntegerCodec:
+        return self
+
     def max_bytes(self, numel: int) -> int:
         return 8 * numel
 

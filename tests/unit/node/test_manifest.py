@@ -191,8 +191,8 @@ def test_an_override_cannot_smuggle_in_a_second_setting(tmp_path: Path) -> None:
         ),
         (
             '[outer]\ncodec = "e3"',
-            'run.toml: outer.codec is "e3", expected fp32, fp16, int8, int4, e3m0, two-bit, sign, top-k,'
-            " or top-k:N for N of 4096 values: edit the file or use --set outer.codec=e3m0",
+            'run.toml: outer.codec is "e3", expected fp32, fp16, bf16, int8, int4, e3m0, two-bit, sign,'
+            " top-k or random-k, or top-k:N or random-k:N for N of 4096 values: edit the file or use --set outer.codec=e3m0",
         ),
         (
             "[outer]\nmomentm = 1",
@@ -376,7 +376,9 @@ def test_the_run_id_depends_on_everything_but_the_signature(
     assert replace(manifest, signature=b"").run_id == manifest.run_id
 
 
-@pytest.mark.parametrize("name", [*CODECS, "top-k:1", "top-k:128", "top-k:4095", "top-k:4096"])
+@pytest.mark.parametrize(
+    "name", [*CODECS, "top-k:1", "top-k:128", "top-k:4095", "top-k:4096", "random-k:9"]
+)
 def test_every_codec_can_be_chosen_for_both_ways(name: str) -> None:
     assert OuterSection(codec=name, result_codec=name).codec == codec_named(name).name
     for wrong in (f"{name} ", f"{name}:0", "top-k:4097", "top-k:5000", "top-k:064"):
