@@ -40,6 +40,7 @@ CODECS: Mapping[str, str] = {
     "sign": "sign",
     "top-k": "topk",
     "random-k": "randomk",
+    "hadamard+int4": "hadamard_int4",
 }
 """What is measured, and how the keys of the result begin."""
 

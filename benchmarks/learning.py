@@ -90,6 +90,8 @@ METHODS: Mapping[str, Method] = {
     ),
     "bf16": Method(_both("bf16", 50)),
     "random_k_1024": Method(_both("random-k:1024", 50)),
+    "hadamard_two_bit": Method(_both("hadamard+two-bit", 50)),
+    "hadamard_sign": Method(_both("hadamard+sign", 50)),
     "data_parallel_muon": Method(None, "muon"),
     "muon_e3m0": Method(_both("e3m0", 50), "muon"),
     "muon_h100_two_bit": Method(_both("two-bit", 100), "muon"),

@@ -5,7 +5,7 @@ Knows no sockets, no clock, no threads. Importing it loads numpy only; numba fol
 
 from runnel.kernels.arrays import require_vector
 from runnel.kernels.dispatch import implementation, warm_up
-from runnel.kernels.draws import words_of
+from runnel.kernels.draws import Words, words_of
 from runnel.kernels.outer_step import momentum_step, plain_step
 from runnel.kernels.signatures import (
     BlockKernels,
@@ -13,6 +13,7 @@ from runnel.kernels.signatures import (
     Float32,
     HalfKernels,
     Implementation,
+    RotationKernels,
     SparseKernels,
 )
 from runnel.kernels.statistics import first_non_finite, norm, sum_of_squares
@@ -23,7 +24,9 @@ __all__ = [
     "Float32",
     "HalfKernels",
     "Implementation",
+    "RotationKernels",
     "SparseKernels",
+    "Words",
     "first_non_finite",
     "implementation",
     "momentum_step",

@@ -44,8 +44,9 @@ def warm_up(*codecs: str) -> str:
     loaded = implementation()
     for codec in codecs:
         name = codec.partition(":")[0]
-        for kind in (loaded.blocks, loaded.sparse, loaded.halves):
-            kind.get(name)
+        for part in name.split("+"):
+            for kind in (loaded.blocks, loaded.sparse, loaded.halves, loaded.rotations):
+                kind.get(part)
     return loaded.name
 
 
@@ -112,4 +113,12 @@ def _assembled(by: str, elements: ElementwiseKernels) -> Implementation:
     }
     sparse = {"top-k": (f"top_k_{by}", "TOP_K"), "random-k": (f"random_k_{by}", "RANDOM_K")}
     halves = {"fp16": (f"halves_{by}", "FP16"), "bf16": (f"halves_{by}", "BF16")}
-    return Implementation(by, _OnDemand(blocks), _OnDemand(sparse), _OnDemand(halves), elements)
+    rotations = {"hadamard": (f"hadamard_{by}", "HADAMARD")}
+    return Implementation(
+        name=by,
+        blocks=_OnDemand(blocks),
+        sparse=_OnDemand(sparse),
+        halves=_OnDemand(halves),
+        rotations=_OnDemand(rotations),
+        elements=elements,
+    )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 Words = npt.NDArray[np.uint64]
 
-_STEP = 0x9E3779B97F4A7C15
+STEP = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
 
@@ -35,5 +35,5 @@ def words_of(seed: int, first: int, number: int) -> Words:
     Block b has ``mixed(mixed(seed) + (b + 1) * 0x9E3779B97F4A7C15)``, modulo 2^64.
     """
     start = int(mixed(np.array([seed & _MASK], np.uint64))[0])
-    steps = np.arange(first + 1, first + number + 1, dtype=np.uint64) * np.uint64(_STEP)
+    steps = np.arange(first + 1, first + number + 1, dtype=np.uint64) * np.uint64(STEP)
     return mixed(steps + np.uint64(start))

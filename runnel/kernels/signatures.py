@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from runnel.kernels.draws import Words
+
 Float32 = npt.NDArray[np.float32]
 Codes = npt.NDArray[Any]
 """int8 [values] for int8; uint8 for the codecs of 4 bits and fewer, several codes in each."""
@@ -99,6 +101,20 @@ class HalfKernels:
 
 
 @dataclass(frozen=True, slots=True)
+class RotationKernels:
+    """A rotation of blocks and its inverse. `out` may be `values`; all three fit each other, nothing is checked.
+
+    There is a word (`draws.words_of`) for each block, and the blocks' size is a power of two.
+    """
+
+    forward: Callable[[Float32, Words, Float32], None]
+    """``(values, words, out)``: H D x / n for blocks x of n values, D the signs of the block's word."""
+
+    backward: Callable[[Float32, Words, Float32], None]
+    """``(values, words, out)``: D H y, clamped to the largest float32; undoes `forward` but for roundings."""
+
+
+@dataclass(frozen=True, slots=True)
 class ElementwiseKernels:
     """The operations on single values and the sums in a fixed order. Same rules as `BlockKernels`."""
 
@@ -127,4 +143,5 @@ class Implementation:
     blocks: Mapping[str, BlockKernels]
     sparse: Mapping[str, SparseKernels]
     halves: Mapping[str, HalfKernels]
+    rotations: Mapping[str, RotationKernels]
     elements: ElementwiseKernels

@@ -24,12 +24,12 @@ MAX_MEMBERS = 64
 MAX_INT = 2**63 - 1
 
 CODEC_PATTERN = (
-    "^(?:fp32|fp16|bf16|int8|int4|e3m0|two-bit|sign|(?:top|random)-k"
+    r"^(?:fp32|fp16|bf16|int8|(?:hadamard\+)?(?:int4|e3m0|two-bit|sign)|(?:top|random)-k"
     "(?::(?:[1-9][0-9]{0,2}|[1-3][0-9]{3}|40[0-8][0-9]|409[0-6]))?)$"
 )
 CODEC_WORDS = (
-    "fp32, fp16, bf16, int8, int4, e3m0, two-bit, sign, top-k or random-k, or top-k:N or random-k:N for"
-    " N of 4096 values"
+    "fp32, fp16, bf16, int8, int4, e3m0, two-bit, sign (the last four also as hadamard+int4 and so on),"
+    " top-k or random-k, or top-k:N or random-k:N for N of 4096 values"
 )
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]

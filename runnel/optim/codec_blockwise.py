@@ -161,6 +161,15 @@ class BlockwiseCodec:
                 require_finite(sum_of(part[refused:], more), self._by, place=place + refused)
         return room
 
+    def fill(self, payload: Bytes, numel: int, place: int, values: Float32) -> None:
+        """Encodes finite `values` into a payload of `numel`, from `place` on; they become what is read back.
+
+        `place` begins a block, and only the last values of a payload may end within one.
+        """
+        some = self._layout.range(*self._layout.split(payload, numel), place, values.size)
+        self._encode((values, None), None, *some)
+        self._decode(*some, values)
+
     def _encode(
         self,
         summands: tuple[Float32, Float32 | None],

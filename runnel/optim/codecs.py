@@ -48,6 +48,12 @@ numbers are little-endian, as is every machine this runs on. n values take:
     top-k, in the order in which they are drawn. A chunk's places are the first ones of a permutation
     that follows from the seed and the chunk's number (`runnel.kernels.draws`,
     `runnel.kernels.random_k_reference`), places beyond a short chunk left out.
+``hadamard+int4``, ``hadamard+e3m0``, ``hadamard+two-bit``, ``hadamard+sign``
+    First a seed, 8 bytes, if there is any value; then what the codec behind the plus makes of the
+    rotated values. Blocks of 4096 are multiplied by signs that follow from the seed and the block's
+    number, and by a Hadamard matrix over 4096 (`runnel.kernels.hadamard_reference`); the last block, of L
+    values, is padded with zeros to the next power of two, all of which is sent. To be read, values are
+    rotated back, and those in the padding's place left out.
 
 Means are sums in a fixed order (`runnel.kernels.few_bits_reference`, `runnel.kernels.top_k_reference`).
 
@@ -65,6 +71,7 @@ from functools import partial
 
 from runnel.errors import ConfigError
 from runnel.optim.codec_blockwise import BlockFormat, BlockwiseCodec
+from runnel.optim.codec_hadamard import HadamardCodec
 from runnel.optim.codec_plain import FloatCodec, HalfCodec
 from runnel.optim.codec_random_k import RandomKCodec
 from runnel.optim.codec_top_k import TopKCodec
@@ -118,6 +125,10 @@ CODECS: Mapping[str, Maker] = {
     "sign": partial(BlockwiseCodec, SIGN),
     "top-k": TopKCodec,
     "random-k": RandomKCodec,
+    "hadamard+int4": partial(HadamardCodec, INT4),
+    "hadamard+e3m0": partial(HadamardCodec, E3M0),
+    "hadamard+two-bit": partial(HadamardCodec, TWO_BIT),
+    "hadamard+sign": partial(HadamardCodec, SIGN),
 }
 """Every codec by the name under which manifests choose it."""
 

@@ -191,8 +191,8 @@ def test_an_override_cannot_smuggle_in_a_second_setting(tmp_path: Path) -> None:
         ),
         (
             '[outer]\ncodec = "e3"',
-            'run.toml: outer.codec is "e3", expected fp32, fp16, bf16, int8, int4, e3m0, two-bit, sign,'
-            " top-k or random-k, or top-k:N or random-k:N for N of 4096 values: edit the file or use --set outer.codec=e3m0",
+            'run.toml: outer.codec is "e3", expected fp32, fp16, bf16, int8, int4, e3m0, two-bit, sign'
+            " (the last four also as hadamard+int4 and so on), top-k or random-k, or top-k:N or random-k:N for N of 4096 values: edit the file or use --set outer.codec=e3m0",
         ),
         (
             "[outer]\nmomentm = 1",

@@ -383,6 +383,7 @@ GOLDEN = {
     "bf16": ("228138d3922e357fbd19598c755bdb2b", "d044e8f5a39f332e9f610e4f895eeb45"),
     "random-k": ("f69acffa0ae1db2afd3d89a640a31989", "7d849ac6eeb9ace62113474b1ceed5bd"),
     "random-k:7": ("a3a2afa0bc3acd1a5b350fddb2323500", "4e9538a26f76cb4a1ced02618f1cd9b6"),
+    "hadamard+int4": ("32294b7735d8238ec48aa27d4c90d9b5", "222a57bcffc60621572b99fcfabb2394"),
     "top-k:7": ("41b1f90f2a33f85ee4bdbf911ba6eada", "a03e551ebe84711b6778c620a747a2a9"),
 }
 """blake3 of the payload, and of a vector after accumulating a third of it."""
