@@ -76,6 +76,7 @@ METHODS: Mapping[str, Method] = {
     "h100_e3m0": Method(_both("e3m0", 100)),
     "h100_two_bit": Method(_both("two-bit", 100)),
     "heavy_ball_e3m0": Method(_both("e3m0", 50, optimizer="heavy-ball")),
+    "adam_e3m0": Method(_both("e3m0", 50, optimizer="adam", lr=0.02, momentum=0.9)),
     "averaging_e3m0": Method(_both("e3m0", 50, optimizer="sgd", lr=1.0)),
     "sparseloco": Method(
         OuterSection(
@@ -89,7 +90,7 @@ METHODS: Mapping[str, Method] = {
         )
     ),
     "bf16": Method(_both("bf16", 50)),
-    "random_k_1024": Method(_both("random-k:1024", 50)),
+    "random_k": Method(_both("random-k:1024", 30, 1, optimizer="sgd", lr=1.0)),
     "hadamard_two_bit": Method(_both("hadamard+two-bit", 50)),
     "hadamard_sign": Method(_both("hadamard+sign", 50)),
     "data_parallel_muon": Method(None, "muon"),

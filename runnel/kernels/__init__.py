@@ -6,7 +6,7 @@ Knows no sockets, no clock, no threads. Importing it loads numpy only; numba fol
 from runnel.kernels.arrays import require_vector
 from runnel.kernels.dispatch import implementation, warm_up
 from runnel.kernels.draws import Words, words_of
-from runnel.kernels.outer_step import momentum_step, plain_step
+from runnel.kernels.outer_step import adam_step, momentum_step, plain_step
 from runnel.kernels.signatures import (
     BlockKernels,
     ElementwiseKernels,
@@ -27,6 +27,7 @@ __all__ = [
     "RotationKernels",
     "SparseKernels",
     "Words",
+    "adam_step",
     "first_non_finite",
     "implementation",
     "momentum_step",

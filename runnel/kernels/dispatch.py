@@ -36,17 +36,20 @@ def implementation(name: str | None = None) -> Implementation:
     return _load(name or os.environ.get(ENVIRONMENT_VARIABLE) or "")
 
 
-def warm_up(*codecs: str) -> str:
-    """Loads or compiles now what single values need, and these codecs; the name of the implementation.
+def warm_up(*names: str) -> str:
+    """Loads or compiles now what single values need, and what these codecs and outer optimizers do.
 
-    Codecs without kernels of their own (fp32) are fine, and so are numbers behind a name (top-k:64).
+    Gives the name of the implementation.
+
+    Those without kernels of their own (fp32, nesterov) are fine, and so are numbers behind a name (top-k:64).
     """
     loaded = implementation()
-    for codec in codecs:
-        name = codec.partition(":")[0]
+    for given in names:
+        name = given.partition(":")[0]
         for part in name.split("+"):
             for kind in (loaded.blocks, loaded.sparse, loaded.halves, loaded.rotations):
                 kind.get(part)
+            loaded.steps.get(part)
     return loaded.name
 
 
@@ -120,5 +123,6 @@ def _assembled(by: str, elements: ElementwiseKernels) -> Implementation:
         sparse=_OnDemand(sparse),
         halves=_OnDemand(halves),
         rotations=_OnDemand(rotations),
+        steps=_OnDemand({"adam": (f"adam_{by}", "adam_step")}),
         elements=elements,
     )

@@ -53,9 +53,9 @@ def momentum_step(
     """See `ElementwiseKernels.momentum_step`."""
     lr, mu, own, gathered = factors
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        new_momentum[:] = _without_negligible(mu * momentum + pseudo_gradient)
+        new_momentum[:] = without_negligible(mu * momentum + pseudo_gradient)
         ahead = own * pseudo_gradient + gathered * new_momentum
-        new_parameters[:] = _without_negligible(parameters - lr * ahead)
+        new_parameters[:] = without_negligible(parameters - lr * ahead)
 
 
 def plain_step(
@@ -63,10 +63,10 @@ def plain_step(
 ) -> None:
     """See `ElementwiseKernels.plain_step`."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        new_parameters[:] = _without_negligible(parameters - lr * pseudo_gradient)
+        new_parameters[:] = without_negligible(parameters - lr * pseudo_gradient)
 
 
-def _without_negligible(values: npt.NDArray[Any]) -> Float32:
+def without_negligible(values: npt.NDArray[Any]) -> Float32:
     """A float32 copy with +0 for what is below 2^-100."""
     return np.where(np.abs(values) < _NEGLIGIBLE, np.float32(0), values)
 

@@ -135,6 +135,14 @@ class ElementwiseKernels:
     """``(parameters, pseudo_gradient, lr, new_parameters)``: see `outer_step.plain_step`."""
 
 
+AdamState = tuple[Float32, Float32, Float32]
+"""Outer parameters, mean and mean square of pseudo-gradients, float32 [values] each."""
+
+AdamStep = Callable[[AdamState, Float32, Float32, AdamState], None]
+"""``(before, pseudo_gradient, [lr, beta1, 1 - beta1, beta2, 1 - beta2, epsilon], after)``: see
+`outer_step.adam_step`. `after` may be `before`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Implementation:
     """All arithmetic by one technique; every technique gives the same bits."""
@@ -144,4 +152,5 @@ class Implementation:
     sparse: Mapping[str, SparseKernels]
     halves: Mapping[str, HalfKernels]
     rotations: Mapping[str, RotationKernels]
+    steps: Mapping[str, AdamStep]
     elements: ElementwiseKernels

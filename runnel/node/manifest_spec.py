@@ -152,12 +152,23 @@ class InnerSection(Section):
 class OuterSection(Section):
     """What peers exchange, how, and how often."""
 
-    optimizer: Literal["nesterov", "heavy-ball", "sgd"] = Field(
+    optimizer: Literal["nesterov", "heavy-ball", "sgd", "adam"] = Field(
         default="nesterov", description="outer optimizer; sgd has no momentum"
     )
-    lr: float = Field(default=0.7, gt=0, le=10, description="outer learning rate")
+    lr: float = Field(
+        default=0.7,
+        gt=0,
+        le=10,
+        description="outer learning rate; for adam a value's step, such as 0.02",
+    )
     momentum: float = Field(
         default=0.8, ge=0, lt=1, description="outer momentum, per round of a fragment"
+    )
+    beta2: float = Field(
+        default=0.99, ge=0, lt=1, description="decay of outer mean squares, per round (adam)"
+    )
+    epsilon: float = Field(
+        default=1e-3, gt=0, le=1, description="added to the root of outer mean squares (adam)"
     )
     fragments: int = Field(default=4, ge=1, le=1_024, description="parts that travel in turn (P)")
     every_steps: int = Field(

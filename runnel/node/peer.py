@@ -220,7 +220,8 @@ class PeerNode:
         if fetched is not None:
             self.note(fetched.event())
         runtime = self._entrance.runtime
-        runtime.call(runtime.codec, warm_up, *self.spec.outer.codecs, timeout_s=_JOIN_S)
+        outer = self.spec.outer
+        runtime.call(runtime.codec, warm_up, *outer.codecs, outer.optimizer, timeout_s=_JOIN_S)
         runtime.call(self._start, timeout_s=_CALL_S)
         runtime.own(self._keep_status)
         announcer = Announcer(self._entrance.network, self.run_id, self._driver.contacts.seed)

@@ -53,7 +53,7 @@ __all__ = [
     "raw",
 ]
 
-_SPARE_ARRAYS = 4  # change hands in a round: snapshot, residual, parameters, momentum
+_SPARE_ARRAYS = 3  # change hands in a round: snapshot, residual, parameters; and momentum
 
 _ALIGNED_BYTES = 64
 
@@ -73,12 +73,15 @@ class OuterStore:
     def __init__(self, parameters: Sequence[Array], parts: StoreParts) -> None:
         """Takes over `parameters`; momentum and residuals start at zero."""
         self._parts, self._stepper = parts, Stepper(parts.result_codec, parts.optimizer)
-        self._fragments = [_Fragment(p, np.zeros_like(p), np.zeros_like(p)) for p in parameters]
+        slots = parts.optimizer.slots
+        self._fragments = [
+            _Fragment(p, np.zeros(slots * p.size, p.dtype), np.zeros_like(p)) for p in parameters
+        ]
         self._handed: dict[Hashable, Handed] = {}
         dtype = self._fragments[0].theta.dtype
-        spare = _SPARE_ARRAYS * max(self.sizes) * dtype.itemsize
+        spare = (_SPARE_ARRAYS + slots) * max(self.sizes) * dtype.itemsize
         self._buffers = BufferPool(dtype, max_spare_bytes=spare)
-        self._rooms = BufferPool(np.uint8, max_spare_bytes=spare // _SPARE_ARRAYS // 2)
+        self._rooms = BufferPool(np.uint8, max_spare_bytes=max(self.sizes) * dtype.itemsize // 2)
         self._owing = Owing(parts.codec, parts.decay, self.take_buffer)
 
     @property
@@ -94,7 +97,7 @@ class OuterStore:
     @property
     def shared_sizes(self) -> tuple[tuple[int, int], ...]:
         """Values of both parts of a state, per fragment."""
-        return tuple((size, size) for size in self.sizes)
+        return tuple((f.theta.size, f.momentum.size) for f in self._fragments)
 
     def shared(self, fragment: int) -> tuple[Array, Array]:
         """Parameters and momentum (not copies)."""
@@ -105,7 +108,7 @@ class OuterStore:
         return self.shared(fragment)[0]
 
     def momentum(self, fragment: int) -> Array:
-        """The outer momentum (not a copy)."""
+        """The outer momentum, all that the optimizer keeps (not a copy)."""
         return self.shared(fragment)[1]
 
     def root(self, fragment: int) -> Digest:
@@ -266,7 +269,7 @@ class OuterStore:
         known = own.ready.get(tag)
         if known is not None:
             return known[2]
-        theta, momentum = self.take_buffer(own.theta.size), self.take_buffer(own.theta.size)
+        theta, momentum = self.take_buffer(own.theta.size), self.take_buffer(own.momentum.size)
         before, after = (own.theta, own.momentum), (theta, momentum)
         self._stepper.step(before, after, bounds, payloads, final=final)
         root = self._parts.root_of([raw(theta), raw(momentum)])

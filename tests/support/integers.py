@@ -68,6 +68,7 @@ class Subtract:
     """theta <- theta - step."""
 
     name = "subtract"
+    slots = 1
 
     def step(
         self, parameters: Any, momentum: Any, pseudo_gradient: Any, *, final: bool, out: Any = None
