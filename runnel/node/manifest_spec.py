@@ -201,6 +201,12 @@ class OuterSection(Section):
         le=1,
         description="what a round leaves of what its encoding lost; 1 = nothing is forgotten",
     )
+    residual_cap: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="norm of what encoding lost of a slice over that of what was sent, at most; 0 = any",
+    )
     aggregator: Literal["weighted-mean", "clip-mean"] = Field(
         default="clip-mean",
         description="clip-mean = clipped to the median norm, then averaged by tokens",

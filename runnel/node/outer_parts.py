@@ -37,6 +37,7 @@ def parts_of(outer: OuterSection) -> StoreParts:
         optimizer=optimizer_of(outer),
         root_of=tree_root,
         decay=outer.residual_decay,
+        cap=outer.residual_cap,
         seed_of=_seed_of,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from runnel.kernels import norm
 from runnel.optim.exchange import Array, Outcome, Payload
 from runnel.protocols import Codec
 
@@ -19,11 +20,13 @@ class Owing:
     Attributes:
         codec: of contributions.
         decay: what a record that includes this peer leaves of the residual there.
+        cap: how many times the norm of what was sent of a slice the residual there may have; 0 is no limit.
         take_buffer: an array of so many values, to be filled.
     """
 
     codec: Codec
     decay: float
+    cap: float
     take_buffer: Callable[[int], Array]
 
     def by(self, outcome: Outcome, sign: int, *, payloads: bool) -> Iterator[Owed]:
@@ -47,6 +50,21 @@ class Owing:
             residual[place] += values
         elif self.decay != 1.0:
             residual[place] *= residual.dtype.type(self.decay)
+
+    def bounded(self, residual: Array, place: slice, payload: Payload) -> float:
+        """Shrinks a slice's residual to what the payload taken out of it allows; the norm of what is cut.
+
+        Only where the contribution came out of the trainer's values: then the residual is what its encoding
+        lost. Elsewhere it may hold a debt that must not shrink.
+        """
+        if self.cap == 0.0:
+            return 0.0
+        held = norm(residual[place])
+        most = self.cap * self.codec.norm(payload, place.stop - place.start)
+        if held <= most:
+            return 0.0
+        residual[place] *= residual.dtype.type(most / held)
+        return held - most
 
     def decoded(self, payload: Payload, numel: int) -> Array:
         """The values of a payload of ours, in an array of its own."""

@@ -12,8 +12,9 @@ record that includes this peer also makes what is left of ``e`` there fade (Spar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 
 import numpy as np
@@ -82,7 +83,7 @@ class OuterStore:
         spare = (_SPARE_ARRAYS + slots) * max(self.sizes) * dtype.itemsize
         self._buffers = BufferPool(dtype, max_spare_bytes=spare)
         self._rooms = BufferPool(np.uint8, max_spare_bytes=max(self.sizes) * dtype.itemsize // 2)
-        self._owing = Owing(parts.codec, parts.decay, self.take_buffer)
+        self._owing = Owing(parts.codec, parts.decay, parts.cap, self.take_buffer)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -298,6 +299,7 @@ class OuterStore:
                 residual[low:high] += drift[low:high]
                 residual[low:high] -= self._owing.decoded(outcome.payloads[index], high - low)
                 self._owing.change(residual, slice(low, high), None)
+                self._owing.bounded(residual, slice(low, high), outcome.payloads[index])
         for place, values in self._owing.by(outcome, -1, payloads=False):
             self._owing.change(residual, place, values)
 
@@ -334,28 +336,33 @@ class OuterStore:
             taken += self._owing.by(outcome, -1, payloads=not in_trainer)
         again = (self._owing.by(outcome, 1, payloads=True) for outcome in lost)
         owed = chain(taken, chain.from_iterable(again))
-        delta = self._take_out(own, parameters, *live) if live else self._change(own, parameters)
-        return self._moved(fragment, parameters, momentum, owed, delta)
+        delta, cut = self._take_out(own, parameters, *live) if live else (None, 0.0)
+        if delta is None:
+            delta = np.subtract(parameters, own.theta, out=self.take_buffer(parameters.size))
+        return replace(self._moved(fragment, parameters, momentum, owed, delta), cut=cut)
 
     def _take_out(
         self, own: _Fragment, parameters: Array, outcome: Outcome, handed: Handed
-    ) -> Array:
-        """Gives a contribution's included slices up to the record; the trainer's change, in the snapshot's place."""
-        snapshot, after = handed.snapshot, handed.after
+    ) -> tuple[Array, float]:
+        """Gives a contribution's included slices up to the record.
+
+        Returns:
+            The trainer's change, in the snapshot's place, and the norm of what the cap took.
+        """
+        snapshot, after, cut = handed.snapshot, handed.after, 0.0
         assert snapshot is not None
         assert after is not None
-        for (low, high), included in zip(outcome.bounds, outcome.included, strict=True):
+        rows = zip(outcome.bounds, outcome.included, outcome.payloads, strict=True)
+        for (low, high), included, payload in rows:
             start = snapshot if included else own.theta
             np.subtract(parameters[low:high], start[low:high], out=snapshot[low:high])
             if included:
                 self._owing.change(after, slice(low, high), None)
+                cut = math.hypot(cut, self._owing.bounded(after, slice(low, high), payload))
             else:
                 after[low:high] = own.residual[low:high]
         own.residual = after
-        return snapshot
-
-    def _change(self, own: _Fragment, parameters: Array) -> Array:
-        return np.subtract(parameters, own.theta, out=self.take_buffer(parameters.size))
+        return snapshot, cut
 
     def _moved(
         self,
