@@ -124,9 +124,10 @@ class DataSection(Section):
 class InnerSection(Section):
     """The optimizer of each peer's own steps."""
 
-    optimizer: Literal["adamw", "muon", "sgd"] = Field(
+    optimizer: Literal["adamw", "muon", "schedule-free", "sgd"] = Field(
         default="adamw",
-        description="inner optimizer; muon = for the matrices of layers, adamw for the rest",
+        description="inner optimizer; muon = for layers' matrices, adamw for the rest; schedule-free = adamw"
+        " that averages its steps, for final_lr_share 1",
     )
     lr: float = Field(default=2e-3, gt=0, le=1, description="highest learning rate")
     matrix_lr: float = Field(
