@@ -32,12 +32,15 @@ NUMEL = 2**24
 CHECKED = 2**19 + 1_234
 CODECS: Mapping[str, str] = {
     "fp16": "fp16",
+    "bf16": "bf16",
     "int8": "int8",
     "int4": "int4",
     "e3m0": "e3m0",
     "two-bit": "two_bit",
     "sign": "sign",
     "top-k": "topk",
+    "random-k": "randomk",
+    "hadamard+int4": "hadamard_int4",
 }
 """What is measured, and how the keys of the result begin."""
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from benchmarks.simulated_rounds import Draw, SimulatedRounds
 from runnel.clock import SystemClock
 from runnel.errors import ConfigError
 from runnel.node.manifest_spec import InnerSection, OuterSection
-from runnel.optim import plan_model
+from runnel.optim import ScheduleFreeAdamW, plan_model
 from runnel.types import Digest, short
 
 STEPS = 2_000
@@ -57,8 +58,11 @@ class Method:
     inner: str = "adamw"
 
     def applied_to(self, task: Task) -> Task:
-        """The task with this method's inner optimizer."""
-        return replace(task, inner=task.inner.model_copy(update={"optimizer": self.inner}))
+        """The task with this method's inner optimizer, and its rates."""
+        chosen: dict[str, Any] = {"optimizer": self.inner}
+        if self.inner == "schedule-free":
+            chosen["final_lr_share"] = 1.0
+        return replace(task, inner=task.inner.model_copy(update=chosen))
 
 
 def _both(codec: str, every_steps: int, fragments: int = 4, **more: Any) -> OuterSection:
@@ -76,6 +80,7 @@ METHODS: Mapping[str, Method] = {
     "h100_e3m0": Method(_both("e3m0", 100)),
     "h100_two_bit": Method(_both("two-bit", 100)),
     "heavy_ball_e3m0": Method(_both("e3m0", 50, optimizer="heavy-ball")),
+    "adam_e3m0": Method(_both("e3m0", 50, optimizer="adam", lr=0.02, momentum=0.9)),
     "averaging_e3m0": Method(_both("e3m0", 50, optimizer="sgd", lr=1.0)),
     "sparseloco": Method(
         OuterSection(
@@ -88,6 +93,12 @@ METHODS: Mapping[str, Method] = {
             residual_decay=0.95,
         )
     ),
+    "bf16": Method(_both("bf16", 50)),
+    "random_k": Method(_both("random-k:1024", 30, 1, optimizer="sgd", lr=1.0)),
+    "hadamard_two_bit": Method(_both("hadamard+two-bit", 50)),
+    "hadamard_sign": Method(_both("hadamard+sign", 50)),
+    "data_parallel_schedule_free": Method(None, "schedule-free"),
+    "schedule_free_e3m0": Method(_both("e3m0", 50), "schedule-free"),
     "data_parallel_muon": Method(None, "muon"),
     "muon_e3m0": Method(_both("e3m0", 50), "muon"),
     "muon_h100_two_bit": Method(_both("two-bit", 100), "muon"),
@@ -124,7 +135,10 @@ def data_parallel(task: Task, text: Text) -> Outcome:
         train_step([model], [optimizer], batch.unsqueeze(0), task, step=step)
     numel = sum(parameter.numel() for parameter in model.parameters())
     per_step_bytes = 2 * (task.peers - 1) / task.peers * 2 * numel
-    return Outcome(validation_loss(model, text, task), per_step_bytes * task.steps, ())
+    averaged = optimizer.averaged() if isinstance(optimizer, ScheduleFreeAdamW) else nullcontext()
+    with averaged:
+        loss = validation_loss(model, text, task)
+    return Outcome(loss, per_step_bytes * task.steps, ())
 
 
 def simulate(task: Task, text: Text, outer: OuterSection, draws: Sequence[Draw] = ()) -> Outcome:

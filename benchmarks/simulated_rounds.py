@@ -13,18 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runnel.dht.blobs import tree_root
 from runnel.errors import BugError
 from runnel.hashing import digest
 from runnel.node.manifest_spec import OuterSection
+from runnel.node.outer_parts import parts_of
 from runnel.node.rounds import slice_bounds
 from runnel.optim import FragmentPlan, ModelBinding, WindowSchedule
-from runnel.optim.codecs import codec_named
 from runnel.optim.exchange import Payload
-from runnel.optim.outer import optimizer_named
-from runnel.optim.store import Array, Bounds, Encoded, Outcome, OuterStore, StoreParts
+from runnel.optim.store import Array, Bounds, Encoded, Outcome, OuterStore
 from runnel.types import Digest, short
-from runnel.verification import aggregator_named
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,7 +134,12 @@ class SimulatedRounds:
         for index, ((low, high), reducer) in enumerate(zip(bounds, draw.reducers, strict=True)):
             payloads = [sent[peer].payloads[index] for peer in draw.senders]
             reduced = self._stores[reducer].reduce(
-                payloads, weights, norms, numel=high - low, own=draw.senders.index(reducer)
+                payloads,
+                weights,
+                norms,
+                numel=high - low,
+                own=draw.senders.index(reducer),
+                key=number,
             )
             results.append(_Result(reducer, reduced.payload, reduced.loss))
             self._count(reducer, [one.payloads[index] for one in sent], reduced.payload)
@@ -197,15 +199,7 @@ def _store_of(binding: ModelBinding, outer: OuterSection) -> OuterStore:
     parameters = [binding.new_buffer(index) for index in range(binding.plan.num_fragments)]
     for index, buffer in enumerate(parameters):
         binding.read(index, buffer)
-    parts = StoreParts(
-        codec=codec_named(outer.codec),
-        result_codec=codec_named(outer.result_codec),
-        aggregator=aggregator_named(outer.aggregator),
-        optimizer=optimizer_named(outer.optimizer, lr=outer.lr, momentum=outer.momentum),
-        root_of=tree_root,
-        decay=outer.residual_decay,
-    )
-    return OuterStore(parameters, parts)
+    return OuterStore(parameters, parts_of(outer))
 
 
 def _drawn_order(number: int, peers: int) -> list[int]:

@@ -133,6 +133,13 @@ class Codec(Protocol):
         """The name under which manifests choose it."""
         ...
 
+    def seeded(self, seed: int) -> Codec:
+        """This codec, drawing from `seed` what it draws when it encodes; itself if it draws nothing.
+
+        Payloads that are to be added up are encoded with one seed. They can be read without it.
+        """
+        ...
+
     def max_bytes(self, numel: int) -> int:
         """The largest payload of `numel` values: receivers refuse more before reading."""
         ...
@@ -220,6 +227,11 @@ class OuterOptimizer(Protocol):
         """The name under which manifests choose it."""
         ...
 
+    @property
+    def slots(self) -> int:
+        """How many values it keeps of each parameter, beside it."""
+        ...
+
     def step(
         self,
         parameters: Float32,
@@ -232,7 +244,8 @@ class OuterOptimizer(Protocol):
         """Writes the new parameters and momentum to `out`, by default in place.
 
         A `final` step is a plain averaging, which leaves the momentum as it is. Elementwise: a vector may
-        be given in parts, and what is written may be what is read.
+        be given in parts, and what is written may be what is read. `momentum` is [values], or, with more
+        than one slot, [slots, values], each row contiguous.
         """
         ...
 

@@ -5,12 +5,15 @@ Knows no sockets, no clock, no threads. Importing it loads numpy only; numba fol
 
 from runnel.kernels.arrays import require_vector
 from runnel.kernels.dispatch import implementation, require_arithmetic, warm_up
-from runnel.kernels.outer_step import momentum_step, plain_step
+from runnel.kernels.draws import Words, words_of
+from runnel.kernels.outer_step import adam_step, momentum_step, plain_step
 from runnel.kernels.signatures import (
     BlockKernels,
     ElementwiseKernels,
     Float32,
+    HalfKernels,
     Implementation,
+    RotationKernels,
     SparseKernels,
 )
 from runnel.kernels.statistics import first_non_finite, norm, sum_of_squares
@@ -19,8 +22,12 @@ __all__ = [
     "BlockKernels",
     "ElementwiseKernels",
     "Float32",
+    "HalfKernels",
     "Implementation",
+    "RotationKernels",
     "SparseKernels",
+    "Words",
+    "adam_step",
     "first_non_finite",
     "implementation",
     "momentum_step",
@@ -30,4 +37,5 @@ __all__ = [
     "require_vector",
     "sum_of_squares",
     "warm_up",
+    "words_of",
 ]

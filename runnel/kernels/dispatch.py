@@ -49,16 +49,20 @@ def require_arithmetic() -> None:
         raise ConfigError(_missing("it is not installed"))
 
 
-def warm_up(*codecs: str) -> str:
-    """Loads or compiles now what single values need, and these codecs; the name of the implementation.
+def warm_up(*names: str) -> str:
+    """Loads or compiles now what single values need, and what these codecs and outer optimizers do.
 
-    Codecs without kernels of their own (fp32, fp16) are fine, and so are numbers behind a name (top-k:64).
+    Gives the name of the implementation.
+
+    Those without kernels of their own (fp32, nesterov) are fine, and so are numbers behind a name (top-k:64).
     """
     loaded = implementation()
-    for codec in codecs:
-        name = codec.partition(":")[0]
-        loaded.blocks.get(name)
-        loaded.sparse.get(name)
+    for given in names:
+        name = given.partition(":")[0]
+        for part in name.split("+"):
+            for kind in (loaded.blocks, loaded.sparse, loaded.halves, loaded.rotations):
+                kind.get(part)
+            loaded.steps.get(part)
     return loaded.name
 
 
@@ -129,5 +133,15 @@ def _assembled(by: str, elements: ElementwiseKernels) -> Implementation:
         "two-bit": (f"few_bits_{by}", "TWO_BIT"),
         "sign": (f"few_bits_{by}", "SIGN"),
     }
-    sparse = {"top-k": (f"top_k_{by}", "TOP_K")}
-    return Implementation(by, _OnDemand(blocks), _OnDemand(sparse), elements)
+    sparse = {"top-k": (f"top_k_{by}", "TOP_K"), "random-k": (f"random_k_{by}", "RANDOM_K")}
+    halves = {"fp16": (f"halves_{by}", "FP16"), "bf16": (f"halves_{by}", "BF16")}
+    rotations = {"hadamard": (f"hadamard_{by}", "HADAMARD")}
+    return Implementation(
+        name=by,
+        blocks=_OnDemand(blocks),
+        sparse=_OnDemand(sparse),
+        halves=_OnDemand(halves),
+        rotations=_OnDemand(rotations),
+        steps=_OnDemand({"adam": (f"adam_{by}", "adam_step")}),
+        elements=elements,
+    )

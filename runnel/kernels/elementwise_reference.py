@@ -7,35 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runnel.kernels.signatures import ElementwiseKernels, Float32, Halves
+from runnel.kernels.signatures import ElementwiseKernels, Float32
 
-_LARGEST_HALF = np.float32(65504)
 _NEGLIGIBLE = np.float32(2.0**-100)
 _LANES = 64
 _ROWS = 4096
-
-
-def half_encode(values: Float32, residual: Float32, halves: Halves) -> None:
-    """See `ElementwiseKernels.half_encode`."""
-    with np.errstate(under="ignore"):
-        nearest = np.clip(values, -_LARGEST_HALF, _LARGEST_HALF).astype(np.float16)
-    halves[:] = nearest.view(np.uint16)
-    residual[:] = values - nearest.astype(np.float32)
-
-
-def half_decode(halves: Halves, out: Float32) -> None:
-    """See `ElementwiseKernels.half_decode`."""
-    out[:] = halves.view(np.float16)
-
-
-def half_accumulate(halves: Halves, factor: np.float32, out: Float32) -> None:
-    """See `ElementwiseKernels.half_accumulate`."""
-    float_accumulate(halves.view(np.float16).astype(np.float32), factor, out)
-
-
-def half_finite(halves: Halves) -> bool:
-    """See `ElementwiseKernels.half_finite`."""
-    return bool(np.isfinite(halves.view(np.float16)).all())
 
 
 def float_accumulate(values: Float32, factor: np.float32, out: Float32) -> None:
@@ -77,9 +53,9 @@ def momentum_step(
     """See `ElementwiseKernels.momentum_step`."""
     lr, mu, own, gathered = factors
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        new_momentum[:] = _without_negligible(mu * momentum + pseudo_gradient)
+        new_momentum[:] = without_negligible(mu * momentum + pseudo_gradient)
         ahead = own * pseudo_gradient + gathered * new_momentum
-        new_parameters[:] = _without_negligible(parameters - lr * ahead)
+        new_parameters[:] = without_negligible(parameters - lr * ahead)
 
 
 def plain_step(
@@ -87,19 +63,15 @@ def plain_step(
 ) -> None:
     """See `ElementwiseKernels.plain_step`."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        new_parameters[:] = _without_negligible(parameters - lr * pseudo_gradient)
+        new_parameters[:] = without_negligible(parameters - lr * pseudo_gradient)
 
 
-def _without_negligible(values: npt.NDArray[Any]) -> Float32:
+def without_negligible(values: npt.NDArray[Any]) -> Float32:
     """A float32 copy with +0 for what is below 2^-100."""
     return np.where(np.abs(values) < _NEGLIGIBLE, np.float32(0), values)
 
 
 ELEMENTS = ElementwiseKernels(
-    half_encode=half_encode,
-    half_decode=half_decode,
-    half_accumulate=half_accumulate,
-    half_finite=half_finite,
     float_accumulate=float_accumulate,
     first_non_finite=first_non_finite,
     sum_of_squares=sum_of_squares,

@@ -148,7 +148,7 @@ def materialise(
         wide, narrow = held[: x.size], out[start : start + _CHUNK]
         kernels.materialise(x, amount, unit, where, first_tile + start // TILE, wide)
         if out.dtype == np.float16:
-            encode = implementation(by).elements.half_encode
+            encode = implementation(by).halves["fp16"].encode
             encode(wide, wide, narrow.view(np.uint16))
         else:
             kernels.to_bfloat16(wide, narrow)

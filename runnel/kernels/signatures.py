@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from runnel.kernels.draws import Words
+
 Float32 = npt.NDArray[np.float32]
 Codes = npt.NDArray[Any]
 """int8 [values] for int8; uint8 for the codecs of 4 bits and fewer, several codes in each."""
@@ -16,8 +18,11 @@ Codes = npt.NDArray[Any]
 Scales = npt.NDArray[Any]
 """uint16 (the upper half of a float32), one for each block, or two for two-bit; uint8 [blocks] for E3M0."""
 
+Places = npt.NDArray[Any]
+"""uint8 for top-k, uint64 for random-k: see `SparseKernels`."""
+
 Halves = npt.NDArray[np.uint16]
-"""uint16 [values]: the bits of IEEE half-precision numbers."""
+"""uint16 [values]: the bits of half-precision numbers, IEEE's or bfloat16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,42 +61,62 @@ class BlockKernels:
 class SparseKernels:
     """The operations of a codec that sends `count` values of each chunk, on whole chunks. Same rules.
 
-    Of a chunk there are two scales, ``ceil(count / 4)`` bytes of codes, ``3 * ceil(count / 2)`` of indices.
+    Of a chunk there are two scales and ``ceil(count / 4)`` bytes of codes. `places` say where they belong: for
+    top-k ``3 * ceil(count / 2)`` bytes of indices, for random-k a word of 64 bits (`draws.words_of`).
     """
 
-    encode: Callable[[Float32, Float32, Scales, Codes, Codes, int], int]
-    """``(values, added, scales, codes, indices, count)``: the first chunk with a NaN or Inf, or -1.
+    encode: Callable[[Float32, Float32, Scales, Codes, Places, int], int]
+    """``(values, added, scales, codes, places, count)``: the first chunk with a NaN or Inf, or -1.
 
     Encodes ``values + added``; `values` become what that loses. `added` is another array of their size,
     or one chunk of -0.0, which changes nothing. Chunks before a refused one are complete; of those from
     it on, only `values` may have changed, to the sum.
     """
 
-    accumulate: Callable[[Scales, Codes, Codes, np.float32, Float32, int], None]
-    """``(scales, codes, indices, factor, out, count)``: adds; each product and sum is rounded by itself."""
+    accumulate: Callable[[Scales, Codes, Places, np.float32, Float32, int], None]
+    """``(scales, codes, places, factor, out, count)``: adds; each product and sum is rounded by itself."""
 
-    canonical: Callable[[Scales, Codes, Codes, int, int], bool]
-    """``(scales, codes, indices, chunk, count)``: whether indices rise within the chunk, unused bits are 0."""
+    canonical: Callable[[Scales, Codes, Places, int, int], bool]
+    """``(scales, codes, places, chunk, count)``: whether indices rise within the chunk, unused bits are 0."""
 
     sum_of_squares: Callable[[Scales, Codes, int], float]
     """``(scales, codes, count)``: of the decoded values, rounded to float64 chunk after chunk."""
 
 
 @dataclass(frozen=True, slots=True)
-class ElementwiseKernels:
-    """The operations on single values and the sums in a fixed order. Same rules as `BlockKernels`."""
+class HalfKernels:
+    """The operations of a codec that gives each value 16 bits. Same rules as `BlockKernels`."""
 
-    half_encode: Callable[[Float32, Float32, Halves], None]
-    """``(values, residual, halves)``: to nearest even, clamped to +-65504; `residual` may be `values`."""
+    encode: Callable[[Float32, Float32, Halves], None]
+    """``(values, residual, halves)``: to nearest even, clamped to the largest; `residual` may be `values`."""
 
-    half_decode: Callable[[Halves, Float32], None]
+    decode: Callable[[Halves, Float32], None]
     """``(halves, out)``: overwrites `out`."""
 
-    half_accumulate: Callable[[Halves, np.float32, Float32], None]
+    accumulate: Callable[[Halves, np.float32, Float32], None]
     """``(halves, factor, out)``: adds; each product and each sum is rounded by itself."""
 
-    half_finite: Callable[[Halves], bool]
-    """``(halves)``: whether none is NaN or infinite."""
+    canonical: Callable[[Halves], bool]
+    """``(halves)``: whether none is one that the encoder never writes, NaN or infinite among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RotationKernels:
+    """A rotation of blocks and its inverse. `out` may be `values`; all three fit each other, nothing is checked.
+
+    There is a word (`draws.words_of`) for each block, and the blocks' size is a power of two.
+    """
+
+    forward: Callable[[Float32, Words, Float32], None]
+    """``(values, words, out)``: H D x / n for blocks x of n values, D the signs of the block's word."""
+
+    backward: Callable[[Float32, Words, Float32], None]
+    """``(values, words, out)``: D H y, clamped to the largest float32; undoes `forward` but for roundings."""
+
+
+@dataclass(frozen=True, slots=True)
+class ElementwiseKernels:
+    """The operations on single values and the sums in a fixed order. Same rules as `BlockKernels`."""
 
     float_accumulate: Callable[[Float32, np.float32, Float32], None]
     """``(values, factor, out)``: adds; each product and each sum is rounded by itself."""
@@ -110,6 +135,14 @@ class ElementwiseKernels:
     """``(parameters, pseudo_gradient, lr, new_parameters)``: see `outer_step.plain_step`."""
 
 
+AdamState = tuple[Float32, Float32, Float32]
+"""Outer parameters, mean and mean square of pseudo-gradients, float32 [values] each."""
+
+AdamStep = Callable[[AdamState, Float32, Float32, AdamState], None]
+"""``(before, pseudo_gradient, [lr, beta1, 1 - beta1, beta2, 1 - beta2, epsilon], after)``: see
+`outer_step.adam_step`. `after` may be `before`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Implementation:
     """All arithmetic by one technique; every technique gives the same bits."""
@@ -117,4 +150,7 @@ class Implementation:
     name: str
     blocks: Mapping[str, BlockKernels]
     sparse: Mapping[str, SparseKernels]
+    halves: Mapping[str, HalfKernels]
+    rotations: Mapping[str, RotationKernels]
+    steps: Mapping[str, AdamStep]
     elements: ElementwiseKernels

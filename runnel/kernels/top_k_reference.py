@@ -40,7 +40,7 @@ def encode(
     kept = np.sort(order[:, :count], axis=1)
     picked = np.take_along_axis(x, kept, axis=1)
     small = shrunk(picked)
-    centroids = two_centroids(small, _sums(small) / np.float32(count), _sums)
+    centroids = two_centroids(small, sums_of_rows(small) / np.float32(count), sums_of_rows)
     chosen = nearest_codes(picked, centroids)
     scales[: centroids.size] = centroids.ravel()
     codes[: len(x) * -(-count // 4)] = pack(chosen, 2)
@@ -78,7 +78,7 @@ def sum_of_squares(scales: Scales, codes: Codes, count: int) -> float:
     return squares_of_levels(large, count, scales.reshape(-1, 2))
 
 
-def _sums(x: Float32) -> Float32:
+def sums_of_rows(x: Float32) -> Float32:
     """Sums of rows [chunks, count], one column after the other."""
     total = np.zeros(len(x), np.float32)
     for column in range(x.shape[1]):

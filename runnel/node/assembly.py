@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runnel.dht.blob_shelf import BlobShelf
-from runnel.dht.blobs import tree_root
 from runnel.errors import ConfigError, InputFileError, NetworkError, PeerError, RunMismatchError
 from runnel.hashing import digest
 from runnel.node import joining, run_service, storage_keys
@@ -28,6 +27,7 @@ from runnel.node.keeper import Keeper
 from runnel.node.manifest import Genesis, RunSpec, SignedManifest
 from runnel.node.manifest_spec import AUTO
 from runnel.node.outcomes import genesis_record
+from runnel.node.outer_parts import parts_of
 from runnel.node.outer_state import STATE_FOLDER, plan_updates
 from runnel.node.owed import owed_tokens, owed_updates
 from runnel.node.place import Local
@@ -47,14 +47,12 @@ from runnel.optim.binding import ModelBinding, plan_model
 from runnel.optim.codecs import codec_named
 from runnel.optim.exchange import StateStore
 from runnel.optim.fragments import FragmentPlan
-from runnel.optim.outer import optimizer_named
 from runnel.optim.seed_claims import can_be_checked
 from runnel.optim.seed_rounds import MAX_ENTRY_BYTES
 from runnel.optim.seed_store import SeedStore
-from runnel.optim.store import OuterStore, StoreParts
+from runnel.optim.store import OuterStore
 from runnel.protocols import Signer
 from runnel.types import Digest, PeerId
-from runnel.verification.aggregators import aggregator_named
 
 if TYPE_CHECKING:
     from torch import nn
@@ -155,17 +153,7 @@ def _outer_store(model: nn.Module, plan: FragmentPlan, spec: RunSpec) -> OuterSt
     values = [binding.new_buffer(fragment) for fragment in range(plan.num_fragments)]
     for fragment, buffer in enumerate(values):
         binding.read(fragment, buffer)
-    parts = StoreParts(
-        codec=codec_named(spec.outer.codec),
-        result_codec=codec_named(spec.outer.result_codec),
-        aggregator=aggregator_named(spec.outer.aggregator),
-        optimizer=optimizer_named(
-            spec.outer.optimizer, lr=spec.outer.lr, momentum=spec.outer.momentum
-        ),
-        root_of=tree_root,
-        decay=spec.outer.residual_decay,
-    )
-    return OuterStore(values, parts)
+    return OuterStore(values, parts_of(spec.outer))
 
 
 def _keeper(

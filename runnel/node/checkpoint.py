@@ -72,7 +72,8 @@ class CheckpointContent:
 
     Attributes:
         parameters: float32 by name, any shapes.
-        momentum: the outer optimizer's, float32 by parameter name; may lack some or all.
+        momentum: the outer optimizer's, float32 by parameter name; may lack some or all. Where it keeps
+            several values of each parameter (adam: mean and mean square), they are along a first axis.
         meta: where it stands.
     """
 
@@ -300,7 +301,7 @@ def _check_momentum(parameters: Shapes, momentum: Shapes) -> None:
         if name.startswith(MOMENTUM_PREFIX):
             raise ValueError(f"parameter {name!r} begins like a momentum: rename it")
     for name, shape in momentum.items():
-        if parameters.get(name) != shape:
+        if parameters.get(name) not in (shape, shape[1:]):
             raise ValueError(
                 f"momentum {name!r} has shape {shape}, its parameter {parameters.get(name)}"
             )

@@ -15,6 +15,7 @@ from runnel.errors import ConfigError
 from runnel.node.deadlines import BEHIND_SHARE
 from runnel.node.manifest_spec import MAX_MEMBERS, RunSpec
 from runnel.node.membership import greeting_s
+from runnel.node.outer_parts import optimizer_of
 from runnel.node.pace import MARGIN
 from runnel.node.rounds import slice_bounds
 from runnel.optim.codecs import codec_named
@@ -40,8 +41,8 @@ _CROSSINGS = 5
 _DELAY_S = 0.05
 """Of one crossing."""
 
-_STATE_BYTES = 8
-"""Of a value of the run's state: parameters and momentum in fp32."""
+_WORD_BYTES = 4
+"""Of a parameter, and of each value that the outer optimizer keeps of it."""
 
 _DATA_PARALLEL_BYTES = 2
 """Of a gradient's value in data parallel training: bf16."""
@@ -193,7 +194,7 @@ def forecast(
     )
     whole = sum(crowd.peers for crowd in crowds if load.sent_slices(crowd.link) == load.slices)
     whole = whole or members  # somebody has to reduce
-    state_bytes = _STATE_BYTES * sum(sizes)
+    state_bytes = _WORD_BYTES * (1 + optimizer_of(outer).slots) * sum(sizes)
     links = tuple(load.on_link(crowd, whole, state_bytes) for crowd in crowds)
     sent_bytes = load.round_s / 8 * sum(e.up_bits_s * e.crowd.peers for e in links) / members
     windows = outer.every_steps / outer.fragments

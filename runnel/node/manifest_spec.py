@@ -24,10 +24,13 @@ MAX_MEMBERS = 64
 MAX_INT = 2**63 - 1
 
 CODEC_PATTERN = (
-    "^(?:fp32|fp16|int8|int4|e3m0|two-bit|sign|top-k"
+    r"^(?:fp32|fp16|bf16|int8|(?:hadamard\+)?(?:int4|e3m0|two-bit|sign)|(?:top|random)-k"
     "(?::(?:[1-9][0-9]{0,2}|[1-3][0-9]{3}|40[0-8][0-9]|409[0-6]))?)$"
 )
-CODEC_WORDS = "fp32, fp16, int8, int4, e3m0, two-bit, sign, top-k, or top-k:N for N of 4096 values"
+CODEC_WORDS = (
+    "fp32, fp16, bf16, int8, int4, e3m0, two-bit, sign (the last four also as hadamard+int4 and so on),"
+    " top-k or random-k, or top-k:N or random-k:N for N of 4096 values"
+)
 AUTO = "auto"
 """In place of a codec: chosen at the launch so that the budget holds."""
 BUDGET_PATTERN = (
@@ -130,9 +133,10 @@ class DataSection(Section):
 class InnerSection(Section):
     """The optimizer of each peer's own steps."""
 
-    optimizer: Literal["adamw", "muon", "sgd"] = Field(
+    optimizer: Literal["adamw", "muon", "schedule-free", "sgd"] = Field(
         default="adamw",
-        description="inner optimizer; muon = for the matrices of layers, adamw for the rest",
+        description="inner optimizer; muon = for layers' matrices, adamw for the rest; schedule-free = adamw"
+        " that averages its steps, for final_lr_share 1",
     )
     lr: float = Field(default=2e-3, gt=0, le=1, description="highest learning rate")
     matrix_lr: float = Field(
@@ -158,12 +162,23 @@ class InnerSection(Section):
 class OuterSection(Section):
     """What peers exchange, how, and how often."""
 
-    optimizer: Literal["nesterov", "heavy-ball", "sgd"] = Field(
+    optimizer: Literal["nesterov", "heavy-ball", "sgd", "adam"] = Field(
         default="nesterov", description="outer optimizer; sgd has no momentum"
     )
-    lr: float = Field(default=0.7, gt=0, le=10, description="outer learning rate")
+    lr: float = Field(
+        default=0.7,
+        gt=0,
+        le=10,
+        description="outer learning rate; for adam a value's step, such as 0.02",
+    )
     momentum: float = Field(
         default=0.8, ge=0, lt=1, description="outer momentum, per round of a fragment"
+    )
+    beta2: float = Field(
+        default=0.99, ge=0, lt=1, description="decay of outer mean squares, per round (adam)"
+    )
+    epsilon: float = Field(
+        default=1e-3, gt=0, le=1, description="added to the root of outer mean squares (adam)"
     )
     fragments: int = Field(default=4, ge=1, le=1_024, description="parts that travel in turn (P)")
     every_steps: int = Field(
@@ -195,6 +210,12 @@ class OuterSection(Section):
         gt=0,
         le=1,
         description="what a round leaves of what its encoding lost; 1 = nothing is forgotten",
+    )
+    residual_cap: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="norm of what encoding lost of a slice over that of what was sent, at most; 0 = any",
     )
     aggregator: Literal["weighted-mean", "clip-mean"] = Field(
         default="clip-mean",

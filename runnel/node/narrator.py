@@ -17,6 +17,7 @@ from runnel.node.events import (
     MemberJoined,
     MemberLeft,
     MemberRemoved,
+    ResidualCut,
     RoundCommitted,
     RoundDecided,
     RoundLate,
@@ -60,6 +61,7 @@ class Narrator:
     ) -> None:
         self._state, self._note, self._traffic = state, note, traffic
         self._sent_bytes = self._withheld = 0
+        self._cuts = False
         self._clock = clock or SystemClock()
         self._moved_at: float | None = None
         self._away: _Away | None = None
@@ -98,6 +100,8 @@ class Narrator:
         for record in fork.adopted:
             merge = by_number.get(record.number)
             self._decided(record, merge, now, missed=missed)
+            if merge is not None and merge.included:
+                self._bounded(merge)
             self._members(record)
             if self._away is not None:
                 self._away.kinds[record.kind] += 1
@@ -164,6 +168,20 @@ class Narrator:
         if late and self._state.me in record.view and not catching_up:
             self.note(
                 RoundLate(unix_s=0.0, round=record.number, reason="our contribution came too late")
+            )
+
+    def _bounded(self, merge: DecidedMerge) -> None:
+        """Tells of what a cap took."""
+        cut, before, self._cuts = merge.merge.cut, self._cuts, merge.merge.cut > 0
+        if cut > 0:
+            self.note(
+                ResidualCut(
+                    unix_s=0.0,
+                    round=merge.number,
+                    fragment=merge.merge.fragment,
+                    cut=cut,
+                    again=before,
+                )
             )
 
     def _included(self, record: Record) -> int:

@@ -25,6 +25,7 @@ from runnel.node.fields import digest_of, items
 from runnel.node.keepsakes import result_name
 from runnel.node.manifest import SignedManifest
 from runnel.node.outcomes import genesis_record
+from runnel.node.outer_parts import optimizer_of
 from runnel.node.rounds import slice_bounds
 from runnel.node.saved_states import StateKey, Step, state_key, state_name, steps_of, steps_since
 from runnel.node.seed_parts import blank_store
@@ -32,7 +33,6 @@ from runnel.node.storage_keys import HEAD, Updates, restore
 from runnel.optim.codecs import codec_named
 from runnel.optim.exchange import RoundResults
 from runnel.optim.fragments import FragmentPlan, ParameterShape, plan_fragments
-from runnel.optim.outer import optimizer_named
 from runnel.optim.seed_store import SeedStore
 from runnel.optim.stepping import Stepper
 
@@ -120,21 +120,23 @@ def outer_state(
         meta = _meta(manifest, chain, 1, [store.root(0)])
         return CheckpointContent(store.weights.arrays(), {}, meta)
     chain, plan, roots = _newest(manifest, stored, read)
-    parameters, momentum = _empty(plan), _empty(plan)
+    slots = optimizer_of(manifest.spec.outer).slots
+    parameters, momenta = _empty(plan), [_empty(plan) for _ in range(slots)]
     for fragment, size in enumerate(plan.sizes):
         record = chain.last_update(fragment, plan.num_fragments)
         number = record.number if record else -1
         roots[fragment] = record.state_root if record else roots[fragment]
         values = _values(stored, read, fragment, number)
-        if values.size == 2 * size:
-            _advance(manifest, values, _steps_to(stored, chain, fragment, plan.num_fragments), read)
-        if values.size != 2 * size or tree_root([values.data]) != roots[fragment]:
+        state = (values[:size], values[size:])
+        if values.size == (1 + slots) * size:
+            _advance(manifest, state, _steps_to(stored, chain, fragment, plan.num_fragments), read)
+        if values.size != (1 + slots) * size or tree_root([values.data]) != roots[fragment]:
             raise _not_named(fragment, number, roots[fragment])
-        _spread(plan, fragment, values[:size], parameters)
-        _spread(plan, fragment, values[size:], momentum)
+        for slot, out in enumerate((parameters, *momenta)):
+            _spread(plan, fragment, values[slot * size : (slot + 1) * size], out)
     return CheckpointContent(
         parameters=_shaped(plan, parameters),
-        momentum=_shaped(plan, momentum),
+        momentum=_stacked([_shaped(plan, momentum) for momentum in momenta]),
         meta=_meta(manifest, chain, plan.num_fragments, roots),
     )
 
@@ -281,15 +283,14 @@ def _steps_to(
 
 
 def _advance(
-    manifest: SignedManifest, values: Float32, steps: Sequence[Step], read: ReadBlob
+    manifest: SignedManifest,
+    state: tuple[Float32, Float32],
+    steps: Sequence[Step],
+    read: ReadBlob,
 ) -> None:
     """Applies the results of rounds to parameters and momentum, in place."""
     outer = manifest.spec.outer
-    stepper = Stepper(
-        codec_named(outer.result_codec),
-        optimizer_named(outer.optimizer, lr=outer.lr, momentum=outer.momentum),
-    )
-    state = (values[: values.size // 2], values[values.size // 2 :])
+    stepper = Stepper(codec_named(outer.result_codec), optimizer_of(outer))
     for step in steps:
         bounds = slice_bounds(state[0].size, len(step.record.slices))
         payloads = [read(result_name(piece.root)) for piece in step.record.slices]
@@ -305,6 +306,13 @@ def _spread(plan: FragmentPlan, fragment: int, values: Float32, out: Mapping[str
     for piece in plan.fragments[fragment]:
         source = values[piece.offset : piece.offset + piece.numel]
         out[piece.parameter][piece.start : piece.stop] = source
+
+
+def _stacked(momenta: Sequence[dict[str, Float32]]) -> dict[str, Float32]:
+    """By name; where there is more than one, along a new first axis."""
+    if len(momenta) == 1:
+        return momenta[0]
+    return {name: np.stack([one[name] for one in momenta]) for name in momenta[0]}
 
 
 def _shaped(plan: FragmentPlan, flat: Mapping[str, Float32]) -> dict[str, Float32]:

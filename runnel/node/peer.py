@@ -299,7 +299,9 @@ class PeerNode:
 
     async def _load_arithmetic(self) -> None:
         """Takes seconds: what needs it waits behind it, a trainer's first steps do not."""
-        await self._entrance.runtime.load(warm_up, *self.spec.outer.codecs)
+        await self._entrance.runtime.load(
+            warm_up, *self.spec.outer.codecs, self.spec.outer.optimizer
+        )
 
     async def _start(self) -> None:
         transport, job = self._entrance.network.transport, self._entrance.runtime.disk

@@ -140,6 +140,28 @@ class ContributionWithheld(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ResidualCut(Event):
+    """The run's `outer.residual_cap` took something out of what this peer owes: its norm is `cut`, and it is lost.
+
+    `again` if the record before that held this peer's share cut something, too.
+    """
+
+    round: int
+    fragment: int
+    cut: float
+    again: bool = False
+
+    def diary(self) -> str | None:
+        """Said where it begins."""
+        if self.again:
+            return None
+        return (
+            f"round {self.round}: what encoding lost exceeds outer.residual_cap, norm {self.cut:.3g} of it is"
+            " dropped; so it goes on until it fits (raise the cap or send more bits)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MergeApplied(Event):
     """The trainer's parameters took up a decided round; `included`: this peer's part is in it."""
 

@@ -135,7 +135,9 @@ class Vault:
         weights = np.array([c.tokens for c in senders], dtype=np.float32)
         norms = np.array([float(np.hypot.reduce(c.slice_norms)) for c in senders], dtype=np.float32)
         own = next((i for i, c in enumerate(senders) if c.peer == self._me), -1)
-        reduced = self.store.reduce(payloads, weights, norms, numel=high - low, own=own)
+        reduced = self.store.reduce(
+            payloads, weights, norms, numel=high - low, own=own, key=action.key
+        )
         root = digest(reduced.payload)
         self.results.keep(root, reduced.payload, reduced.loss)
         return SliceResult(root, action.reducer, action.included), len(reduced.payload)

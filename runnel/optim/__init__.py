@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from runnel.optim.muon import Muon
     from runnel.optim.schedule import WindowSchedule, lr_factor
+    from runnel.optim.schedule_free import ScheduleFreeAdamW
 
 __all__ = [
     "INNER_OPTIMIZERS",
@@ -29,6 +30,7 @@ __all__ = [
     "Muon",
     "ParameterShape",
     "Piece",
+    "ScheduleFreeAdamW",
     "WindowSchedule",
     "clip_gradients",
     "inner_optimizer",
@@ -47,6 +49,7 @@ _HOMES = {
     "Muon": "runnel.optim.muon",
     "ParameterShape": "runnel.optim.fragments",
     "Piece": "runnel.optim.fragments",
+    "ScheduleFreeAdamW": "runnel.optim.schedule_free",
     "WindowSchedule": "runnel.optim.schedule",
     "clip_gradients": "runnel.optim.inner",
     "inner_optimizer": "runnel.optim.inner",

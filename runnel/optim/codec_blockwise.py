@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +112,11 @@ class BlockwiseCodec:
         """The name under which manifests choose it."""
         return self._layout.name
 
+    def seeded(self, seed: int) -> Self:
+        """See `Codec.seeded`."""
+        del seed
+        return self
+
     def max_bytes(self, numel: int) -> int:
         """The exact size of a payload of `numel` values."""
         layout = self._layout
@@ -155,6 +160,15 @@ class BlockwiseCodec:
                 more = None if added is None else added[refused:]
                 require_finite(sum_of(part[refused:], more), self._by, place=place + refused)
         return room
+
+    def fill(self, payload: Bytes, numel: int, place: int, values: Float32) -> None:
+        """Encodes finite `values` into a payload of `numel`, from `place` on; they become what is read back.
+
+        `place` begins a block, and only the last values of a payload may end within one.
+        """
+        some = self._layout.range(*self._layout.split(payload, numel), place, values.size)
+        self._encode((values, None), None, *some)
+        self._decode(*some, values)
 
     def _encode(
         self,

@@ -1,9 +1,9 @@
-"""Codecs that treat each value by itself: fp16 and fp32. Formats are described in `codecs`."""
+"""Codecs that treat each value by itself: fp16, bf16 and fp32. Formats are described in `codecs`."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from runnel.errors import PeerError
 from runnel.kernels import (
     Float32,
+    HalfKernels,
     first_non_finite,
     implementation,
     norm,
@@ -37,20 +38,24 @@ if TYPE_CHECKING:
 
 
 class HalfCodec:
-    """IEEE half precision."""
+    """16 bits for each value: IEEE's half precision, or the upper half of a float32."""
 
-    name = "fp16"
-
-    def __init__(self, *, by: str | None = None) -> None:
+    def __init__(self, name: Literal["fp16", "bf16"] = "fp16", *, by: str | None = None) -> None:
         """`by` forces an implementation of the arithmetic, see `runnel.kernels.implementation`."""
+        self.name = name
         self._by = by
+
+    def seeded(self, seed: int) -> Self:
+        """See `Codec.seeded`."""
+        del seed
+        return self
 
     def max_bytes(self, numel: int) -> int:
         """The exact size of a payload of `numel` values."""
         return 2 * numel
 
     def encode(self, values: Float32, residual: Float32 | None = None) -> bytes:
-        """See `Codec.encode`. `residual` is exact within +-65504 and rounded beyond.
+        """See `Codec.encode`. `residual` is exact, but for fp16 rounded beyond +-65504.
 
         Raises:
             ValueError: a value is NaN or infinite, or an array is not a float32 vector.
@@ -59,7 +64,7 @@ class HalfCodec:
         require_finite(values, self._by)
         buffer, payload = blank_payload(self.max_bytes(values.size))
         rest = np.empty_like(values) if residual is None else residual
-        implementation(self._by).elements.half_encode(values, rest, payload.view(np.uint16))
+        self._kernels.encode(values, rest, payload.view(np.uint16))
         return buffer.getvalue()
 
     def encode_parts(self, parts: Iterable[Part], numel: int, out: memoryview) -> memoryview:
@@ -73,7 +78,7 @@ class HalfCodec:
         for place, part in summed_parts(parts, numel):
             require_finite(part, self._by, place=place)
             into = halves[place : place + part.size]
-            implementation(self._by).elements.half_encode(part, part, into)
+            self._kernels.encode(part, part, into)
         return room
 
     def decode_parts(self, payload: Buffer, numel: int) -> Iterator[Float32]:
@@ -85,7 +90,7 @@ class HalfCodec:
         halves, held = self._parse(payload, numel), np.empty(min(PART, numel), np.float32)
         for part in parts_of(0, numel):
             out = held[: part.stop - part.start]
-            implementation(self._by).elements.half_decode(halves[part], out)
+            self._kernels.decode(halves[part], out)
             yield out
 
     def decode(self, payload: Buffer, out: Float32) -> None:
@@ -96,7 +101,7 @@ class HalfCodec:
             ValueError: `out` is not a writable float32 vector.
         """
         require_vector(out, "out", write=True)
-        implementation(self._by).elements.half_decode(self._parse(payload, out.size), out)
+        self._kernels.decode(self._parse(payload, out.size), out)
 
     def accumulate(self, payload: Buffer, scale: float, out: Float32) -> None:
         """See `Codec.accumulate`. A refused payload leaves `out` as it was.
@@ -107,7 +112,7 @@ class HalfCodec:
         """
         require_vector(out, "out", write=True)
         factor, halves = factor_of(scale), self._parse(payload, out.size)
-        implementation(self._by).elements.half_accumulate(halves, factor, out)
+        self._kernels.accumulate(halves, factor, out)
 
     def norm(self, payload: Buffer, numel: int) -> float:
         """See `Codec.norm`. Decodes part after part.
@@ -118,11 +123,17 @@ class HalfCodec:
         parts = self.decode_parts(payload, numel)
         return math.sqrt(sum(sum_of_squares(part, by=self._by) for part in parts))
 
+    @property
+    def _kernels(self) -> HalfKernels:
+        return implementation(self._by).halves[self.name]
+
     def _parse(self, payload: Buffer, numel: int) -> npt.NDArray[np.uint16]:
-        raw = bytes_of(payload, self.max_bytes(numel), f"fp16, {numel} values")
+        raw = bytes_of(payload, self.max_bytes(numel), f"{self.name}, {numel} values")
         halves = np.require(raw.view(np.uint16), requirements="A")
-        if not implementation(self._by).elements.half_finite(halves):
-            raise PeerError("malformed", "fp16: a value is NaN or infinite")
+        if not self._kernels.canonical(halves):
+            raise PeerError(
+                "malformed", f"{self.name}: a value that no encoder writes, such as NaN or infinity"
+            )
         return halves
 
 
@@ -134,6 +145,11 @@ class FloatCodec:
     def __init__(self, *, by: str | None = None) -> None:
         """`by` forces an implementation of the arithmetic, see `runnel.kernels.implementation`."""
         self._by = by
+
+    def seeded(self, seed: int) -> Self:
+        """See `Codec.seeded`."""
+        del seed
+        return self
 
     def max_bytes(self, numel: int) -> int:
         """The exact size of a payload of `numel` values."""

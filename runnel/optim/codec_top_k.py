@@ -2,172 +2,45 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from runnel.errors import ConfigError, PeerError
-from runnel.kernels import Float32, SparseKernels, implementation, require_vector
-from runnel.optim.parts import PART, parts_of
-from runnel.optim.payloads import (
-    Bytes,
-    Scales,
-    blank_payload,
-    bytes_of,
-    factor_of,
-    placed,
-    require_encodable,
-    require_finite,
-    require_scales,
-    room_in,
-)
+from runnel.errors import PeerError
+from runnel.optim.codec_sparse import CHUNK, SCALES, Entries, SparseCodec
+from runnel.optim.payloads import Bytes, bytes_of, require_scales
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from typing_extensions import Buffer
 
-    from runnel.protocols import Part
-
-CHUNK = 4096
-"""Values among which the largest are looked for: an index takes twelve bits."""
-
 DEFAULT_COUNT = 64
 
-_SCALES = (0x0800, 0x7F7F)
-_ONE = np.float32(1)
 
-
-@dataclass(frozen=True, slots=True)
-class Entries:
-    """What is sent of some chunks: views of a payload's three sections, and entries of a chunk."""
-
-    scales: Scales
-    codes: Bytes
-    indices: Bytes
-    count: int
-
-
-class TopKCodec:
+class TopKCodec(SparseCodec):
     """Sends, of each chunk of 4096 values, those of the largest magnitudes, with two bits and an index each."""
 
-    def __init__(self, count: int = DEFAULT_COUNT, *, by: str | None = None) -> None:
-        """`count` values of a whole chunk are sent; of a short one the same part, rounded up.
+    kind = "top-k"
+    usual_count = DEFAULT_COUNT
 
-        `by` forces an implementation of the arithmetic, see `runnel.kernels.implementation`.
-
-        Raises:
-            ConfigError: `count` is not between 1 and 4096.
-        """
-        if not 1 <= count <= CHUNK:
-            raise ConfigError(f"top-k: {count} values of {CHUNK}, expected 1 to {CHUNK}")
-        self._count = count
-        self._by = by
-
-    @property
-    def name(self) -> str:
-        """The name under which manifests choose it."""
-        return "top-k" if self._count == DEFAULT_COUNT else f"top-k:{self._count}"
+    def seeded(self, seed: int) -> Self:
+        """See `Codec.seeded`."""
+        del seed
+        return self
 
     def max_bytes(self, numel: int) -> int:
         """The exact size of a payload of `numel` values."""
         return sum(self._section_bytes(numel))
 
-    def encode(self, values: Float32, residual: Float32 | None = None) -> bytes:
-        """See `Codec.encode`. `residual` is exact but for the values that are sent, where it is rounded.
-
-        A refused call leaves `residual` as it was. Two passes, and a copy if `residual` is not `values`.
-
-        Raises:
-            ValueError: a value is NaN or infinite, or an array is not a float32 vector.
-        """
-        require_encodable(values, residual)
-        require_finite(values, self._by)
-        left = np.empty_like(values) if residual is None else residual
-        np.copyto(left, values)
-        buffer, payload = blank_payload(self.max_bytes(values.size))
-        self._encode((left, None), payload, 0, values.size)
-        return buffer.getvalue()
-
-    def encode_parts(self, parts: Iterable[Part], numel: int, out: memoryview) -> memoryview:
-        """See `Codec.encode_parts`.
-
-        Raises:
-            ValueError: a value is NaN or infinite, or a part is not a writable float32 vector.
-        """
-        room, payload = room_in(out, self.max_bytes(numel))
-        for place, part, added in placed(parts, numel):
-            if not self._encode((part, added), payload, place, numel):
-                require_finite(part, self._by, place=place)
-        return room
-
-    def decode_parts(self, payload: Buffer, numel: int) -> Iterator[Float32]:
-        """See `Codec.decode_parts`.
-
-        Raises:
-            PeerError: not one encoding of `numel` values.
-        """
-        raw, held = self._checked(payload, numel), np.empty(min(PART, numel), np.float32)
-        for part in parts_of(0, numel):
-            out = held[: part.stop - part.start]
-            out.fill(0)
-            self._add(raw, part.start, numel, _ONE, out)
-            yield out
-
-    def decode(self, payload: Buffer, out: Float32) -> None:
-        """See `Codec.decode`. A refused payload leaves `out` as it was.
-
-        Raises:
-            PeerError: not one encoding of ``out.size`` values.
-            ValueError: `out` is not a writable float32 vector.
-        """
-        require_vector(out, "out", write=True)
-        raw = self._checked(payload, out.size)
-        out.fill(0)
-        self._add(raw, 0, out.size, _ONE, out)
-
-    def accumulate(self, payload: Buffer, scale: float, out: Float32) -> None:
-        """See `Codec.accumulate`; touches the values that were sent only. A refused payload leaves `out` as it was.
-
-        Raises:
-            PeerError: not one encoding of ``out.size`` values.
-            ValueError: `scale` is not finite, or `out` is not a writable float32 vector.
-        """
-        require_vector(out, "out", write=True)
-        factor = factor_of(scale)
-        self._add(self._checked(payload, out.size), 0, out.size, factor, out)
-
-    def norm(self, payload: Buffer, numel: int) -> float:
-        """See `Codec.norm`. One pass over the payload.
-
-        Raises:
-            PeerError: not one encoding of `numel` values.
-        """
-        raw = self._checked(payload, numel)
-        total = 0.0
-        for some, _ in self._entries(raw, 0, numel, numel):
-            total += self._kernels.sum_of_squares(some.scales, some.codes, some.count)
-        return math.sqrt(total)
-
-    @property
-    def _kernels(self) -> SparseKernels:
-        return implementation(self._by).sparse["top-k"]
+    def _begin(self, payload: Bytes) -> None:
+        """Nothing stands before the scales."""
 
     def _section_bytes(self, numel: int) -> tuple[int, int, int]:
         """Bytes of scales, codes and indices of the first `numel` values."""
         chunks, rest = divmod(numel, CHUNK)
-        few = self._count_of(rest)
-        return (
-            4 * (chunks + (rest > 0)),
-            chunks * -(-self._count // 4) - (-few // 4),
-            3 * (chunks * -(-self._count // 2) - (-few // 2)),
-        )
-
-    def _count_of(self, chunk: int) -> int:
-        """Entries of a chunk of so many values."""
-        return -(-self._count * chunk // CHUNK)
+        indices = 3 * (chunks * -(-self._count // 2) - (-self._count_of(rest) // 2))
+        return self._bytes_of_scales(numel), self._bytes_of_codes(numel), indices
 
     def _entries(
         self, raw: Bytes, place: int, size: int, numel: int
@@ -189,35 +62,12 @@ class TopKCodec:
                 wide = np.require(scales.view(np.uint16), requirements="A")
                 yield Entries(wide, codes, indices, count), slice(low - place, high - place)
 
-    def _encode(
-        self, summands: tuple[Float32, Float32 | None], payload: Bytes, place: int, numel: int
-    ) -> bool:
-        """Encodes the sum of two vectors in the first one's place; whether it is finite."""
-        values, added = summands
-        for some, where in self._entries(payload, place, values.size, numel):
-            x = values[where]
-            more = np.full(min(CHUNK, x.size), -0.0, np.float32) if added is None else added[where]
-            refused = self._kernels.encode(
-                x, more, some.scales, some.codes, some.indices, some.count
-            )
-            if refused >= 0:
-                return False
-        return True
-
-    def _add(self, raw: Bytes, place: int, numel: int, factor: np.float32, out: Float32) -> None:
-        for some, where in self._entries(raw, place, out.size, numel):
-            self._kernels.accumulate(
-                some.scales, some.codes, some.indices, factor, out[where], some.count
-            )
-
     def _checked(self, payload: Buffer, numel: int) -> Bytes:
         raw = bytes_of(payload, self.max_bytes(numel), f"{self.name}, {numel} values")
         for some, where in self._entries(raw, 0, numel, numel):
-            require_scales(some.scales, _SCALES, self.name, pairs=True)
+            require_scales(some.scales, SCALES, self.name, pairs=True)
             chunk = min(CHUNK, where.stop - where.start)
-            if not self._kernels.canonical(
-                some.scales, some.codes, some.indices, chunk, some.count
-            ):
+            if not self._kernels.canonical(some.scales, some.codes, some.places, chunk, some.count):
                 raise PeerError(
                     "malformed",
                     f"{self.name}: indices that do not rise within a chunk, or stray bits",

@@ -7,6 +7,9 @@ numbers are little-endian, as is every machine this runs on. n values take:
     4n bytes: the values.
 ``fp16``
     2n bytes: IEEE half precision, to nearest even; beyond +-65504 clamped to it.
+``bf16``
+    2n bytes: the upper half of each float32, to nearest even; beyond the largest one (0x7F7F) clamped to
+    it, below the smallest normal one (0x0080, 2^-126) +0.
 ``int8``
     Blocks of 256 values. First one scale for each block (2 bytes: the upper half of a float32, that
     is bf16, from 2^-111 = 0x0800 to 0x7C01), then one signed byte for each value, -127 to 127. The
@@ -39,6 +42,18 @@ numbers are little-endian, as is every machine this runs on. n values take:
     chunk, as in two-bit but parted at the mean magnitude of what is sent; then its codes as in two-bit,
     by rising index; then the indices in the chunk, rising, 12 bits each: two in three bytes, the first
     in the lower bits, 0 behind an odd number.
+``random-k`` and ``random-k:N``
+    First a seed, 8 bytes, if there is any value. Then of each chunk of 4096 values N that the seed draws
+    (256 without a number), of a last chunk of L values ceil(N * L / 4096): two scales and codes as in
+    top-k, in the order in which they are drawn. A chunk's places are the first ones of a permutation
+    that follows from the seed and the chunk's number (`runnel.kernels.draws`,
+    `runnel.kernels.random_k_reference`), places beyond a short chunk left out.
+``hadamard+int4``, ``hadamard+e3m0``, ``hadamard+two-bit``, ``hadamard+sign``
+    First a seed, 8 bytes, if there is any value; then what the codec behind the plus makes of the
+    rotated values. Blocks of 4096 are multiplied by signs that follow from the seed and the block's
+    number, and by a Hadamard matrix over 4096 (`runnel.kernels.hadamard_reference`); the last block, of L
+    values, is padded with zeros to the next power of two, all of which is sent. To be read, values are
+    rotated back, and those in the padding's place left out.
 
 Means are sums in a fixed order (`runnel.kernels.few_bits_reference`, `runnel.kernels.top_k_reference`).
 
@@ -56,7 +71,9 @@ from functools import partial
 
 from runnel.errors import ConfigError
 from runnel.optim.codec_blockwise import BlockFormat, BlockwiseCodec
+from runnel.optim.codec_hadamard import HadamardCodec
 from runnel.optim.codec_plain import FloatCodec, HalfCodec
+from runnel.optim.codec_random_k import RandomKCodec
 from runnel.optim.codec_top_k import TopKCodec
 from runnel.protocols import Codec
 
@@ -100,16 +117,22 @@ Maker = Callable[..., Codec]
 CODECS: Mapping[str, Maker] = {
     "fp32": FloatCodec,
     "fp16": HalfCodec,
+    "bf16": partial(HalfCodec, "bf16"),
     "int8": partial(BlockwiseCodec, INT8),
     "int4": partial(BlockwiseCodec, INT4),
     "e3m0": partial(BlockwiseCodec, E3M0),
     "two-bit": partial(BlockwiseCodec, TWO_BIT),
     "sign": partial(BlockwiseCodec, SIGN),
     "top-k": TopKCodec,
+    "random-k": RandomKCodec,
+    "hadamard+int4": partial(HadamardCodec, INT4),
+    "hadamard+e3m0": partial(HadamardCodec, E3M0),
+    "hadamard+two-bit": partial(HadamardCodec, TWO_BIT),
+    "hadamard+sign": partial(HadamardCodec, SIGN),
 }
 """Every codec by the name under which manifests choose it."""
 
-WITH_NUMBER = {"top-k": (1, 4096)}
+WITH_NUMBER = {"top-k": (1, 4096), "random-k": (1, 4096)}
 """Codecs that take a number, as in ``top-k:128``, and from where to where it goes."""
 
 

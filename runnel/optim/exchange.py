@@ -15,6 +15,12 @@ from runnel.types import Digest
 Array = np.ndarray[Any, Any]
 Payload = bytes | memoryview
 RootOf = Callable[[Sequence[memoryview]], Digest]
+SeedOf = Callable[[Hashable], int]
+
+
+def no_seed(_: Hashable) -> int:
+    """For encoders that draw nothing."""
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +28,9 @@ class StoreParts:
     """The exchangeable parts of an outer store.
 
     `root_of` names shared state by content: the digest of the concatenation of buffers. `decay` is what
-    a record that includes this peer leaves of its residual there: 1 forgets nothing.
+    a record that includes this peer leaves of its residual there: 1 forgets nothing; `cap` is how many times
+    the norm of what it sent there that may then have, 0 for any. `seed_of` a round's
+    key is what its encoders draw from, so that all draw alike.
     """
 
     codec: Codec
@@ -31,6 +39,8 @@ class StoreParts:
     optimizer: OuterOptimizer
     root_of: RootOf
     decay: float = 1.0
+    cap: float = 0.0
+    seed_of: SeedOf = no_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +150,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """To be added to the trainer's parameters of a fragment. `parameters` are the new outer ones."""
+    """To be added to the trainer's parameters of a fragment. `parameters` are the new outer ones.
+
+    `cut` is the Euclidean norm of what the run's cap took out of the residual on the way: learned, and lost.
+    """
 
     fragment: int
     version: int
     delta: Array
     parameters: Array
+    cut: float = 0.0
 
 
 def raw(values: Array) -> memoryview:

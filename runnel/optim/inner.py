@@ -13,11 +13,12 @@ from runnel.errors import ConfigError
 from runnel.optim.eager import EagerAdamW, EagerSGD
 from runnel.optim.fragments import layer_of
 from runnel.optim.muon import Muon
+from runnel.optim.schedule_free import ScheduleFreeAdamW
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-INNER_OPTIMIZERS = ("adamw", "muon", "sgd")
+INNER_OPTIMIZERS = ("adamw", "muon", "schedule-free", "sgd")
 """Names that `inner_optimizer` knows."""
 
 
@@ -37,7 +38,8 @@ def inner_optimizer(
 
     Args:
         name: ``"adamw"``; ``"muon"`` for the matrices of layers, with adamw for embeddings, heads, norms
-            and biases; ``"sgd"`` with Nesterov momentum ``betas[0]`` (plain for 0).
+            and biases; ``"schedule-free"``: adamw for a constant rate, whose ``betas[0]`` is above 0;
+            ``"sgd"`` with Nesterov momentum ``betas[0]`` (plain for 0).
         named_parameters: of one model. A parameter belongs to a layer if a part of its name is a number.
         lr: peak learning rate.
         matrix_lr: peak learning rate of what muon steps.
@@ -61,6 +63,8 @@ def inner_optimizer(
         groups = [group for group in groups if group["params"]]
         if name == "adamw":
             optimizer = EagerAdamW(groups, lr=lr, betas=betas)
+        elif name == "schedule-free":
+            optimizer = ScheduleFreeAdamW(groups, lr=lr, betas=betas)
         else:
             optimizer = EagerSGD(groups, lr=lr, momentum=betas[0], nesterov=betas[0] > 0)
     for group in optimizer.param_groups:

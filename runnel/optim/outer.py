@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from typing import ClassVar
 
 from runnel.errors import ConfigError
-from runnel.kernels import Float32, momentum_step, plain_step
+from runnel.kernels import Float32, adam_step, momentum_step, plain_step
 from runnel.protocols import OuterOptimizer
 
 _State = tuple[Float32, Float32]
@@ -33,6 +33,7 @@ class Momentum:
     """mu, from 0 to below 1."""
     ahead: bool = True
     """Whether it looks ahead, as Nesterov's does; or else it is a heavy ball."""
+    slots: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         _check(self.lr, self.momentum)
@@ -73,6 +74,7 @@ class Sgd:
 
     lr: float
     """Outer learning rate, above 0."""
+    slots: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         _check(self.lr, 0.0)
@@ -100,15 +102,85 @@ class Sgd:
         _average((parameters, momentum), pseudo_gradient, out or (parameters, momentum), lr=lr)
 
 
-OUTER_OPTIMIZERS: Mapping[str, Callable[[float, float], OuterOptimizer]] = {
-    "nesterov": Momentum,
-    "heavy-ball": partial(Momentum, ahead=False),
-    "sgd": lambda lr, _: Sgd(lr),
+@dataclass(frozen=True, slots=True)
+class Adam:
+    """Adam on pseudo-gradients: each value moves by about lr, however large or small they are.
+
+    With pseudo-gradient d: ``m <- beta1 * m + (1 - beta1) * d``, ``v <- beta2 * v + (1 - beta2) * d * d``,
+    ``parameters <- parameters - lr * m / (sqrt(v) + epsilon)``. Keeps two values of each parameter.
+    Good learning rates are near the size of a pseudo-gradient's values, far below those of the others.
+
+    Source: *Adaptive Federated Optimization* (Reddi et al. 2021), algorithm 2 (FedAdam, "FedOpt").
+    """
+
+    lr: float
+    """Outer learning rate, above 0."""
+    momentum: float
+    """beta1, from 0 to below 1."""
+    beta2: float
+    """Decay of the mean squares, from 0 to below 1."""
+    epsilon: float
+    """tau in the paper: added to the root of the mean square, above 0."""
+    slots: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        _check(self.lr, self.momentum)
+        if not 0 <= self.beta2 < 1:
+            raise ConfigError(f"outer beta2 is {self.beta2}, expected 0 to below 1, such as 0.99")
+        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
+            raise ConfigError(
+                f"outer epsilon is {self.epsilon}, expected a positive number such as 0.001"
+            )
+
+    @property
+    def name(self) -> str:
+        """The name under which manifests choose it."""
+        return "adam"
+
+    def step(
+        self,
+        parameters: Float32,
+        momentum: Float32,
+        pseudo_gradient: Float32,
+        *,
+        final: bool,
+        out: _State | None = None,
+    ) -> None:
+        """See `OuterOptimizer.step`; `momentum` is [2, values]. A `final` step subtracts the pseudo-gradient.
+
+        Raises:
+            ValueError: the arrays are not contiguous float32 vectors of one size.
+        """
+        state = (parameters, momentum)
+        if final:
+            _average(state, pseudo_gradient, out or state)
+            return
+        rates, betas = (self.lr, self.epsilon), (self.momentum, self.beta2)
+        adam_step(state, pseudo_gradient, out or state, rates=rates, betas=betas)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates:
+    """The numbers behind a name; each optimizer takes those that it has a use for."""
+
+    lr: float
+    momentum: float
+    beta2: float
+    epsilon: float
+
+
+OUTER_OPTIMIZERS: Mapping[str, Callable[[Rates], OuterOptimizer]] = {
+    "nesterov": lambda r: Momentum(r.lr, r.momentum),
+    "heavy-ball": lambda r: Momentum(r.lr, r.momentum, ahead=False),
+    "sgd": lambda r: Sgd(r.lr),
+    "adam": lambda r: Adam(r.lr, r.momentum, r.beta2, r.epsilon),
 }
-"""Every outer optimizer, made from (lr, momentum), by the name under which manifests choose it."""
+"""Every outer optimizer by the name under which manifests choose it."""
 
 
-def optimizer_named(name: str, *, lr: float, momentum: float) -> OuterOptimizer:
+def optimizer_named(
+    name: str, *, lr: float, momentum: float, beta2: float = 0.99, epsilon: float = 1e-3
+) -> OuterOptimizer:
     """The outer optimizer called `name`.
 
     Raises:
@@ -117,7 +189,7 @@ def optimizer_named(name: str, *, lr: float, momentum: float) -> OuterOptimizer:
     if name not in OUTER_OPTIMIZERS:
         known = ", ".join(OUTER_OPTIMIZERS)
         raise ConfigError(f"outer optimizer {name!r} is unknown; known ones: {known}")
-    return OUTER_OPTIMIZERS[name](lr, momentum)
+    return OUTER_OPTIMIZERS[name](Rates(lr=lr, momentum=momentum, beta2=beta2, epsilon=epsilon))
 
 
 def _average(before: _State, pseudo_gradient: Float32, after: _State, *, lr: float = 1.0) -> None:

@@ -29,7 +29,7 @@ class Stepper:
         """Writes parameters and momentum after a round's results to `after`, which may be `before`.
 
         Args:
-            before: parameters and momentum of the fragment, [values] each.
+            before: parameters, [values], and momentum of the fragment, [slots * values], slot after slot.
             after: where the new ones go.
             bounds: the slices.
             payloads: a result for each slice.
@@ -38,8 +38,14 @@ class Stepper:
         Raises:
             PeerError: a payload is not an encoding of its slice.
         """
+        known, new = self._rows(before[1]), self._rows(after[1])
         for (low, high), payload in zip(bounds, payloads, strict=True):
             means = self.codec.decode_parts(payload, high - low)
             for part, mean in zip(parts_of(low, high), means, strict=True):
-                out = (after[0][part], after[1][part])
-                self.optimizer.step(before[0][part], before[1][part], mean, final=final, out=out)
+                out = (after[0][part], new[..., part])
+                self.optimizer.step(before[0][part], known[..., part], mean, final=final, out=out)
+
+    def _rows(self, momentum: Array) -> Array:
+        """A row for each slot; a single one stays a vector."""
+        slots = self.optimizer.slots
+        return momentum if slots == 1 else momentum.reshape(slots, -1)

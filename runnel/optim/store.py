@@ -12,8 +12,9 @@ record that includes this peer also makes what is left of ``e`` there fade (Spar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 
 import numpy as np
@@ -33,6 +34,7 @@ from runnel.optim.exchange import (
     StoreParts,
     raw,
 )
+from runnel.optim.owing import Owed, Owing
 from runnel.optim.parts import Bounds
 from runnel.optim.passes import owing, summed
 from runnel.optim.stepping import Stepper
@@ -53,12 +55,9 @@ __all__ = [
     "raw",
 ]
 
-_SPARE_ARRAYS = 4  # change hands in a round: snapshot, residual, parameters, momentum
+_SPARE_ARRAYS = 3  # change hands in a round: snapshot, residual, parameters; and momentum
 
 _ALIGNED_BYTES = 64
-
-_Owed = tuple[slice, Array | None]
-"""Where in a fragment, and what to add to the residual there; None for fading."""
 
 
 @dataclass(slots=True)
@@ -76,12 +75,16 @@ class OuterStore:
     def __init__(self, parameters: Sequence[Array], parts: StoreParts) -> None:
         """Takes over `parameters`; momentum and residuals start at zero."""
         self._parts, self._stepper = parts, Stepper(parts.result_codec, parts.optimizer)
-        self._fragments = [_Fragment(p, np.zeros_like(p), np.zeros_like(p)) for p in parameters]
+        slots = parts.optimizer.slots
+        self._fragments = [
+            _Fragment(p, np.zeros(slots * p.size, p.dtype), np.zeros_like(p)) for p in parameters
+        ]
         self._handed: dict[Hashable, Handed] = {}
         dtype = self._fragments[0].theta.dtype
-        spare = _SPARE_ARRAYS * max(self.sizes) * dtype.itemsize
+        spare = (_SPARE_ARRAYS + slots) * max(self.sizes) * dtype.itemsize
         self._buffers = BufferPool(dtype, max_spare_bytes=spare)
-        self._rooms = BufferPool(np.uint8, max_spare_bytes=spare // _SPARE_ARRAYS // 2)
+        self._rooms = BufferPool(np.uint8, max_spare_bytes=max(self.sizes) * dtype.itemsize // 2)
+        self._owing = Owing(parts.codec, parts.decay, parts.cap, self.take_buffer)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -96,7 +99,7 @@ class OuterStore:
     @property
     def shared_sizes(self) -> tuple[tuple[int, int], ...]:
         """Values of both parts of a state, per fragment."""
-        return tuple((size, size) for size in self.sizes)
+        return tuple((f.theta.size, f.momentum.size) for f in self._fragments)
 
     def shared(self, fragment: int) -> tuple[Array, Array]:
         """Parameters and momentum (not copies)."""
@@ -107,7 +110,7 @@ class OuterStore:
         return self.shared(fragment)[0]
 
     def momentum(self, fragment: int) -> Array:
-        """The outer momentum (not a copy)."""
+        """The outer momentum, all that the optimizer keeps (not a copy)."""
         return self.shared(fragment)[1]
 
     def root(self, fragment: int) -> Digest:
@@ -177,7 +180,7 @@ class OuterStore:
         Raises:
             ValueError: the trainer's values are not finite: its contribution must be withheld.
         """
-        own, codec = self._fragments[fragment], self._parts.codec
+        own, codec = self._fragments[fragment], self._parts.codec.seeded(self._parts.seed_of(key))
         if version != own.version or key in self._handed:
             return None
         after = self.take_buffer(snapshot.size)
@@ -230,6 +233,7 @@ class OuterStore:
         *,
         numel: int,
         own: int,
+        key: Hashable = None,
     ) -> Reduced:
         """Aggregates payloads of one slice and encodes the result once.
 
@@ -239,6 +243,7 @@ class OuterStore:
             norms: Euclidean norm of each sender's whole fragment, [senders].
             numel: values in the slice.
             own: place of this peer among the senders, or -1.
+            key: names the round, as in `encode`; its seed is that of the result.
         """
         parts = self._parts
         total = self.take_buffer(numel)
@@ -248,7 +253,8 @@ class OuterStore:
             parts.codec.accumulate(payload, factor, total)
         share = float(factors[own]) if own >= 0 else 0.0
         room = self.take_rooms([parts.result_codec.max_bytes(numel)])[0]
-        encoded = parts.result_codec.encode_parts(summed(total, share), numel, room)
+        codec = parts.result_codec.seeded(parts.seed_of(key))
+        encoded = codec.encode_parts(summed(total, share), numel, room)
         return Reduced(encoded, total if own >= 0 else None)
 
     def prepare(
@@ -265,7 +271,7 @@ class OuterStore:
         known = own.ready.get(tag)
         if known is not None:
             return known[2]
-        theta, momentum = self.take_buffer(own.theta.size), self.take_buffer(own.theta.size)
+        theta, momentum = self.take_buffer(own.theta.size), self.take_buffer(own.momentum.size)
         before, after = (own.theta, own.momentum), (theta, momentum)
         self._stepper.step(before, after, bounds, payloads, final=final)
         root = self._parts.root_of([raw(theta), raw(momentum)])
@@ -286,10 +292,11 @@ class OuterStore:
         for index, (low, high) in enumerate(outcome.bounds):
             if outcome.included[index]:
                 residual[low:high] += drift[low:high]
-                residual[low:high] -= self._decoded(outcome.payloads[index], high - low)
-                self._change_residual(residual, slice(low, high), None)
-        for place, values in self._owed_by(outcome, -1, payloads=False):
-            self._change_residual(residual, place, values)
+                residual[low:high] -= self._owing.decoded(outcome.payloads[index], high - low)
+                self._owing.change(residual, slice(low, high), None)
+                self._owing.bounded(residual, slice(low, high), outcome.payloads[index])
+        for place, values in self._owing.by(outcome, -1, payloads=False):
+            self._owing.change(residual, place, values)
 
     def adopt(self, tag: Hashable, outcome: Outcome) -> Merge:
         """Takes up a decided round: new state, residual, and what the trainer must add. `tag` is prepared."""
@@ -315,56 +322,49 @@ class OuterStore:
         """
         own = self._fragments[fragment]
         live: tuple[Outcome, Handed] | None = None
-        taken: list[_Owed] = []
+        taken: list[Owed] = []
         for outcome in outcomes:
             handed = self._handed.pop(outcome.key, None)
             in_trainer = handed is not None and handed.snapshot is not None
             if handed is not None and in_trainer:
                 live = (outcome, handed)
-            taken += self._owed_by(outcome, -1, payloads=not in_trainer)
-        again = (self._owed_by(outcome, 1, payloads=True) for outcome in lost)
+            taken += self._owing.by(outcome, -1, payloads=not in_trainer)
+        again = (self._owing.by(outcome, 1, payloads=True) for outcome in lost)
         owed = chain(taken, chain.from_iterable(again))
-        delta = self._take_out(own, parameters, *live) if live else self._change(own, parameters)
-        return self._moved(fragment, parameters, momentum, owed, delta)
-
-    def _owed_by(self, outcome: Outcome, sign: int, *, payloads: bool) -> Iterator[_Owed]:
-        """What a record changes in the residual: payloads it holds, and what our encodings of results lost."""
-        rows = zip(outcome.bounds, outcome.included, outcome.losses, strict=True)
-        for index, ((low, high), included, loss) in enumerate(rows):
-            if included and payloads:
-                decoded = self._decoded(outcome.payloads[index], high - low)
-                yield slice(low, high), decoded if sign > 0 else -decoded
-                if sign < 0:
-                    yield slice(low, high), None
-            if loss is not None:
-                yield slice(low, high), loss if sign < 0 else -loss
+        delta, cut = self._take_out(own, parameters, *live) if live else (None, 0.0)
+        if delta is None:
+            delta = np.subtract(parameters, own.theta, out=self.take_buffer(parameters.size))
+        return replace(self._moved(fragment, parameters, momentum, owed, delta), cut=cut)
 
     def _take_out(
         self, own: _Fragment, parameters: Array, outcome: Outcome, handed: Handed
-    ) -> Array:
-        """Gives a contribution's included slices up to the record; the trainer's change, in the snapshot's place."""
-        snapshot, after = handed.snapshot, handed.after
+    ) -> tuple[Array, float]:
+        """Gives a contribution's included slices up to the record.
+
+        Returns:
+            The trainer's change, in the snapshot's place, and the norm of what the cap took.
+        """
+        snapshot, after, cut = handed.snapshot, handed.after, 0.0
         assert snapshot is not None
         assert after is not None
-        for (low, high), included in zip(outcome.bounds, outcome.included, strict=True):
+        rows = zip(outcome.bounds, outcome.included, outcome.payloads, strict=True)
+        for (low, high), included, payload in rows:
             start = snapshot if included else own.theta
             np.subtract(parameters[low:high], start[low:high], out=snapshot[low:high])
             if included:
-                self._change_residual(after, slice(low, high), None)
+                self._owing.change(after, slice(low, high), None)
+                cut = math.hypot(cut, self._owing.bounded(after, slice(low, high), payload))
             else:
                 after[low:high] = own.residual[low:high]
         own.residual = after
-        return snapshot
-
-    def _change(self, own: _Fragment, parameters: Array) -> Array:
-        return np.subtract(parameters, own.theta, out=self.take_buffer(parameters.size))
+        return snapshot, cut
 
     def _moved(
         self,
         fragment: int,
         parameters: Array,
         momentum: Array,
-        owed: Iterable[_Owed],
+        owed: Iterable[Owed],
         delta: Array,
     ) -> Merge:
         """The new state is in force; what is handed over and undecided follows it and the trainer's merge."""
@@ -377,19 +377,8 @@ class OuterStore:
                     handed.snapshot += delta
         for place, values in owed:
             for residual in residuals:
-                self._change_residual(residual, place, values)
+                self._owing.change(residual, place, values)
         own.theta, own.momentum = parameters, momentum
         own.ready.clear()
         own.version += 1
         return Merge(fragment, own.version, delta, parameters)
-
-    def _change_residual(self, residual: Array, place: slice, values: Array | None) -> None:
-        if values is not None:
-            residual[place] += values
-        elif self._parts.decay != 1.0:
-            residual[place] *= residual.dtype.type(self._parts.decay)
-
-    def _decoded(self, payload: Payload, numel: int) -> Array:
-        values = self.take_buffer(numel)
-        self._parts.codec.decode(payload, values)
-        return values

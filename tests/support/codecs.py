@@ -15,7 +15,15 @@ BLOCKS: dict[str, BlockFormat] = {
 }
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
-every_codec = pytest.mark.parametrize("name", [*CODECS, "top-k:7"])
+every_codec = pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in CODECS if not name.startswith("hadamard+")),
+        "hadamard+int4",
+        "top-k:7",
+        "random-k:7",
+    ],
+)
 every_block_codec = pytest.mark.parametrize("name", list(BLOCKS))
 
 

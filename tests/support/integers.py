@@ -15,6 +15,9 @@ class IntegerCodec:
 
     name = "integer"
 
+    def seeded(self, seed: int) -> IntegerCodec:
+        return self
+
     def max_bytes(self, numel: int) -> int:
         return 8 * numel
 
@@ -65,6 +68,7 @@ class Subtract:
     """theta <- theta - step."""
 
     name = "subtract"
+    slots = 1
 
     def step(
         self, parameters: Any, momentum: Any, pseudo_gradient: Any, *, final: bool, out: Any = None

@@ -24,7 +24,7 @@ from runnel.node.vault import Vault
 from runnel.optim.codecs import codec_named
 from runnel.optim.outer import Momentum
 from runnel.optim.store import OuterStore, StoreParts
-from runnel.protocols import Float32
+from runnel.protocols import Float32, OuterOptimizer
 from runnel.types import Digest
 from runnel.verification.aggregators import WeightedMean
 from tests.support.crash_images import memory_folder
@@ -37,14 +37,17 @@ TOKENS = 7
 """Behind each share of ours."""
 
 
-def store_of(codec: str = "e3m0") -> OuterStore:
+NESTEROV = Momentum(lr=0.7, momentum=0.8)
+
+
+def store_of(codec: str = "e3m0", optimizer: OuterOptimizer = NESTEROV) -> OuterStore:
     rng = np.random.default_rng(5)
     values = [rng.standard_normal(NUMEL, dtype=np.float32) for _ in range(FRAGMENTS)]
     parts = StoreParts(
         codec=codec_named(codec),
         result_codec=codec_named("int8"),
         aggregator=WeightedMean(),
-        optimizer=Momentum(lr=0.7, momentum=0.8),
+        optimizer=optimizer,
         root_of=tree_root,
     )
     return OuterStore(values, parts)
@@ -60,12 +63,13 @@ class Bench:
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
     start: list[Float32] = field(default_factory=list)
     tokens: list[int] = field(default_factory=lambda: [0] * FRAGMENTS)
+    optimizer: OuterOptimizer = NESTEROV
     scale: float = 0.01
     """Of what rounds give; 0 for rounds whose results are all the same."""
 
     def __post_init__(self) -> None:
         self.log = DurableLog(self.folder)
-        self.store = store_of()
+        self.store = store_of(optimizer=self.optimizer)
         self.vault = Vault(self.store, self.log, ME, snapshot_every=self.every)
         self.log.write({**self.vault.write_all([-1] * FRAGMENTS), HEAD: GENESIS.hash})
         self.w = [self.store.parameters(f).copy() for f in range(FRAGMENTS)]
@@ -163,7 +167,7 @@ class Bench:
         """What comes up from a folder that this bench wrote at some time, and the head it stands at."""
         log = DurableLog(folder)
         try:
-            vault = Vault(store_of(), log, ME, snapshot_every=self.every)
+            vault = Vault(store_of(optimizer=self.optimizer), log, ME, snapshot_every=self.every)
             stored, chain = log.load(), Chain(GENESIS, open_rounds=1)
             path = self.chain.lineage(Digest(stored[HEAD]))
             for name_of_record in path[1:]:

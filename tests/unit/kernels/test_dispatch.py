@@ -35,7 +35,9 @@ def test_the_environment_and_an_argument_force_the_reference(
 
 
 def test_both_implementations_hold_the_same_codecs() -> None:
-    assert set(implementation("numba").blocks) == set(implementation("reference").blocks)
+    for kind in ("blocks", "sparse", "halves", "rotations"):
+        fast, slow = (getattr(implementation(by), kind) for by in ("numba", "reference"))
+        assert set(fast) == set(slow)
 
 
 def test_without_numba_the_reference_is_chosen_and_said_once(
@@ -76,6 +78,9 @@ def test_compiled_code_lets_other_threads_run() -> None:
         for block in numba.blocks.values()
         for field in ("encode", "decode", "accumulate", "canonical")
     ]
+    for kinds in (numba.sparse, numba.halves):
+        kernels += [getattr(some, f) for some in kinds.values() for f in ("encode", "accumulate")]
+    kernels += [numba.rotations["hadamard"].forward, numba.rotations["hadamard"].backward]
     kernels += [getattr(numba.elements, field) for field in type(numba.elements).__slots__]
     assert all(kernel.targetoptions["nogil"] for kernel in kernels)
     assert not any(

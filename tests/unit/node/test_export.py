@@ -37,6 +37,7 @@ from runnel.node.joining import genesis_blob
 from runnel.node.last_checkpoint import LastCheckpoint
 from runnel.node.manifest import Genesis, SignedManifest, make_spec, parse_overrides
 from runnel.node.outcomes import abort_record, genesis_record
+from runnel.node.outer_parts import optimizer_of
 from runnel.node.outer_state import last_members, plan_updates, read_outer_state
 from runnel.node.records import Record, RecordKind, SliceResult
 from runnel.node.run_model import build_model
@@ -165,7 +166,8 @@ def founded(
     for fragment in range(cut.num_fragments):
         buffer = binding.new_buffer(fragment)
         binding.read(fragment, buffer)
-        values.append((buffer, np.zeros_like(buffer)))
+        kept = optimizer_of(spec.outer).slots * buffer.size
+        values.append((buffer, np.zeros(kept, dtype=np.float32)))
     names = genesis_blob([tree_root([t.data, m.data]) for t, m in values])
     marked = spec.model.model_copy(update={"fingerprint": cut.fingerprint().hex()})
     genesis = Genesis(
@@ -217,6 +219,26 @@ def test_a_checkpoint_holds_the_outer_parameters_bit_for_bit_and_gives_the_same_
     batch = torch.randint(0, 256, (4, 17), generator=torch.Generator().manual_seed(1))
     restored = restored_model(run.manifest.spec, content)
     assert restored.loss(batch).item() == trained.loss(batch).item()
+
+
+def test_a_checkpoint_holds_all_that_adam_keeps_of_each_parameter(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run(*TINY, "outer.optimizer=adam")
+    rows = []
+    for fragment, size in enumerate(run.plan.sizes):
+        rng = np.random.default_rng(fragment)
+        theta, both = rng.random(size, np.float32), rng.random(2 * size, np.float32)
+        run.round(values=(theta, both))
+        rows.append((theta, both[:size], both[size:]))
+    content = read_checkpoint(save_checkpoint(run.folder, tmp_path / "out"))
+    for slot in range(2):
+        run.values = [(row[0], row[1 + slot]) for row in rows]
+        expected = run.expected()[1]
+        assert content.momentum.keys() == expected.keys()
+        for name, value in expected.items():
+            assert content.momentum[name].shape == (2, *value.shape)
+            assert content.momentum[name][slot].tobytes() == value.tobytes()
 
 
 def test_before_the_first_round_a_checkpoint_holds_the_first_state(

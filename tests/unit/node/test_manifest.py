@@ -191,8 +191,8 @@ def test_an_override_cannot_smuggle_in_a_second_setting(tmp_path: Path) -> None:
         ),
         (
             '[outer]\ncodec = "e3"',
-            'run.toml: outer.codec is "e3", expected auto, fp32, fp16, int8, int4, e3m0, two-bit, sign, top-k,'
-            " or top-k:N for N of 4096 values: edit the file or use --set outer.codec=e3m0",
+            'run.toml: outer.codec is "e3", expected auto, fp32, fp16, bf16, int8, int4, e3m0, two-bit, sign'
+            " (the last four also as hadamard+int4 and so on), top-k or random-k, or top-k:N or random-k:N for N of 4096 values: edit the file or use --set outer.codec=e3m0",
         ),
         (
             "[outer]\nmomentm = 1",
@@ -376,7 +376,9 @@ def test_the_run_id_depends_on_everything_but_the_signature(
     assert replace(manifest, signature=b"").run_id == manifest.run_id
 
 
-@pytest.mark.parametrize("name", [*CODECS, "top-k:1", "top-k:128", "top-k:4095", "top-k:4096"])
+@pytest.mark.parametrize(
+    "name", [*CODECS, "top-k:1", "top-k:128", "top-k:4095", "top-k:4096", "random-k:9"]
+)
 def test_every_codec_can_be_chosen_for_both_ways(name: str) -> None:
     assert OuterSection(codec=name, result_codec=name).codec == codec_named(name).name
     for wrong in (f"{name} ", f"{name}:0", "top-k:4097", "top-k:5000", "top-k:064"):
@@ -389,7 +391,7 @@ run: name=str description=str trust=str seed=int
 model: kind=str source=str layers=int heads=int width=int context=int vocab=int fingerprint=str
 data: text=str batch_size=int chunk_bytes=int validation_share=float
 inner: optimizer=str lr=float matrix_lr=float weight_decay=float beta1=float beta2=float warmup_share=float final_lr_share=float clip_norm=float
-outer: optimizer=str lr=float momentum=float fragments=int every_steps=int overlap_steps=int mixing=float codec=str result_codec=str residual_decay=float aggregator=str max_weight_tokens=int wait_s=float final_averaging=bool budget=str
+outer: optimizer=str lr=float momentum=float beta2=float epsilon=float fragments=int every_steps=int overlap_steps=int mixing=float codec=str result_codec=str residual_decay=float residual_cap=float aggregator=str max_weight_tokens=int wait_s=float final_averaging=bool budget=str
 seeds: method=str lr=float final_lr_share=float epsilon=float probes=int candidates=int uneven=bool local_steps=int directions=int spot_checks=float
 rounds: open=int deadline_floor_s=float deadline_ceiling_s=float stall_s=float snapshot_every=int max_members=int
 end: rounds=int tokens=int minutes=float

@@ -8,7 +8,7 @@ import numpy as np
 
 from runnel.dht.traffic import ByteCounter
 from runnel.node.chain import Fork
-from runnel.node.events import CaughtUp, Event, RoundDecided, RoundLate, diary
+from runnel.node.events import CaughtUp, Event, ResidualCut, RoundDecided, RoundLate, diary
 from runnel.node.mailbox import DecidedMerge
 from runnel.node.narrator import Narrator
 from runnel.node.protocol_state import ProtocolState
@@ -40,9 +40,15 @@ class Bench:
             name = self.state.chain.add(record, certificate(record, PEERS[:2]))
             self.state.chain.follow([*self.state.chain.path, name])
 
-    def tell(self, *numbers: int, included: bool = False, given_up: Sequence[Record] = ()) -> None:
+    def tell(
+        self,
+        *numbers: int,
+        included: bool = False,
+        given_up: Sequence[Record] = (),
+        cut: float = 0.0,
+    ) -> None:
         adopted = tuple(self.records[number + 1] for number in numbers)
-        merges = [DecidedMerge(n, Merge(n % 4, 1, NONE, NONE), included) for n in numbers]
+        merges = [DecidedMerge(n, Merge(n % 4, 1, NONE, NONE, cut), included) for n in numbers]
         self.narrator.moved(Fork(tuple(given_up), adopted), merges, 100.0 + numbers[-1])
 
     def lines(self) -> list[str]:
@@ -62,6 +68,24 @@ def test_rounds_are_told_one_by_one_while_a_peer_keeps_up() -> None:
         bench.tell(number, included=True)
     assert len(bench.lines()) == 5
     assert not bench.of(CaughtUp)
+
+
+def test_what_a_cap_takes_is_told_of_each_time_and_said_where_it_begins() -> None:
+    bench = Bench()
+    for number, cut in enumerate((0.0, 2.5, 1.5, 0.0, 0.25)):
+        bench.know("round")
+        bench.tell(number, included=True, cut=cut)
+    bench.know("round")
+    bench.tell(5, included=False)
+    events = [event for event in bench.events if isinstance(event, ResidualCut)]
+    assert [(e.round, e.fragment, e.cut, e.again) for e in events] == [
+        (1, 1, 2.5, False),
+        (2, 2, 1.5, True),
+        (4, 0, 0.25, False),
+    ]
+    said = [line for line in bench.lines() if "outer.residual_cap" in line]
+    assert [line.split(":")[0] for line in said] == ["round 1", "round 4"]
+    assert "norm 2.5 of it is dropped" in said[0]
 
 
 def test_a_thread_that_is_some_rounds_late_missed_nothing() -> None:

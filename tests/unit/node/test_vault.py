@@ -16,6 +16,7 @@ from runnel.hashing import digest
 from runnel.node.moves import Landing
 from runnel.node.pinning import Pinning
 from runnel.node.saved_states import StateKey, state_key, state_name
+from runnel.optim.outer import Adam
 from runnel.protocols import Float32
 from tests.support.crash_images import memory_folder
 from tests.support.members import following_record
@@ -60,6 +61,39 @@ def test_a_restart_at_any_round_finds_the_state_and_what_is_owed(
             bench.check_restart()
         finally:
             bench.log.close()
+
+
+def test_a_restart_finds_all_that_adam_keeps_of_each_parameter() -> None:
+    with memory_folder() as place:
+        bench = Bench(place / "state", optimizer=Adam(0.02, 0.9, 0.99, 1e-3))
+        try:
+            for _ in range(2 * EVERY + 1):
+                bench.round((True, True), give=True, reducer=True)
+            bench.abort()
+            bench.check_restart()
+            with bench.restarted() as found:
+                for f in range(FRAGMENTS):
+                    assert found.store.shared_sizes[f] == (NUMEL, 2 * NUMEL)
+                    assert np.array_equal(found.store.momentum(f), bench.store.momentum(f))
+                    assert found.store.momentum(f)[NUMEL:].min() >= 0
+                    assert np.any(found.store.momentum(f)[NUMEL:])
+        finally:
+            bench.log.close()
+
+
+def test_a_leap_takes_up_all_that_adam_keeps() -> None:
+    with memory_folder() as one, memory_folder() as two:
+        benches = [Bench(at / "state", optimizer=Adam(0.02, 0.9, 0.99, 1e-3)) for at in (one, two)]
+        try:
+            for _ in range(5):
+                benches[1].round((False, False), give=False, reducer=False)
+            benches[0].land_on(benches[1])
+            for f in range(FRAGMENTS):
+                assert benches[0].store.root(f) == benches[1].store.root(f)
+            benches[0].check_restart()
+        finally:
+            for bench in benches:
+                bench.log.close()
 
 
 def test_most_rounds_write_no_state_and_pinned_ones_do(bench: Bench) -> None:

@@ -149,6 +149,16 @@ def test_codes_that_no_encoder_writes_are_refused(name: str, code: int, by: str)
         decoded(codec, bytes(payload), 300)
 
 
+@pytest.mark.parametrize("half", [0x7F80, 0xFF80, 0x7FC0, 0x0001, 0x807F, 0x8000])
+@pytest.mark.parametrize("by", ["numba", "reference"])
+def test_halves_that_no_encoder_of_bf16_writes_are_refused(half: int, by: str) -> None:
+    codec = codec_named("bf16", by=by)
+    payload = bytearray(codec.encode(values_of(9)))
+    payload[4:6] = half.to_bytes(2, "little")
+    with pytest.raises(PeerError, match="bf16: a value that no encoder writes"):
+        decoded(codec, bytes(payload), 9)
+
+
 @pytest.mark.parametrize(
     ("name", "size", "stray"),
     [

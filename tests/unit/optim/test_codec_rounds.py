@@ -29,6 +29,7 @@ class Replicas:
             aggregator=aggregator_named("weighted-mean"),
             optimizer=Momentum(lr=1.0, momentum=0.0),
             root_of=lambda buffers: digest(*buffers),
+            seed_of=hash,
         )
         self.start = values_of(SIZE, seed=1)
         self.stores = [OuterStore([self.start.copy()], parts) for _ in range(PEERS)]
@@ -57,6 +58,7 @@ class Replicas:
                     norms,
                     numel=high - low,
                     own=reducer,
+                    key=number,
                 )
             )
         roots = set()
@@ -94,7 +96,7 @@ def test_rounds_leave_equal_bits_and_lose_nothing(name: str) -> None:
     assert moved > 0
 
 
-@pytest.mark.parametrize("name", ["two-bit", "sign", "top-k"])
+@pytest.mark.parametrize("name", ["two-bit", "sign", "top-k", "random-k"])
 def test_what_all_learn_alike_arrives_in_the_end(name: str) -> None:
     replicas = Replicas(name, "e3m0")
     steady = values_of(SIZE, seed=3, scale=1e-3)

@@ -20,13 +20,13 @@ from tests.support.codecs import BLOCKS, FLOAT_MAX, bits, decoded, every_codec, 
 
 
 def test_a_codec_goes_by_the_name_that_it_was_asked_for() -> None:
-    for name in (*CODECS, "top-k:7", "top-k:4096"):
+    for name in (*CODECS, "top-k:7", "top-k:4096", "random-k:7"):
         assert codec_named(name).name == name
     assert codec_named("top-k:64").name == "top-k"
 
 
 def test_an_unknown_codec_is_a_config_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'int5'.*fp32, fp16, int8, int4, e3m0, two-bit"):
+    with pytest.raises(ConfigError, match=r"'int5'.*fp32, fp16, bf16, int8, int4, e3m0, two-bit"):
         codec_named("int5")
 
 
@@ -76,7 +76,7 @@ def test_the_residual_is_what_decoding_leaves_bit_for_bit(name: str) -> None:
     left = np.empty_like(x)
     back = decoded(codec, codec.encode(x, left), x.size)
     assert bits(left) == bits(x - back)
-    if name in {"fp32", "int8", "int4", "e3m0"}:
+    if name in {"fp32", "bf16", "int8", "int4", "e3m0"}:
         assert np.array_equal(left + back, x)
     elif name == "fp16":
         assert np.array_equal((left + back)[np.abs(x) <= 65504], x[np.abs(x) <= 65504])
@@ -201,6 +201,7 @@ def test_a_constant_comes_back_within_the_codecs_step(name: str, number: float) 
     tolerance = {
         "fp32": 0,
         "fp16": 2**-11,
+        "bf16": 2**-8,
         "int8": 1 / 127,
         "int4": 1 / 7,
         "e3m0": 1 / 3,
@@ -293,6 +294,26 @@ def test_fp16_agrees_with_numpy_on_every_half_and_the_floats_around_it() -> None
     assert codec.encode(between) == HalfCodec(by="reference").encode(between)
 
 
+@pytest.mark.parametrize("by", ["numba", "reference"])
+def test_bf16_rounds_to_even_clamps_and_knows_no_subnormal_number(by: str) -> None:
+    codec = HalfCodec("bf16", by=by)
+    x = np.array([1, 257, 259, -257.01, 1e38, FLOAT_MAX, -FLOAT_MAX, 2**-126], np.float32)
+    x = np.append(x, np.array([1e-38, -1e-40, -0.0], np.float32))
+    left = np.empty_like(x)
+    payload = codec.encode(x, left)
+    largest = float(np.array([0x7F7F0000], np.uint32).view(np.float32)[0])
+    back = decoded(codec, payload, x.size)
+    assert back[[0, 1, 2, 3]].tolist() == [1, 256, 260, -258]
+    assert back[4] == float(torch.tensor(1e38).to(torch.bfloat16))
+    assert back[5:].tolist() == [largest, -largest, 2.0**-126, 0, 0, 0]
+    assert payload[-6:] == bytes(6)  # +0
+    assert np.array_equal(left + back, x)
+    normal = mixed(20_000)
+    normal = normal[(np.abs(normal) >= 2.0**-126) & (np.abs(normal) <= largest)]
+    wanted = torch.from_numpy(normal).to(torch.bfloat16).to(torch.float32).numpy()
+    assert bits(decoded(codec, codec.encode(normal), normal.size)) == bits(wanted)
+
+
 def test_nibbles_lie_where_the_format_says() -> None:
     x = np.array([7, -6, 5, -4, 3], np.float32)
     payload = codec_named("int4").encode(x)
@@ -347,7 +368,7 @@ def test_the_norm_of_a_payload_is_that_of_its_values_in_both_implementations(nam
 def test_a_payload_of_another_size_has_no_norm(name: str) -> None:
     codec = codec_named(name)
     with pytest.raises(PeerError, match="expected"):
-        codec.norm(codec.encode(values_of(777)), 1999)
+        codec.norm(codec.encode(values_of(777)), 9_999)
 
 
 GOLDEN = {
@@ -359,6 +380,10 @@ GOLDEN = {
     "two-bit": ("b468d2c461a9a882749fb15e443b0b2d", "60953414d9ee6a15031f085512faa608"),
     "sign": ("a2ee678b48c93be24dcaa64ec7678363", "4a5774a5902d96c807d1ac74e875d6e5"),
     "top-k": ("eeee2c72ccf2354aa40a976519e5280f", "bff5e22f466ea8d05aee398f9dde0cfa"),
+    "bf16": ("228138d3922e357fbd19598c755bdb2b", "d044e8f5a39f332e9f610e4f895eeb45"),
+    "random-k": ("f69acffa0ae1db2afd3d89a640a31989", "7d849ac6eeb9ace62113474b1ceed5bd"),
+    "random-k:7": ("a3a2afa0bc3acd1a5b350fddb2323500", "4e9538a26f76cb4a1ced02618f1cd9b6"),
+    "hadamard+int4": ("32294b7735d8238ec48aa27d4c90d9b5", "222a57bcffc60621572b99fcfabb2394"),
     "top-k:7": ("41b1f90f2a33f85ee4bdbf911ba6eada", "a03e551ebe84711b6778c620a747a2a9"),
 }
 """blake3 of the payload, and of a vector after accumulating a third of it."""

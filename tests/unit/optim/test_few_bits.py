@@ -8,12 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runnel.errors import ConfigError, PeerError
-from runnel.kernels import Float32
-from runnel.optim.codec_top_k import CHUNK
+from runnel.kernels import Float32, words_of
+from runnel.kernels.random_k_reference import drawn, permuted
+from runnel.optim.codec_random_k import RandomKCodec
+from runnel.optim.codec_sparse import CHUNK
 from runnel.optim.codecs import codec_named
 from tests.support.codecs import bits, decoded, mixed, values_of
 
-few_bits = pytest.mark.parametrize("name", ["two-bit", "sign", "top-k", "top-k:7", "top-k:700"])
+few_bits = pytest.mark.parametrize(
+    "name", ["two-bit", "sign", "top-k", "top-k:7", "top-k:700", "random-k:9"]
+)
 both = pytest.mark.parametrize("by", ["numba", "reference"])
 NUMBERS = np.array([0, -0.0, 1e-45, -1e-40, 2**-113, 2**-111, 1, -1, 3, 1e30, -3.4e38], np.float32)
 
@@ -119,13 +123,14 @@ def test_two_bits_err_less_than_equal_steps_would() -> None:
     assert np.square(left).sum() < 0.7 * np.square(equal_steps).sum()
 
 
-@pytest.mark.parametrize("name", ["two-bit", "sign", "top-k", "top-k:700"])
+@pytest.mark.parametrize("name", ["two-bit", "sign", "top-k", "top-k:700", "random-k"])
 def test_error_feedback_sends_everything_in_the_end(name: str) -> None:
     codec, x = codec_named(name), values_of(3 * CHUNK, seed=6)
     x[:CHUNK] *= np.float32(1e-3)
     e, sent = np.zeros_like(x), np.zeros(x.size, np.float64)
     early = 0.0
     for turn in range(1, 201):
+        codec = codec.seeded(turn)
         room = memoryview(bytearray(codec.max_bytes(x.size)))
         codec.accumulate(codec.encode_parts([(e, x)], x.size, room), 1.0, total := np.zeros_like(x))
         sent += total
@@ -185,10 +190,11 @@ def test_bits_that_belong_to_no_entry_must_be_zero(by: str) -> None:
                 decoded(codec, bytes(wrong), x.size)
 
 
-@pytest.mark.parametrize("name", ["two-bit", "top-k"])
+@pytest.mark.parametrize("name", ["two-bit", "top-k", "random-k"])
 def test_a_larger_scale_in_the_first_place_is_refused(name: str) -> None:
     payload, x = payload_of(name)
-    payload[:4] = payload[2:4] + payload[:2]
+    first = 8 if name == "random-k" else 0  # behind its seed
+    payload[first : first + 4] = payload[first + 2 : first + 4] + payload[first : first + 2]
     with pytest.raises(PeerError, match="larger scale of a block comes first"):
         decoded(codec_named(name), bytes(payload), x.size)
 
@@ -212,3 +218,42 @@ def test_a_number_that_top_k_cannot_have_is_a_config_error(name: str) -> None:
 def test_other_codecs_take_no_number() -> None:
     with pytest.raises(ConfigError, match="expected int8 alone"):
         codec_named("int8:3")
+
+
+@both
+def test_what_a_seed_draws_lies_where_the_format_says(by: str) -> None:
+    x = values_of(2 * CHUNK + 1_000, seed=3)
+    codec = RandomKCodec(5, seed=-2, by=by)
+    payload = codec.encode(x)
+    assert payload[:8] == (2**64 - 2).to_bytes(8, "little")
+    assert len(payload) == 8 + 3 * 4 + 2 + 2 + 1  # of the last 1,000 values, 2
+    back = decoded(codec, payload, x.size)
+    words = words_of(2**64 - 2, 0, 3)
+    whole, short = drawn(words[:2], CHUNK, 5), drawn(words[2:], 1_000, 2)
+    places = [*whole[0], *(CHUNK + whole[1]), *(2 * CHUNK + short[0])]
+    assert np.flatnonzero(back).tolist() == sorted(places)
+    assert np.array_equal(np.sign(back[places]), np.sign(x[places]))
+    assert bits(decoded(codec_named("random-k:5"), payload, x.size)) == bits(back)  # of any seed
+
+
+def test_a_seed_draws_permutations_whose_places_are_equally_likely() -> None:
+    words = words_of(5, 0, 4_000)
+    places = permuted(words)
+    assert np.array_equal(np.sort(places[:50], axis=1), np.tile(np.arange(CHUNK), (50, 1)))
+    counts = np.bincount(places[:, :64].ravel(), minlength=CHUNK)
+    expected = 4_000 * 64 / CHUNK
+    chi_squared = np.square(counts - expected).sum() / expected
+    assert abs(chi_squared - CHUNK) < 5 * np.sqrt(2 * CHUNK)
+    assert np.array_equal(words_of(5, 7, 3), words[7:10])
+    assert words_of(6, 0, 1) != words_of(5, 0, 1)
+
+
+def test_sums_of_one_seed_hold_no_more_values_than_each_of_them() -> None:
+    codec = codec_named("random-k").seeded(11)
+    total = np.zeros(3 * CHUNK + 77, np.float32)
+    for peer in range(4):
+        codec.accumulate(codec.encode(values_of(total.size, seed=peer)), 0.25, total)
+    left = np.empty_like(total)
+    codec.encode(total, left)
+    assert np.count_nonzero(total) == 3 * 256 + -(-256 * 77 // CHUNK)
+    assert np.all(left[total == 0] == 0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from runnel.errors import ConfigError
 from runnel.hashing import digest
 from runnel.kernels import Float32
-from runnel.optim.outer import OUTER_OPTIMIZERS, Momentum, Sgd, optimizer_named
+from runnel.optim.outer import OUTER_OPTIMIZERS, Adam, Momentum, Sgd, optimizer_named
 
 EVERY = pytest.mark.parametrize("name", OUTER_OPTIMIZERS)
 BOTH = pytest.mark.parametrize("by", ["numba", "reference"])
@@ -32,6 +32,12 @@ def numbers(size: int, seed: int) -> Float32:
     unit = (state >> np.uint64(40)).astype(np.float32) / np.float32(1 << 23) - np.float32(1)
     cubed: Float32 = unit * unit * unit
     return cubed
+
+
+def kept(name: str, values: Float32) -> Float32:
+    """Those as what an optimizer keeps; mean squares are never negative."""
+    slots = optimizer_named(name, lr=1, momentum=0).slots
+    return values.copy() if slots == 1 else np.stack([values, np.abs(values[::-1])])
 
 
 @BOTH
@@ -75,6 +81,57 @@ def test_a_heavy_ball_moves_by_the_new_momentum_alone(use: Callable[[str], None]
 
 
 @BOTH
+def test_a_step_of_adam_is_fedadams_formula_value_by_value(
+    use: Callable[[str], None], by: str
+) -> None:
+    use(by)
+    f = np.float32
+    lr, b1, c1, b2, c2, eps = map(f, (0.02, 0.9, 1 - 0.9, 0.99, 1 - 0.99, 1e-3))
+    theta, d = numbers(50, 1), numbers(50, 3)
+    b, wanted = kept("adam", numbers(50, 2)), []
+    for x, m, v, g in zip(theta, *b, d, strict=True):
+        new_m = f(f(b1 * m) + f(c1 * g))
+        new_v = f(f(b2 * v) + f(c2 * f(g * g)))
+        moved = f(x - f(lr * f(new_m / f(f(np.sqrt(new_v)) + eps))))
+        wanted.append((moved, new_m, new_v))
+    Adam(0.02, 0.9, 0.99, 1e-3).step(theta, b, d, final=False)
+    assert [theta.tolist(), *b.tolist()] == np.array(wanted, f).T.tolist()
+
+
+@BOTH
+def test_results_of_adam_never_change(use: Callable[[str], None], by: str) -> None:
+    use(by)
+    outer, theta = Adam(0.02, 0.9, 0.99, 1e-3), numbers(10_007, 1)
+    b = np.zeros((2, theta.size), np.float32)
+    for step in range(5):
+        outer.step(theta, b, numbers(10_007, 2 + step) * np.float32(1e-2), final=step == 4)
+    assert (digest(theta.tobytes()).hex()[:32], digest(b.tobytes()).hex()[:32]) == (
+        "367ccc80351ee6c51502f1dff6242c83",
+        "deb37f6f50863f80c729eec8f67fc4f6",
+    )
+
+
+@BOTH
+def test_pseudo_gradients_of_any_size_leave_adam_finite(
+    use: Callable[[str], None], by: str
+) -> None:
+    use(by)
+    d = np.array([3e38, -3e38, 1e19, 1e-19, -1e-38, 1e-45, 0], np.float32)
+    theta, b = np.zeros(d.size, np.float32), np.zeros((2, d.size), np.float32)
+    for _ in range(40):
+        Adam(0.5, 0.9, 0.99, 1e-3).step(theta, b, d, final=False)
+    assert np.isfinite(theta).all()
+    assert np.isfinite(b).all()
+    assert theta[-3:].tolist() == b[:, -3:].ravel().tolist()[:3] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("beta2", "epsilon"), [(1, 1e-3), (-0.1, 1e-3), (0.9, 0), (0.9, np.nan)])
+def test_numbers_that_adam_cannot_have_are_config_errors(beta2: float, epsilon: float) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        Adam(0.02, 0.9, beta2, epsilon)
+
+
+@BOTH
 def test_without_momentum_a_step_is_a_product_and_a_difference(
     use: Callable[[str], None], by: str
 ) -> None:
@@ -89,7 +146,7 @@ def test_without_momentum_a_step_is_a_product_and_a_difference(
 
 @EVERY
 def test_each_method_ends_with_a_plain_averaging(name: str) -> None:
-    theta, b, d = numbers(99, 1), numbers(99, 2), numbers(99, 3)
+    theta, b, d = numbers(99, 1), kept(name, numbers(99, 2)), numbers(99, 3)
     expected, before = theta - d, b.copy()
     optimizer_named(name, lr=0.3, momentum=0.9).step(theta, b, d, final=True)
     assert theta.tobytes() == expected.tobytes()
@@ -113,6 +170,7 @@ def test_both_implementations_give_the_same_bits(
         theta, b, d = (np.array([row[i] for row in rows], np.float32) for i in range(3))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RUNNEL_KERNELS", by)
+            b = kept(name, b)
             optimizer_named(name, lr=lr, momentum=mu).step(theta, b, d, final=final)
         results.append((theta.tobytes(), b.tobytes()))
     assert results[0] == results[1]
@@ -162,7 +220,7 @@ def test_a_thread_that_flushes_subnormal_numbers_finds_the_same_bits(
     scale = np.float32(2.0) ** (-(np.arange(5_000) % 150)).astype(np.float32)
     theta0, d0 = numbers(5_000, 1) * scale, numbers(5_000, 2) * scale[::-1].copy()
     theta0[::7] = 0
-    b0 = numbers(5_000, 3) * scale
+    b0 = kept(name, numbers(5_000, 3) * scale)
     plain = result()
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor does not flush")
@@ -208,8 +266,8 @@ def test_optimizers_are_found_by_name() -> None:
     assert [optimizer_named(name, lr=1, momentum=0).name for name in OUTER_OPTIMIZERS] == list(
         OUTER_OPTIMIZERS
     )
-    with pytest.raises(ConfigError, match=r"'adam'.*nesterov"):
-        optimizer_named("adam", lr=0.7, momentum=0.8)
+    with pytest.raises(ConfigError, match=r"'lion'.*nesterov"):
+        optimizer_named("lion", lr=0.7, momentum=0.8)
 
 
 @pytest.mark.parametrize(
