@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -21,6 +22,7 @@ from runnel.node.session import Peer
 
 WIDTH = 1024
 _JOIN_S = 120.0
+_SAMPLE_S = 0.02
 _MOVE = 1e-4
 
 
@@ -40,17 +42,18 @@ class PacedTrainer:
         self._peer: Peer | None = None
         self._clock = SystemClock()
         self._events: list[Event] = []
+        self._rounds_at: list[tuple[float, int]] = []
 
     def found(self, *, settings: list[str]) -> dict[str, Any]:
         """Founds a run."""
         place = local(*settings, home=self._home, host=self._host)
-        self._peer = Peer(place, model=self._model, on_event=self._events.append)
+        self._peer = Peer(place, model=self._model, on_event=self._take)
         return {"invite": self._peer.invite, "parameters": self._numel()}
 
     def join(self, *, invite: str) -> dict[str, Any]:
         """Joins a run."""
         place = invited(invite, home=self._home, host=self._host)
-        self._peer = Peer(place, model=self._model, on_event=self._events.append)
+        self._peer = Peer(place, model=self._model, on_event=self._take)
         return {}
 
     def gather(self, *, members: int, step_s: float) -> dict[str, Any]:
@@ -91,6 +94,37 @@ class PacedTrainer:
             "received_bytes": after["received_bytes"] - before["received_bytes"],
             "peer": after["peer"],
         }
+
+    def count(self, *, rounds: int, step_s: float) -> dict[str, Any]:
+        """Trains through so many rounds: bytes sent, in all and at short intervals.
+
+        Each of `rounds_at` and `samples` is a time in seconds and the bytes sent until then: at the
+        end of each round, and every few milliseconds.
+        """
+        self._rounds_at.clear()
+        samples, done = list[tuple[float, int]](), threading.Event()
+        sampler = threading.Thread(target=self._sample, args=(samples, done))
+        sampler.start()
+        try:
+            while len(self._rounds_at) <= rounds:
+                self._step(step_s)
+        finally:
+            done.set()
+            sampler.join()
+        return {"rounds_at": list(self._rounds_at), "samples": samples, "sizes": self._sizes()}
+
+    def _sample(self, samples: list[tuple[float, int]], done: threading.Event) -> None:
+        while not done.wait(_SAMPLE_S):
+            samples.append((self._clock.monotonic_s(), self._require().status()["sent_bytes"]))
+
+    def _take(self, event: Event) -> None:
+        self._events.append(event)
+        if isinstance(event, RoundDecided) and event.kind == "record" and self._peer is not None:
+            sent = self._peer.status()["sent_bytes"]
+            self._rounds_at.append((self._clock.monotonic_s(), sent))
+
+    def _sizes(self) -> list[int]:
+        return list(self._require().node.plan.sizes)
 
     def close(self) -> dict[str, Any]:
         """Leaves."""
