@@ -1,7 +1,8 @@
 """Loss against bytes of the shared-seed methods: JustOneByte, FedKSeed and Ferret, eight peers each.
 
 All peers are simulated in one process with the parts of a swarm: fixed-point weights, directions, the
-bytes that would travel, the steps that follow from them; network and faults are missing. Every method
+bytes that would travel, the steps that follow from them; network and faults are missing. Streaming outer
+steps of 4 bits stand beside them, as a swarm that exchanges values takes them. Every method
 starts from one pretrained model and gets about 1,600 forward passes per peer, of 8 sequences each (a
 backward pass counts as two). What a peer uploads is counted in bytes of payload.
 """
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from benchmarks.report_line import Say, benchmark_parser, report
+from benchmarks.spsa_outer import OuterRun
 from benchmarks.spsa_task import (
     PRETRAIN_STEPS,
     Halves,
@@ -29,6 +32,7 @@ from benchmarks.spsa_task import (
     read_halves,
     validation_loss,
 )
+from runnel.node.wording import size_text
 from runnel.optim.fedkseed import LocalStep, SeedPool, pack_steps, pool_probe
 from runnel.optim.ferret import BlockScalars, Sketch, round_updates
 from runnel.optim.fixed_point import MasterWeights, Probe
@@ -36,11 +40,16 @@ from runnel.optim.just_one_byte import ByteState, pack_codes, probes_of, take_st
 from runnel.optim.seed_log import LogHead, encode_log
 from runnel.optim.seed_updates import SeedUpdate
 from runnel.optim.spsa_loss import epsilon_amount
+from runnel.tools.svg import COLOURS, Axis, Series, line_chart
+
+Floats = npt.NDArray[np.float32]
 
 PEERS, BATCH = 8, 8
 KEY = (5, 6)
 AMOUNT = epsilon_amount(1e-3)
 QUICK_SHARE = 10
+LOOKS = 12
+"""Points of a method's curve."""
 
 
 @dataclass(slots=True)
@@ -53,6 +62,7 @@ class Swarm:
         seed: of their batches.
         uploaded: bytes of payload that a peer has sent.
         updates: the run's log.
+        curve: bytes uploaded and the loss then, a few times in the run.
     """
 
     text: Halves
@@ -60,11 +70,17 @@ class Swarm:
     seed: int
     uploaded: int = 0
     updates: list[SeedUpdate] = field(default_factory=list)
+    curve: list[tuple[int, float]] = field(default_factory=list)
 
     def move(self, updates: Sequence[SeedUpdate]) -> None:
         """All peers apply a step, and the log gets it."""
         self.updates += updates
         self.weights.apply(updates)
+
+    def look(self, done: int, steps: int) -> None:
+        """Notes the loss, if another part of the steps is done."""
+        if done * LOOKS // steps > (done - 1) * LOOKS // steps:
+            self.curve.append((self.uploaded, round(self.loss(), 4)))
 
     def batches(self, step: int) -> Tensor:
         """Each peer's own: [peers, B, T + 1]."""
@@ -108,6 +124,7 @@ def just_one_byte(swarm: Swarm, *, probes: int, lr: float, steps: int) -> None:
         }
         update, state = take_step(state, arrived, lr=cosine(lr, step, steps))
         swarm.move([update])
+        swarm.look(step + 1, steps)
 
 
 def exact(swarm: Swarm, *, probes: int, lr: float, steps: int) -> None:
@@ -131,6 +148,7 @@ def exact(swarm: Swarm, *, probes: int, lr: float, steps: int) -> None:
                 )
             ]
         )
+        swarm.look(step + 1, steps)
 
 
 def fedkseed(swarm: Swarm, *, pro: bool, size: int, local: int, lr: float, steps: int) -> None:
@@ -158,6 +176,7 @@ def fedkseed(swarm: Swarm, *, pro: bool, size: int, local: int, lr: float, steps
         swarm.uploaded += len(pack_steps(walks[0]))
         updates, pool = pool.take_round(walks, lr=rate)
         swarm.move(updates)
+        swarm.look(round_number + 1, rounds)
 
 
 def ferret(swarm: Swarm, *, directions: int, inner: int, lr: float, steps: int) -> None:
@@ -185,6 +204,7 @@ def ferret(swarm: Swarm, *, directions: int, inner: int, lr: float, steps: int) 
         swarm.uploaded += sum(2 + len(block.codes) for block in contributions[0])
         rate = cosine(lr, round_number, rounds)
         swarm.move(round_updates(contributions, round_number=round_number, lr=rate))
+        swarm.look(round_number + 1, rounds)
 
 
 METHODS: Mapping[str, tuple[Callable[..., None], dict[str, Any]]] = {
@@ -194,6 +214,9 @@ METHODS: Mapping[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "fedkseed_pro": (fedkseed, {"pro": True, "size": 1024, "local": 8, "lr": 5e-4, "steps": 800}),
     "ferret": (ferret, {"directions": 128, "inner": 8, "lr": 0.15, "steps": 536}),
 }
+STREAMING = "streaming_e3m0"
+"""What they stand beside: outer steps of all values."""
+STREAMING_SETTINGS = {"every": 40, "lr": 1e-3, "steps": 533}
 
 
 def measure(
@@ -212,25 +235,62 @@ def measure(
         f"{text.name}: {sum(v.size for v in base.values())} parameters, {found['start_loss']} at first"
     )
     for name in names:
-        work, settings = METHODS[name]
-        weights = MasterWeights.from_arrays(base, KEY)
-        swarm = Swarm(text, weights, seed)
-        head = LogHead.of(weights)
-        work(swarm, **{**settings, "steps": settings["steps"] // share})
-        late = MasterWeights.from_arrays(base, KEY)
-        late.apply(reversed(swarm.updates))
-        found[name] = {
-            "loss": round(swarm.loss(), 4),
-            "upload_bytes": swarm.uploaded,
-            "log_bytes": sum(len(part) for part in encode_log(head, swarm.updates)),
-            "late_joiner_identical": late.digest() == weights.digest(),
-            **settings,
-        }
+        steps = (STREAMING_SETTINGS if name == STREAMING else METHODS[name][1])["steps"] // share
+        run = _outer if name == STREAMING else _shared_seeds
+        found[name] = run(name, steps, base, text, seed)
         say(f"{name:15} {found[name]}")
     if "just_one_byte" in found and "exact" in found:
         ratio = found["just_one_byte"]["loss"] / found["exact"]["loss"] - 1
         found["byte_gap_to_exact"] = round(ratio, 5)
     return found
+
+
+def _shared_seeds(
+    name: str, steps: int, base: Mapping[str, Floats], text: Halves, seed: int
+) -> dict[str, Any]:
+    work, settings = METHODS[name]
+    weights = MasterWeights.from_arrays(base, KEY)
+    swarm = Swarm(text, weights, seed)
+    head = LogHead.of(weights)
+    work(swarm, **{**settings, "steps": steps})
+    late = MasterWeights.from_arrays(base, KEY)
+    late.apply(reversed(swarm.updates))
+    return {
+        "loss": round(swarm.loss(), 4),
+        "upload_bytes": swarm.uploaded,
+        "log_bytes": sum(len(part) for part in encode_log(head, swarm.updates)),
+        "late_joiner_identical": late.digest() == weights.digest(),
+        "curve": swarm.curve,
+        **settings,
+    }
+
+
+def _outer(
+    name: str, steps: int, base: Mapping[str, Floats], text: Halves, seed: int
+) -> dict[str, Any]:
+    del name
+    settings = STREAMING_SETTINGS
+    run = OuterRun(base, text, seed, PEERS, BATCH, steps)
+    curve = list(run.curve(int(settings["every"]), settings["lr"]))
+    return {
+        "loss": curve[-1][1],
+        "upload_bytes": curve[-1][0],
+        "curve": curve,
+        **settings,
+    }
+
+
+def picture(found: Mapping[str, Any]) -> str:
+    """Loss against bytes, as SVG."""
+    names = [name for name in (*METHODS, STREAMING) if name in found]
+    series = [
+        Series(label=name, points=found[name]["curve"], colour=colour, dashed=name == STREAMING)
+        for name, colour in zip(names, COLOURS, strict=False)
+    ]
+    x_axis = Axis(label="bytes uploaded per peer (logarithmic)", tick=size_text, is_log=True)
+    y_axis = Axis(label="loss, nats per character")
+    title = f"Tuning from a loss of {found['start_loss']}: loss against bytes"
+    return line_chart(title, series, x_axis, y_axis)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -239,7 +299,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", type=Path, help="a text file")
     parser.add_argument("--seed", type=int, default=0, help="of the model and the batches")
     parser.add_argument("--base", type=Path, help="keeps the pretrained model here for other calls")
-    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    known = [*METHODS, STREAMING]
+    parser.add_argument("--methods", nargs="*", choices=known, default=known)
+    parser.add_argument("--picture", type=Path, help="draws loss against bytes into this SVG file")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
 
@@ -248,6 +310,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         share = QUICK_SHARE if options.quick else 1
         settings = {"share": share, "seed": options.seed, "base": options.base}
         found = measure(text, options.methods, settings, say)
+        if options.picture is not None:
+            options.picture.write_text(picture(found), encoding="utf-8")
         return {"benchmark": "spsa", "quick": options.quick, "text": text.name, **found}
 
     return report(run, json_only=options.json)

@@ -56,3 +56,6 @@ def test_each_method_learns_counts_its_bytes_and_can_be_caught_up_with(
     assert found["exact"]["upload_bytes"] == 64
     assert found["fedkseed"]["upload_bytes"] == 48
     assert found["ferret"]["loss"] < found["start_loss"]
+    assert found["streaming_e3m0"]["loss"] < found["start_loss"]
+    assert found["streaming_e3m0"]["upload_bytes"] > 100 * found["ferret"]["upload_bytes"] / 8
+    assert "streaming_e3m0" in spsa.picture(found)
