@@ -165,6 +165,7 @@ class PoolWalk:
         self._pool: SeedPool = store.state
         self._part = Part(0, 0, b"")
         self._steps: list[LocalStep] = []
+        self._loss = 0.0
 
     def begin(self, state: Any) -> None:
         """See `Walk`."""
@@ -182,8 +183,10 @@ class PoolWalk:
             self._bound.apply([update.undone() for update in done])
 
     def step(self, loss: Loss | float) -> Taken:
-        """See `Walk`."""
+        """See `Walk`. A complete contribution that is asked for once more is given once more."""
         pool, method = self._pool, self._method
+        if len(self._steps) == method.local_steps:
+            return Taken(self._loss, 0, pack_steps(self._steps))
         drawn = pool.draw(self._part.seed, method.local_steps, pro=self._uneven)
         candidate = int(drawn[len(self._steps)])
         probe = pool_probe(candidate, self._amount)
@@ -193,7 +196,8 @@ class PoolWalk:
         self._bound.apply([self._update(step)])
         done = len(self._steps) == method.local_steps
         payload = pack_steps(self._steps) if done else None
-        return Taken(_mean_loss(found), 2, payload, _problem(found))
+        self._loss = _mean_loss(found)
+        return Taken(self._loss, 2, payload, _problem(found))
 
     @property
     def steps(self) -> int:

@@ -67,14 +67,10 @@ def test_a_peer_that_lies_about_its_scalars_is_found_out_by_the_others(tmp_path:
         liar = swarm.program("liar", str(LIAR), *words)
         found = owner.wait_for("ScalarRefuted")
         assert found["peer"] == liar.name
-        progress = owner.wait_for("InnerProgress", lambda fact: fact["refuted"])
-        assert progress["checked"] >= progress["refuted"]
         for peer in (liar, owner):
             leaves(peer)
         assert not liar.events("ScalarRefuted"), "who lies finds nothing about the others"
-        checks = owner.status()["spot_checks"]
-        assert checks["refuted"][liar.name] >= 1
-        assert 0 < checks["share_of_forwards"] < 0.6
+        assert owner.status()["spot_checks"]["refuted"][liar.name] >= 1
         kept = read_refuted(
             (owner.run_folder / "refuted" / f"{found['evidence']}.bin").read_bytes()
         )
