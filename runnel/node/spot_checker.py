@@ -19,6 +19,7 @@ from runnel.node.events import ScalarRefuted
 from runnel.node.sampling import step_seed, window_seed
 from runnel.node.spot_rounds import RefutedScalar, SpotRound
 from runnel.optim.seed_claims import Author, Claim, claim_of, count_scalars, scalars_per_round
+from runnel.optim.seed_store import NotAtHandError
 from runnel.optim.spsa_loss import epsilon_amount
 from runnel.types import Decision, short
 from runnel.verification.spot_checks import draw_scalars, judge_scalar, tolerance_codes
@@ -102,7 +103,7 @@ class SpotChecker:
             state = self._store.state_at(taken.version)
             claim = claim_of(self._store.method, state, payload, place.number, author)
             self._check(place, claim, losses(step_seed(author.seed, claim.step)))
-        except LookupError as error:
+        except NotAtHandError as error:
             logger.debug("round %d is not looked at again: %s", taken.number, error)
         return True
 

@@ -53,6 +53,10 @@ class _Change:
     updates: tuple[SeedUpdate, ...]
 
 
+class NotAtHandError(LookupError):
+    """Weights as they were before changes that cannot be looked behind any more."""
+
+
 class SeedStore:
     """One fragment, that is the whole model: fixed-point weights in one array, and the method's state.
 
@@ -201,7 +205,7 @@ class SeedStore:
         """The method's state as it was at a recent version, whatever happened since.
 
         Raises:
-            LookupError: that is too long ago, or another state was loaded.
+            NotAtHandError: that is too long ago, or another state was loaded.
         """
         with self.lock:
             return self._since(version)[0]
@@ -221,7 +225,7 @@ class SeedStore:
         does not matter how far they go between two tensors. See `MasterWeights.materialise`.
 
         Raises:
-            LookupError: that is too long ago, or another state was loaded.
+            NotAtHandError: that is too long ago, or another state was loaded.
         """
         with self.lock:
             undone = self._since(version)[1]
@@ -232,7 +236,7 @@ class SeedStore:
         trial = self._trial
         later = [change for change in self._changes if change.version >= version]
         if version != self.version and (not later or later[0].version != version):
-            raise LookupError(f"version {version} of the weights is not at hand any more")
+            raise NotAtHandError(f"version {version} of the weights is not at hand any more")
         groups = [change.updates for change in later] + ([trial.updates] if trial else [])
         state = later[0].state if later else trial.before[0] if trial else self.state
         return state, [update.undone() for group in groups for update in group]

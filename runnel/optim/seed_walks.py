@@ -96,7 +96,7 @@ class ReplayingWalk(Walk, Protocol):
         Afterwards the walk goes on as if nothing had been.
 
         Raises:
-            LookupError: those weights are not at hand any more.
+            NotAtHandError: those weights are not at hand any more.
             ConfigError: the loss is none, see `differences`.
         """
         ...
