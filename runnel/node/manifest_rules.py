@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from runnel.node.manifest_spec import RunSpec
 
 BYTE_VALUES = 256
+MAX_ADAM_LR = 0.1
+"""Each value of the model moves by about as much in a round."""
 
 
 def contradictions(spec: RunSpec) -> tuple[str, ...]:
@@ -16,7 +18,7 @@ def contradictions(spec: RunSpec) -> tuple[str, ...]:
 
 
 def _round_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
-    outer, rounds = spec.outer, spec.rounds
+    inner, outer, rounds = spec.inner, spec.outer, spec.rounds
     most_open = max(1, outer.fragments - 1)
     return (
         (
@@ -40,6 +42,16 @@ def _round_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
             outer.overlap_steps >= outer.every_steps,
             f"outer.overlap_steps is {outer.overlap_steps} with outer.every_steps"
             f" {outer.every_steps}, expected fewer: lower outer.overlap_steps",
+        ),
+        (
+            outer.optimizer == "adam" and outer.lr > MAX_ADAM_LR,
+            f"outer.lr is {outer.lr:g} with outer.optimizer adam, expected at most {MAX_ADAM_LR:g}"
+            " because each value moves by about that in a round: lower outer.lr, to 0.02 to begin with",
+        ),
+        (
+            inner.optimizer == "schedule-free" and inner.beta1 == 0,
+            "inner.beta1 is 0 with inner.optimizer schedule-free, expected more because it says how far"
+            " gradients are from the newest step: raise inner.beta1, usually to 0.9",
         ),
         (
             rounds.deadline_floor_s > rounds.deadline_ceiling_s,

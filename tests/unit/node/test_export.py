@@ -224,7 +224,7 @@ def test_a_checkpoint_holds_the_outer_parameters_bit_for_bit_and_gives_the_same_
 def test_a_checkpoint_holds_all_that_adam_keeps_of_each_parameter(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
-    run = make_run(*TINY, "outer.optimizer=adam")
+    run = make_run(*TINY, "outer.optimizer=adam", "outer.lr=0.02")
     rows = []
     for fragment, size in enumerate(run.plan.sizes):
         rng = np.random.default_rng(fragment)

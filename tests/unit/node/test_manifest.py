@@ -228,6 +228,11 @@ def test_several_wrong_fields_get_a_line_each(tmp_path: Path) -> None:
         ("[outer]\nfragments = 1", ["rounds.open is 2", "at most 1"]),
         ("[outer]\nevery_steps = 3", ["outer.fragments is 4"]),
         ("[outer]\noverlap_steps = 40", ["outer.overlap_steps is 40"]),
+        ('[outer]\noptimizer = "adam"', ["outer.lr is 0.7 with outer.optimizer adam"]),
+        (
+            '[inner]\noptimizer = "schedule-free"\nbeta1 = 0.0',
+            ["inner.beta1 is 0 with inner.optimizer schedule-free"],
+        ),
         ("[rounds]\ndeadline_floor_s = 31", ["rounds.deadline_floor_s is 31"]),
         ("[rounds]\nstall_s = 10", ["rounds.stall_s is 10"]),
         ("[model]\nwidth = 100", ["model.width is 100", "set model.width to 104"]),
