@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import runnel
 from runnel.errors import ConfigError, InputFileError
 from runnel.node.checkpoint import read_checkpoint
 from runnel.node.config import LaunchPlan, MachineConfig
@@ -128,3 +129,31 @@ def test_weights_of_another_model_are_refused(source: Path, tmp_path: Path) -> N
     with pytest.raises(InputFileError, match=r"'model.lm_head.bias' as none, the run as \(3,\)"):
         save_tuned(str(source), wrong, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of what PEFT calls in transformers
+def test_adapters_of_peft_are_tuned_and_nothing_else_moves(source: Path, tmp_path: Path) -> None:
+    peft: Any = pytest.importorskip("peft")
+    base = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    adapters = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.1)
+    model = peft.get_peft_model(base, adapters)
+    held = {name: value.detach().clone() for name, value in model.named_parameters()}
+    rows = torch.randint(0, 200, (2, 16), generator=torch.Generator().manual_seed(0))
+
+    def loss() -> torch.Tensor:
+        found: torch.Tensor = model(input_ids=rows, labels=rows).loss
+        return found
+
+    place = runnel.local("seeds.method=spsa", "seeds.lr=0.01", home=tmp_path, host="127.0.0.1")
+    with runnel.Peer(place, model=model) as peer:
+        with pytest.raises(ConfigError, match=r"lora_dropout.*call model\.eval\(\)"):
+            peer.spsa_step(loss)
+        model.eval()
+        for _ in range(3):
+            peer.spsa_step(loss)
+        assert peer.node.plan.numel == sum(
+            value.numel() for value in model.parameters() if value.requires_grad
+        )
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, held[name])}
+    assert moved
+    assert all("lora_" in name for name in moved)
