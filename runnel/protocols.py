@@ -244,8 +244,8 @@ class OuterOptimizer(Protocol):
         """Writes the new parameters and momentum to `out`, by default in place.
 
         A `final` step is a plain averaging, which leaves the momentum as it is. Elementwise: a vector may
-        be given in parts, and what is written may be what is read. `momentum` is [values], or, with more
-        than one slot, [slots, values], each row contiguous.
+        be given in parts, and what is written may be what is read. `momentum` is [values] with one slot,
+        else [slots, values], each row contiguous.
         """
         ...
 

@@ -163,7 +163,7 @@ class OuterSection(Section):
     """What peers exchange, how, and how often."""
 
     optimizer: Literal["nesterov", "heavy-ball", "sgd", "adam"] = Field(
-        default="nesterov", description="outer optimizer; sgd has no momentum"
+        default="nesterov", description="outer optimizer; sgd has no momentum and keeps none"
     )
     lr: float = Field(
         default=0.7,

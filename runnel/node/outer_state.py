@@ -310,8 +310,8 @@ def _spread(plan: FragmentPlan, fragment: int, values: Float32, out: Mapping[str
 
 def _stacked(momenta: Sequence[dict[str, Float32]]) -> dict[str, Float32]:
     """By name; where there is more than one, along a new first axis."""
-    if len(momenta) == 1:
-        return momenta[0]
+    if len(momenta) < 2:
+        return momenta[0] if momenta else {}
     return {name: np.stack([one[name] for one in momenta]) for name in momenta[0]}
 
 

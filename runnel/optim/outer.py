@@ -69,12 +69,13 @@ class Momentum:
 class Sgd:
     """No momentum: ``parameters <- parameters - lr * d``; with lr 1 it is federated averaging.
 
-    What SparseLoCo uses, where error feedback takes the momentum's place. Momentum stays as it is.
+    What SparseLoCo uses, where error feedback takes the momentum's place. Keeps nothing: a state is the
+    parameters alone.
     """
 
     lr: float
     """Outer learning rate, above 0."""
-    slots: ClassVar[int] = 1
+    slots: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         _check(self.lr, 0.0)

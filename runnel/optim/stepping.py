@@ -38,14 +38,15 @@ class Stepper:
         Raises:
             PeerError: a payload is not an encoding of its slice.
         """
-        known, new = self._rows(before[1]), self._rows(after[1])
+        values = before[0].size
+        known, new = self._rows(before[1], values), self._rows(after[1], values)
         for (low, high), payload in zip(bounds, payloads, strict=True):
             means = self.codec.decode_parts(payload, high - low)
             for part, mean in zip(parts_of(low, high), means, strict=True):
                 out = (after[0][part], new[..., part])
                 self.optimizer.step(before[0][part], known[..., part], mean, final=final, out=out)
 
-    def _rows(self, momentum: Array) -> Array:
-        """A row for each slot; a single one stays a vector."""
+    def _rows(self, momentum: Array, values: int) -> Array:
+        """A row for each slot, if there are any; a single one stays a vector."""
         slots = self.optimizer.slots
-        return momentum if slots == 1 else momentum.reshape(slots, -1)
+        return momentum if slots == 1 else momentum.reshape(slots, values)

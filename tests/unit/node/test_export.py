@@ -241,6 +241,16 @@ def test_a_checkpoint_holds_all_that_adam_keeps_of_each_parameter(
             assert content.momentum[name][slot].tobytes() == value.tobytes()
 
 
+def test_a_checkpoint_without_momentum_has_none(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(*TINY, "outer.optimizer=sgd")
+    for fragment, size in enumerate(run.plan.sizes):
+        theta = np.random.default_rng(fragment).random(size, np.float32)
+        run.round(values=(theta, np.empty(0, np.float32)))
+    content = read_checkpoint(save_checkpoint(run.folder, tmp_path / "out"))
+    assert content.momentum == {}
+    assert sum(value.size for value in content.parameters.values()) == run.plan.numel
+
+
 def test_before_the_first_round_a_checkpoint_holds_the_first_state(
     make_run: MakeRun, tmp_path: Path
 ) -> None:

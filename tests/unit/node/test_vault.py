@@ -16,8 +16,8 @@ from runnel.hashing import digest
 from runnel.node.moves import Landing
 from runnel.node.pinning import Pinning
 from runnel.node.saved_states import StateKey, state_key, state_name
-from runnel.optim.outer import Adam
-from runnel.protocols import Float32
+from runnel.optim.outer import Adam, Sgd
+from runnel.protocols import Float32, OuterOptimizer
 from tests.support.crash_images import memory_folder
 from tests.support.members import following_record
 from tests.support.vault_bench import (
@@ -81,9 +81,23 @@ def test_a_restart_finds_all_that_adam_keeps_of_each_parameter() -> None:
             bench.log.close()
 
 
-def test_a_leap_takes_up_all_that_adam_keeps() -> None:
+def test_a_state_without_momentum_is_half_as_large_and_restarts_like_any_other() -> None:
+    with memory_folder() as place:
+        bench = Bench(place / "state", optimizer=Sgd(0.7))
+        try:
+            for _ in range(2 * EVERY + 1):
+                bench.round((True, True), give=True, reducer=True)
+            bench.abort()
+            assert bench.store.shared_sizes == ((NUMEL, 0),) * FRAGMENTS
+            bench.check_restart()
+        finally:
+            bench.log.close()
+
+
+@pytest.mark.parametrize("optimizer", [Adam(0.02, 0.9, 0.99, 1e-3), Sgd(0.7)])
+def test_a_leap_takes_up_all_that_an_optimizer_keeps(optimizer: OuterOptimizer) -> None:
     with memory_folder() as one, memory_folder() as two:
-        benches = [Bench(at / "state", optimizer=Adam(0.02, 0.9, 0.99, 1e-3)) for at in (one, two)]
+        benches = [Bench(at / "state", optimizer=optimizer) for at in (one, two)]
         try:
             for _ in range(5):
                 benches[1].round((False, False), give=False, reducer=False)

@@ -37,7 +37,8 @@ def numbers(size: int, seed: int) -> Float32:
 def kept(name: str, values: Float32) -> Float32:
     """Those as what an optimizer keeps; mean squares are never negative."""
     slots = optimizer_named(name, lr=1, momentum=0).slots
-    return values.copy() if slots == 1 else np.stack([values, np.abs(values[::-1])])
+    rows = [values, np.abs(values[::-1])][:slots]
+    return values.copy() if slots == 1 else np.array(rows, np.float32).reshape(slots, values.size)
 
 
 @BOTH
@@ -136,12 +137,11 @@ def test_without_momentum_a_step_is_a_product_and_a_difference(
     use: Callable[[str], None], by: str
 ) -> None:
     use(by)
-    theta, b, d = numbers(50, 1), numbers(50, 2), numbers(50, 3)
-    expected, before = theta - np.float32(0.7) * d, b.copy()
-    new = (np.empty_like(theta), np.empty_like(b))
-    Sgd(0.7).step(theta, b, d, final=False, out=new)
+    theta, nothing, d = numbers(50, 1), np.zeros((0, 50), np.float32), numbers(50, 3)
+    expected = theta - np.float32(0.7) * d
+    new = (np.empty_like(theta), np.empty_like(nothing))
+    Sgd(0.7).step(theta, nothing, d, final=False, out=new)
     assert new[0].tobytes() == expected.tobytes()
-    assert new[1].tobytes() == before.tobytes() == b.tobytes()
 
 
 @EVERY
