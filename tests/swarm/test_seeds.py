@@ -59,6 +59,7 @@ def test_peers_that_die_come_late_and_come_back_hold_the_same_bits(
         exported(owner)
 
 
+@pytest.mark.slow
 def test_a_peer_that_lies_about_its_scalars_is_found_out_by_the_others(tmp_path: Path) -> None:
     settings = ("seeds.method=spsa", "seeds.spot_checks=1", "seeds.probes=2", "model.context=8")
     with Swarm(tmp_path, *settings) as swarm:
