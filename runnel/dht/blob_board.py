@@ -65,6 +65,10 @@ class BlobBoard:
             del self._held[item]
             self._waiting[item] = None
 
+    def holds(self, item: int, donor: PeerId) -> bool:
+        """Whether `donor` is to bring an item."""
+        return donor in self._held.get(item, {})
+
     def lacks(self, item: int, donor: PeerId) -> None:
         """Notes that `donor` does not have an item; it will not be asked for it again."""
         if item in self._held or item in self._waiting:

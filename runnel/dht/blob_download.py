@@ -35,6 +35,7 @@ class FetchLimits:
     Attributes:
         streams_per_donor: conversations with one donor at the same time.
         open_s: how long opening one may take.
+        hold_s: how long a donor that is not connected keeps others from what it was to bring.
         blob_s: how long one blob may take; doubles with each failure of the donor in a row, so
             that a slow link is not given up for a dead one.
         failures: in a row, after which a donor is given up.
@@ -46,6 +47,7 @@ class FetchLimits:
 
     streams_per_donor: int = 2
     open_s: float = 10.0
+    hold_s: float = 0.5
     blob_s: float = 30.0
     failures: int = 4
     retry_s: float = 0.5
@@ -55,7 +57,12 @@ class FetchLimits:
     def __post_init__(self) -> None:
         if self.streams_per_donor < 1 or self.failures < 1:
             raise ValueError(f"counts below 1 fetch nothing: {self}")
-        if min(self.open_s, self.blob_s, self.retry_s, self.busy_s, self.hedge_after_s) <= 0:
+        if (
+            min(
+                self.open_s, self.hold_s, self.blob_s, self.retry_s, self.busy_s, self.hedge_after_s
+            )
+            <= 0
+        ):
             raise ValueError(f"times must be positive: {self}")
 
 
@@ -93,12 +100,14 @@ class Surroundings:
         limits: see `FetchLimits`.
         executor: checks and stores blobs; None for the loop's own.
         bad: donors that sent something wrong, and what; downloads add to it and avoid them.
+        late: donors that took long to be reached or to answer, or did not: asked after all others.
     """
 
     transport: Transport
     limits: FetchLimits
     executor: Executor | None
     bad: dict[PeerId, str]
+    late: set[PeerId]
 
 
 class Download:
@@ -179,15 +188,13 @@ class Download:
     async def _converse(self, donor: Donor) -> None:
         """Fetches over one stream as long as there is something to fetch."""
         stream: Stream | None = None
-        limits = self._around.limits
-        now = asyncio.get_running_loop().time
         try:
             while (index := await self._take(donor)) is not None:
                 try:
                     if stream is None:
-                        stream = await self._around.transport.open(
-                            donor.peer, PROTOCOL, deadline=now() + limits.open_s
-                        )
+                        stream = await self._open(donor, index)
+                        if not self._board.holds(index, donor.peer):
+                            continue
                     answer = await self._ask(stream, index, donor)
                     await self._use(index, answer, donor)
                 finally:
@@ -196,6 +203,26 @@ class Download:
         finally:
             if stream is not None:
                 await _part(stream)
+
+    async def _open(self, donor: Donor, index: int) -> Stream:
+        """A conversation. Others get `index` if that takes long: many who are named have left long ago."""
+        loop, around = asyncio.get_running_loop(), self._around
+        letting_go = loop.call_later(around.limits.hold_s, self._let_go, donor, index)
+        try:
+            deadline = loop.time() + around.limits.open_s
+            stream = await around.transport.open(donor.peer, PROTOCOL, deadline=deadline)
+        except (PeerError, NetworkError, TimeoutError):
+            around.late.add(donor.peer)
+            raise
+        finally:
+            letting_go.cancel()
+        around.late.discard(donor.peer)
+        return stream
+
+    def _let_go(self, donor: Donor, index: int) -> None:
+        self._around.late.add(donor.peer)
+        self._board.give_back(index, donor.peer)
+        self._wake()
 
     async def _take(self, donor: Donor) -> int | None:
         """The next blob for `donor`, or None once it has no more to do here."""
@@ -213,16 +240,19 @@ class Download:
         return None
 
     async def _ask(self, stream: Stream, index: int, donor: Donor) -> memoryview:
-        wanted = self._wanted[index]
+        wanted, around = self._wanted[index], self._around
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._around.limits.blob_s * 2**donor.failures
-        await stream.send(encode_request([wanted.name]), deadline=deadline)
+        deadline = loop.time() + around.limits.blob_s * 2**donor.failures
+        slow = loop.call_later(around.limits.hedge_after_s, around.late.add, donor.peer)
         try:
+            await stream.send(encode_request([wanted.name]), deadline=deadline)
             return await stream.receive(max_bytes=1 + wanted.max_bytes, deadline=deadline)
         except PeerError as error:
             if error.reason == "malformed" or (error.reason == "too-large" and wanted.exact):
                 self._blame(donor, f"blob {short(wanted.name)}: {error}")
             raise
+        finally:
+            slow.cancel()
 
     async def _use(self, index: int, answer: memoryview, donor: Donor) -> None:
         name = self._wanted[index].name

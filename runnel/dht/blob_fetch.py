@@ -65,7 +65,7 @@ class BlobFetcher:
         executor: Executor | None = None,
         limits: FetchLimits | None = None,
     ) -> None:
-        self._around = Surroundings(transport, limits or FetchLimits(), executor, {})
+        self._around = Surroundings(transport, limits or FetchLimits(), executor, {}, set())
 
     @property
     def bad(self) -> Mapping[PeerId, str]:
@@ -227,6 +227,9 @@ class BlobFetcher:
         bad = self._around.bad
         left_out = {self._around.transport.local_id, *bad}
         useful = [peer for peer in dict.fromkeys(donors) if peer not in left_out]
+        late = self._around.late
+        useful.sort(key=late.__contains__)
+        late.intersection_update(useful)
         download = Download(self._around, wanted, useful, accept)
         try:
             await download.run()

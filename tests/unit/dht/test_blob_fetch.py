@@ -257,6 +257,34 @@ def test_a_silent_donor_holds_up_the_end_by_one_hedge_only() -> None:
     run_virtual(main)
 
 
+def test_a_donor_that_cannot_be_reached_holds_up_one_blob_by_a_moment_and_is_then_asked_last() -> (
+    None
+):
+    contents = [noise(SMALL + number) for number in range(6)]
+
+    async def main() -> None:
+        async with swarm() as s:
+            gone = await s.serve(BlobShelf())
+            shelf = BlobShelf()
+            for content in contents:
+                shelf.add_bytes(content, chunk_bytes=BIG)
+            await s.serve(shelf)
+            s.network.cut(ME, gone)
+            fetcher, loop, spans_s = s.fetcher(), asyncio.get_running_loop(), list[float]()
+            for content in contents:
+                began_s, root = loop.time(), tree_root([content], chunk_bytes=BIG)
+                found = await fetcher.fetch_bytes(
+                    root, s.donors, max_total_bytes=BIG, deadline=MINUTE
+                )
+                assert found == content
+                spans_s.append(loop.time() - began_s)
+            hold_s = FetchLimits().hold_s
+            assert hold_s < spans_s[0] < 2 * hold_s
+            assert max(spans_s[1:]) < hold_s
+
+    run_virtual(main)
+
+
 def test_the_only_donor_may_be_slow_beyond_the_first_deadline() -> None:
     content = noise(4 * 8192)
     crawl = Link(latency_s=0.02, up_bits_s=8 * 1024.0)
