@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from runnel.errors import ConfigError, InputFileError
-from runnel.node.manifest_spec import NAME_PATTERN, NAME_WORDS, RunSpec, section_kinds
+from runnel.node.manifest_spec import AUTO, NAME_PATTERN, NAME_WORDS, RunSpec, section_kinds
 from runnel.node.manifest_words import (
     error_lines,
     expected,
@@ -60,10 +60,16 @@ def make_spec(
         ConfigError: one line for each wrong field.
     """
     try:
-        return RunSpec.model_validate(dict(tables))
+        spec = RunSpec.model_validate(dict(tables))
     except ValidationError as error:
         lines = error_lines(error, source=source, overridden=overrides or {})
         raise ConfigError("\n".join(lines)) from None
+    if spec.outer.budget and spec.outer.codec != AUTO:
+        raise ConfigError(
+            f"{source}: outer.budget is {spec.outer.budget!r} with outer.codec {spec.outer.codec}, which"
+            " is not chosen by it: set outer.codec to auto, or remove the budget"
+        )
+    return spec
 
 
 def parse_overrides(overrides: Sequence[str]) -> Tables:

@@ -89,6 +89,8 @@ def test_a_rate_needs_the_speed_of_training() -> None:
 def test_auto_needs_a_budget_and_never_gets_into_a_manifest() -> None:
     with pytest.raises(ConfigError, match="without a budget"):
         make_spec(parse_overrides(["run.name=x", "outer.codec=auto"]), source="test")
+    with pytest.raises(ConfigError, match="which is not chosen by it"):
+        make_spec(parse_overrides(["run.name=x", "outer.budget=9 Mbit/s"]), source="test")
     owner = Identity.generate()
     genesis = Genesis(
         state_root=Digest(bytes(32)),
