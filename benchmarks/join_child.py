@@ -100,7 +100,7 @@ class JoinPeer:
 
     def _enter(self, place: Place) -> Peer:
         entrance = enter(place)
-        self._build(entrance.manifest.spec if entrance.manifest else place.spec)  # type: ignore[union-attr]
+        self._build(entrance.spec)
         node = PeerNode.attach(entrance, self._model)
         self._peer = Peer.on(node, self._model, self._optimizer, self._take)
         return self._peer

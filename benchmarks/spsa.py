@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from benchmarks.report_line import Say, benchmark_parser, report
-from benchmarks.spsa_outer import OuterRun
+from benchmarks.spsa_outer import Floats, OuterRun
 from benchmarks.spsa_task import (
     PRETRAIN_STEPS,
     Halves,
@@ -41,8 +40,6 @@ from runnel.optim.seed_log import LogHead, encode_log
 from runnel.optim.seed_updates import SeedUpdate
 from runnel.optim.spsa_loss import epsilon_amount
 from runnel.tools.svg import COLOURS, Axis, Series, line_chart
-
-Floats = npt.NDArray[np.float32]
 
 PEERS, BATCH = 8, 8
 KEY = (5, 6)
@@ -216,7 +213,7 @@ METHODS: Mapping[str, tuple[Callable[..., None], dict[str, Any]]] = {
 }
 STREAMING = "streaming_e3m0"
 """What they stand beside: outer steps of all values."""
-STREAMING_SETTINGS = {"every": 40, "lr": 1e-3, "steps": 533}
+EVERY_STEPS, OUTER_LR, STEPS = 40, 1e-3, 533
 
 
 def measure(
@@ -235,9 +232,8 @@ def measure(
         f"{text.name}: {sum(v.size for v in base.values())} parameters, {found['start_loss']} at first"
     )
     for name in names:
-        steps = (STREAMING_SETTINGS if name == STREAMING else METHODS[name][1])["steps"] // share
-        run = _outer if name == STREAMING else _shared_seeds
-        found[name] = run(name, steps, base, text, seed)
+        begin = Beginning(base, text, seed, share)
+        found[name] = _outer(begin) if name == STREAMING else _shared_seeds(name, begin)
         say(f"{name:15} {found[name]}")
     if "just_one_byte" in found and "exact" in found:
         ratio = found["just_one_byte"]["loss"] / found["exact"]["loss"] - 1
@@ -245,15 +241,23 @@ def measure(
     return found
 
 
-def _shared_seeds(
-    name: str, steps: int, base: Mapping[str, Floats], text: Halves, seed: int
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Where all methods begin: pretrained weights, the text, a seed; and by how much their steps are divided."""
+
+    base: Mapping[str, Floats]
+    text: Halves
+    seed: int
+    share: int
+
+
+def _shared_seeds(name: str, begin: Beginning) -> dict[str, Any]:
     work, settings = METHODS[name]
-    weights = MasterWeights.from_arrays(base, KEY)
-    swarm = Swarm(text, weights, seed)
+    weights = MasterWeights.from_arrays(begin.base, KEY)
+    swarm = Swarm(begin.text, weights, begin.seed)
     head = LogHead.of(weights)
-    work(swarm, **{**settings, "steps": steps})
-    late = MasterWeights.from_arrays(base, KEY)
+    work(swarm, **{**settings, "steps": settings["steps"] // begin.share})
+    late = MasterWeights.from_arrays(begin.base, KEY)
     late.apply(reversed(swarm.updates))
     return {
         "loss": round(swarm.loss(), 4),
@@ -265,19 +269,11 @@ def _shared_seeds(
     }
 
 
-def _outer(
-    name: str, steps: int, base: Mapping[str, Floats], text: Halves, seed: int
-) -> dict[str, Any]:
-    del name
-    settings = STREAMING_SETTINGS
-    run = OuterRun(base, text, seed, PEERS, BATCH, steps)
-    curve = list(run.curve(int(settings["every"]), settings["lr"]))
-    return {
-        "loss": curve[-1][1],
-        "upload_bytes": curve[-1][0],
-        "curve": curve,
-        **settings,
-    }
+def _outer(begin: Beginning) -> dict[str, Any]:
+    run = OuterRun(begin.base, begin.text, begin.seed, PEERS, BATCH, STEPS // begin.share)
+    curve = list(run.curve(EVERY_STEPS, OUTER_LR))
+    settings = {"every": EVERY_STEPS, "lr": OUTER_LR, "steps": STEPS}
+    return {"loss": curve[-1][1], "upload_bytes": curve[-1][0], "curve": curve, **settings}
 
 
 def picture(found: Mapping[str, Any]) -> str:

@@ -25,7 +25,6 @@ from runnel.node.entry_chunks import entries_answer
 from runnel.node.joining import Fetched, Source, genesis_blob
 from runnel.node.keeper import Keeper
 from runnel.node.manifest import Genesis, RunSpec, SignedManifest
-from runnel.node.manifest_spec import AUTO
 from runnel.node.outcomes import genesis_record
 from runnel.node.outer_parts import parts_of
 from runnel.node.outer_state import STATE_FOLDER, plan_updates
@@ -38,7 +37,7 @@ from runnel.node.run_service import Answer
 from runnel.node.seed_entries import ENTRIES_NAME, EntryFile
 from runnel.node.seed_parts import seed_store
 from runnel.node.seed_vault import SeedVault
-from runnel.node.settling import settle_place
+from runnel.node.settling import Pace, settle_place
 from runnel.node.shelving import shelve, shelve_told, shelved_updates
 from runnel.node.spot_rounds import draw_statement
 from runnel.node.ticket import Ticket
@@ -116,24 +115,25 @@ class Assembly:
         }
 
 
-def assemble(entrance: Entrance, model: nn.Module) -> Assembly:
+def assemble(entrance: Entrance, model: nn.Module, pace: Pace | None = None) -> Assembly:
     """Builds all parts; a new run's manifest is made here, another's state is fetched.
 
+    `pace` measures an inner step, for a new run whose budget is a rate.
+
     Raises:
-        ConfigError: the model cannot be exchanged, or a new run would start from NaN or infinity.
+        ConfigError: the model cannot be exchanged, or a new run would start from NaN or infinity, or nothing
+            keeps to its budget.
         RunMismatchError: the model is not the run's.
         NetworkError: the run's state cannot be had.
         InputFileError, StorageError: the state on disk is damaged or cannot be written.
     """
     began_s = entrance.clock.monotonic_s()
-    spec = entrance.manifest.spec if entrance.manifest else entrance.place.spec  # type: ignore[union-attr]
-    plan = plan_model(model, spec.num_fragments)
     founding = entrance.manifest is None
     if founding:
         require_finite(model)
-    if founding and spec.outer.codec == AUTO:
-        spec = settle_place(entrance, plan.numel, None)
-        plan = plan_model(model, spec.num_fragments)
+        settle_place(entrance, plan_model(model, entrance.spec.num_fragments).numel, pace)
+    spec = entrance.spec
+    plan = plan_model(model, spec.num_fragments)
     store = seed_store(model, spec) if spec.seeds.is_on else _outer_store(model, plan, spec)
     if founding:
         first = [store.root(f) for f in range(plan.num_fragments)]

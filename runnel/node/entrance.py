@@ -27,7 +27,7 @@ from runnel.node.budget import settled_like
 from runnel.node.config import ANY_HOST, MachineConfig
 from runnel.node.disk import DirectoryLock, clear_parts
 from runnel.node.invite import Invite
-from runnel.node.manifest import SignedManifest
+from runnel.node.manifest import RunSpec, SignedManifest
 from runnel.node.metrics_endpoint import MetricsEndpoint
 from runnel.node.place import Joined, Local, Place
 from runnel.node.run_service import MANIFEST, ask
@@ -73,6 +73,15 @@ class Entrance:
         if isinstance(self.place, Joined):
             return tuple(address.peer for address in self.place.invite.bootstraps)
         return ()
+
+    @property
+    def spec(self) -> RunSpec:
+        """Of the run; of one that is yet to be founded, what its place asks for."""
+        if self.manifest is not None:
+            return self.manifest.spec
+        if not isinstance(self.place, Local):
+            raise RunMismatchError("the run has no manifest yet")
+        return self.place.spec
 
     def folder(self) -> Path:
         """Where this run's state lives on this machine."""

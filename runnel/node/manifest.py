@@ -16,7 +16,8 @@ from runnel.dht.wire import pack, unpack
 from runnel.errors import BugError, InputFileError, PeerError
 from runnel.hashing import digest
 from runnel.node.atomic import write_atomically
-from runnel.node.manifest_spec import AUTO, MAX_MEMBERS, RunSpec
+from runnel.node.manifest_patterns import AUTO
+from runnel.node.manifest_spec import MAX_MEMBERS, RunSpec
 from runnel.node.manifest_text import (
     docs_table,
     load_spec,

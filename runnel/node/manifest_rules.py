@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from runnel.node.manifest_patterns import AUTO
+
 if TYPE_CHECKING:
     from runnel.node.manifest_spec import RunSpec
 
@@ -28,7 +30,7 @@ def _round_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
             " rounds.open or raise outer.fragments",
         ),
         (
-            outer.codec == "auto" and not outer.budget,
+            outer.codec == AUTO and not outer.budget,
             'outer.codec is auto without a budget, expected one such as "1/1000 of data parallel": set'
             " outer.budget",
         ),

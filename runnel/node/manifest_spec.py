@@ -13,6 +13,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from runnel.node.manifest_patterns import (
+    AUTO,
+    BUDGET_PATTERN,
+    BUDGET_WORDS,
+    CODEC_PATTERN,
+    CODEC_WORDS,
+)
 from runnel.node.manifest_rules import contradictions
 
 CONTRADICTION = "contradiction"
@@ -23,23 +30,6 @@ NAME_WORDS = "1 to 40 lower-case letters, digits and inner hyphens"
 MAX_MEMBERS = 64
 MAX_INT = 2**63 - 1
 
-CODEC_PATTERN = (
-    r"^(?:fp32|fp16|bf16|int8|(?:hadamard\+)?(?:int4|e3m0|two-bit|sign)|(?:top|random)-k"
-    "(?::(?:[1-9][0-9]{0,2}|[1-3][0-9]{3}|40[0-8][0-9]|409[0-6]))?)$"
-)
-CODEC_WORDS = (
-    "fp32, fp16, bf16, int8, int4, e3m0, two-bit, sign (the last four also as hadamard+int4 and so on),"
-    " top-k or random-k, or top-k:N or random-k:N for N of 4096 values"
-)
-AUTO = "auto"
-"""In place of a codec: chosen at the launch so that the budget holds."""
-BUDGET_PATTERN = (
-    r"^(?:(?:1/[1-9][0-9]{0,6} of data parallel|[0-9]{1,6}(?:\.[0-9]{1,6})? [kMG]bit/s)"
-    r"(?: for [0-9]{1,2} peers)?)?$"
-)
-BUDGET_WORDS = (
-    '"20 kbit/s", "1/1000 of data parallel", or one of them with " for 16 peers" behind it'
-)
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from runnel.errors import ConfigError, InputFileError
-from runnel.node.manifest_spec import AUTO, NAME_PATTERN, NAME_WORDS, RunSpec, section_kinds
+from runnel.node.manifest_patterns import AUTO
+from runnel.node.manifest_spec import NAME_PATTERN, NAME_WORDS, RunSpec, section_kinds
 from runnel.node.manifest_words import (
     error_lines,
     expected,

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 from runnel.node.budget import settle
 from runnel.node.entrance import Entrance
-from runnel.node.manifest_spec import RunSpec
+from runnel.node.manifest_patterns import AUTO
 from runnel.node.place import Local
 
 logger = logging.getLogger(__name__)
 
+Pace = Callable[[], float]
 
-def settle_place(entrance: Entrance, numel: int, step_s: float | None) -> RunSpec:
-    """Chooses what the spec of a run that starts here leaves to its budget, and says what; the spec then.
+
+def settle_place(entrance: Entrance, numel: int, pace: Pace | None) -> None:
+    """Chooses what the spec of a run that is founded here leaves to its budget, if anything, and says what.
+
+    Args:
+        entrance: its spec has nothing open afterwards.
+        numel: exchanged values.
+        pace: measures the seconds of an inner step on this machine; None if nobody can.
 
     Raises:
         ConfigError: see `runnel.node.budget.settle`.
     """
     place = entrance.place
-    assert isinstance(place, Local)  # only whoever founds a run has something to choose
-    settled = settle(place.spec, numel, step_s)
+    if entrance.spec.outer.codec != AUTO or not isinstance(place, Local):
+        return
+    settled = settle(place.spec, numel, None if pace is None else pace())
     logger.info("%s", settled.line())
     entrance.place = replace(place, spec=settled.spec)
-    return settled.spec

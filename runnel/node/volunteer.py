@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,16 +19,13 @@ from runnel.node.dataset_exchange import publish_corpus
 from runnel.node.entrance import Entrance, enter
 from runnel.node.events import Evaluated, Event
 from runnel.node.manifest import RunSpec
-from runnel.node.manifest_spec import AUTO
 from runnel.node.peer import PeerNode
 from runnel.node.place import Joined, Local
 from runnel.node.run_model import LanguageModel, language_model, load_base
 from runnel.node.sampling import batches, validation_batches
 from runnel.node.session import Peer
-from runnel.node.settling import settle_place
 from runnel.node.step_time import measure_step
 from runnel.node.text_source import corpus_of_run, own_corpus
-from runnel.optim.binding import plan_model
 from runnel.optim.inner import clip_gradients, inner_optimizer, set_learning_rates
 from runnel.optim.schedule import lr_factor
 from runnel.optim.spsa_loss import Loss
@@ -92,18 +90,18 @@ def run_peer(
     own = own_corpus(plan.spec) if plan.spec is not None else None
     entrance = enter(_place(plan, own))
     try:
-        spec, corpus = _spec_of(entrance, plan), _corpus(entrance, own, stop)
+        spec = entrance.spec
+        _check_kind(spec, "join")
+        corpus = _corpus(entrance, own, stop)
         model = language_model(spec, plan.source)
-        if entrance.manifest is None and spec.outer.codec == AUTO:
-            spec = _settle(entrance, model, plan.source)
         if plan.base is not None and entrance.manifest is None:
             load_base(model, plan.base)
     except BaseException:
         entrance.close()
         raise
-    node = PeerNode.attach(entrance, model)
+    node = PeerNode.attach(entrance, model, partial(_pace, spec, plan.source))
     _serve(node, corpus)
-    work = Workload(spec, corpus, model, _optimizer(model, spec))
+    work = Workload(node.spec, corpus, model, _optimizer(model, node.spec))
     with Peer.on(node, model, work.optimizer, on_event) as peer:
         if plan.spec is not None:
             on_invite(peer.invite)
@@ -111,11 +109,9 @@ def run_peer(
     return _summary(peer, steps)
 
 
-def _settle(entrance: Entrance, model: LanguageModel, source: str) -> RunSpec:
-    """What the budget leaves open, chosen by the speed of this machine: of a model that is thrown away."""
-    spec = entrance.place.spec  # type: ignore[union-attr]  # only a run that starts here leaves anything open
-    numel = plan_model(model, 1).numel
-    return settle_place(entrance, numel, measure_step(language_model(spec, source), spec))
+def _pace(spec: RunSpec, source: str) -> float:
+    """Seconds of an inner step here, of a model that is thrown away."""
+    return measure_step(language_model(spec, source), spec)
 
 
 def _summary(peer: Peer, steps: int) -> Summary:
@@ -139,13 +135,6 @@ def _place(plan: LaunchPlan, own: Corpus | None) -> Local | Joined:
     if plan.spec is None or own is None:
         raise ConfigError("expected either a run file to launch or an invite to join")
     return Local(spec=plan.spec, machine=machine, data_root=own.root)
-
-
-def _spec_of(entrance: Entrance, plan: LaunchPlan) -> RunSpec:
-    spec = entrance.manifest.spec if entrance.manifest else plan.spec
-    assert spec is not None  # who joins knows the manifest by now, who launches gave the spec
-    _check_kind(spec, "join")
-    return spec
 
 
 def _check_kind(spec: RunSpec, command: str) -> None:

@@ -14,7 +14,8 @@ from rich.table import Table
 from runnel.errors import ConfigError
 from runnel.node.budget import settle
 from runnel.node.forecast import Forecast, LinkForecast, forecast, parse_crowds
-from runnel.node.manifest_spec import AUTO, RunSpec
+from runnel.node.manifest_patterns import AUTO
+from runnel.node.manifest_spec import RunSpec
 from runnel.node.wording import count_text, size_text
 
 if TYPE_CHECKING:

@@ -91,7 +91,7 @@ def fetched(
         )
         async with asyncio.timeout(within_s):
             while not entries.numbers() >= set(wanted):
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.1)  # of the virtual clock
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         for transport in transports:
