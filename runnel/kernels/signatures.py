@@ -18,8 +18,11 @@ Codes = npt.NDArray[Any]
 Scales = npt.NDArray[Any]
 """uint16 (the upper half of a float32), one for each block, or two for two-bit; uint8 [blocks] for E3M0."""
 
-Places = npt.NDArray[Any]
-"""uint8 for top-k, uint64 for random-k: see `SparseKernels`."""
+Where = npt.NDArray[Any]
+"""uint8 for top-k, uint64 for random-k: see `PlaceKernels`."""
+
+Places = npt.NDArray[np.int32]
+"""int32 [chunks, count]: which values of each chunk are sent."""
 
 Halves = npt.NDArray[np.uint16]
 """uint16 [values]: the bits of half-precision numbers, IEEE's or bfloat16."""
@@ -58,29 +61,47 @@ class BlockKernels:
 
 
 @dataclass(frozen=True, slots=True)
-class SparseKernels:
-    """The operations of a codec that sends `count` values of each chunk, on whole chunks. Same rules.
+class PlaceKernels:
+    """Which values of each chunk are sent. Same rules as `BlockKernels`.
 
-    Of a chunk there are two scales and ``ceil(count / 4)`` bytes of codes. `places` say where they belong: for
-    top-k ``3 * ceil(count / 2)`` bytes of indices, for random-k a word of 64 bits (`draws.words_of`).
+    `where` is what a payload, or a seed, says of it: for top-k ``3 * ceil(count / 2)`` bytes of indices for
+    each chunk, for random-k a word of 64 bits (`draws.words_of`). `places` are int32 [chunks, count].
     """
 
-    encode: Callable[[Float32, Float32, Scales, Codes, Places, int], int]
-    """``(values, added, scales, codes, places, count)``: the first chunk with a NaN or Inf, or -1.
+    choose: Callable[[Float32, Float32, Where, Places], int]
+    """``(values, added, where, places)``: the first chunk with a NaN or Inf, or -1.
 
-    Encodes ``values + added``; `values` become what that loses. `added` is another array of their size,
-    or one chunk of -0.0, which changes nothing. Chunks before a refused one are complete; of those from
-    it on, only `values` may have changed, to the sum.
+    Adds to `values`; `added` is another array of their size, or one chunk of -0.0, which changes nothing.
+    Then `places` are filled, of top-k also `where`, for all chunks before the refused one.
     """
 
-    accumulate: Callable[[Scales, Codes, Places, np.float32, Float32, int], None]
-    """``(scales, codes, places, factor, out, count)``: adds; each product and sum is rounded by itself."""
+    read: Callable[[Where, int, Places], None]
+    """``(where, chunk, places)``: fills `places` for chunks of so many values."""
 
-    canonical: Callable[[Scales, Codes, Places, int, int], bool]
-    """``(scales, codes, places, chunk, count)``: whether indices rise within the chunk, unused bits are 0."""
+    canonical: Callable[[Where, int, int], bool]
+    """``(where, chunk, count)``: whether an encoder may have written it: indices rise within their chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class SentKernels:
+    """What is sent of such values: of a chunk two scales and ``ceil(count / 4)`` bytes of codes. Same rules."""
+
+    send: Callable[[Float32, Places, Scales, Codes], None]
+    """``(values, places, scales, codes)``: encodes what is at the places; it becomes what that loses."""
+
+    add: Callable[[Scales, Codes, Places, np.float32, Float32], None]
+    """``(scales, codes, places, factor, out)``: each product and each sum is rounded by itself."""
 
     sum_of_squares: Callable[[Scales, Codes, int], float]
     """``(scales, codes, count)``: of the decoded values, rounded to float64 chunk after chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class SparseKernels:
+    """The operations of a codec that sends some values of each chunk, on whole chunks."""
+
+    places: PlaceKernels
+    sent: SentKernels
 
 
 @dataclass(frozen=True, slots=True)

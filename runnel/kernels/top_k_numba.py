@@ -14,24 +14,19 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, types
 
-from runnel.kernels.signatures import Codes, Float32, Scales, SparseKernels
+from runnel.kernels.signatures import Codes, Float32, PlaceKernels, Places, SparseKernels
+from runnel.kernels.sparse_numba import SENT
 
 _COMPILE: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 _FLOATS_IN = types.Array(types.float32, 1, "C", readonly=True)
 _FLOATS_OUT = types.float32[::1]
 _BYTES_IN = types.Array(types.uint8, 1, "C", readonly=True)
 _BYTES_OUT = types.uint8[::1]
-_SCALES_IN = types.Array(types.uint16, 1, "C", readonly=True)
-_SCALES_OUT = types.uint16[::1]
+_PLACES_IN = types.Array(types.int32, 2, "C", readonly=True)
+_PLACES_OUT = types.int32[:, ::1]
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
-_SIGN = np.int32(-0x80000000)
 _INFINITE = np.int32(0x7F800000)
-_NEGLIGIBLE = np.int32(0x07000000)  # 2^-113
-_SHRINK = np.float32(2.0**-13)
-_GROW = np.float32(2.0**13)
-_SMALLEST_SCALE = np.uint32(0x08000000)
-_LARGEST_SCALE = np.uint32(0x7F7F0000)
 _ROWS = 8
 _BINADE = np.int32(1 << 23)
 
@@ -147,110 +142,13 @@ def _in_order(
     return total
 
 
-@njit(inline="always")
-def _shrunk(v: Any) -> Any:
-    """The magnitude as it is added up."""
-    u = np.int32(np.float32(v).view(np.int32) & _MAGNITUDE)
-    u = u if u >= _NEGLIGIBLE else np.int32(0)
-    return np.float32(np.int32(u).view(np.float32) * _SHRINK)
-
-
-@njit(inline="always")
-def _scale_bits(mean: Any) -> Any:
-    """A mean of shrunk magnitudes as bf16, to nearest even, within the allowed scales; as float32 bits."""
-    bits = np.uint32(np.float32(mean * _GROW).view(np.uint32))
-    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-    bits = np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + odd)
-    bits = np.uint32(bits & np.uint32(0xFFFF0000))
-    return np.uint32(min(max(bits, _SMALLEST_SCALE), _LARGEST_SCALE))
-
-
-@njit(inline="always")
-def _widen(scale: Any) -> Any:
-    """The bits of a float32 from those of a bf16."""
-    return np.int32(np.uint32(np.uint32(scale) << np.uint32(16)))
-
-
-@njit(inline="always")
-def _centroids(x: Float32, kept: _Bits, count: int) -> Any:
-    """The bits of the mean magnitudes of the values up to their mean, and of those above it."""
-    total = np.float32(0)
-    for e in range(count):
-        total = np.float32(total + _shrunk(x[kept[e]]))
-    threshold = np.float32(total / np.float32(count))
-    low, high, above = np.float32(0), np.float32(0), 0
-    for e in range(count):
-        s = _shrunk(x[kept[e]])
-        if s > threshold:
-            high = np.float32(high + s)
-            above += 1
-        else:
-            low = np.float32(low + s)
-    small = _scale_bits(np.float32(low / np.float32(max(count - above, 1))))
-    large = _scale_bits(np.float32(high / np.float32(max(above, 1))))
-    return np.int32(small), np.int32(max(small, large))
-
-
-@njit(inline="always")
-def _write(x: Float32, kept: _Bits, count: int, centroids: Any, q: Codes) -> None:
-    """Codes of the values that are sent, which become what they lose."""
-    small, large = centroids
-    middle = np.float32(
-        np.float32(np.int32(small).view(np.float32) * np.float32(0.5))
-        + np.float32(np.int32(large).view(np.float32) * np.float32(0.5))
-    ).view(np.int32)
-    for i in range(q.size):
-        q[i] = np.uint8(0)
-    row, e = 0, 0
-    while e < count:
-        for i in range(min(q.size, count - e)):
-            v = x[kept[e + i]]
-            u = np.float32(v).view(np.int32)
-            code = np.int32(2) if u < np.int32(0) else np.int32(0)
-            level = small
-            if np.int32(u & _MAGNITUDE) > middle:
-                level = large
-                code = np.int32(code | np.int32(1))
-            x[kept[e + i]] = v - np.int32(level | np.int32(u & _SIGN)).view(np.float32)
-            q[i] = np.uint8(np.int32(q[i]) | np.int32(code << np.int32(2 * row)))
-        e += q.size
-        row += 1
-
-
-@njit(inline="always")
-def _write_indices(kept: _Bits, count: int, q: Codes) -> None:
-    """Two indices in three bytes; `kept` holds a zero behind an odd number of them."""
-    for i in range((count + 1) // 2):
-        pair = np.int32(kept[2 * i] | np.int32(kept[2 * i + 1] << np.int32(12)))
-        q[3 * i] = np.uint8(pair)
-        q[3 * i + 1] = np.uint8(pair >> np.int32(8))
-        q[3 * i + 2] = np.uint8(pair >> np.int32(16))
-
-
-@njit(inline="always")
-def _index(q: Codes, e: int) -> Any:
-    """The index of entry `e`."""
-    at = e // 2 * 3
-    pair = np.int32(np.int32(q[at]) | np.int32(np.int32(q[at + 1]) << np.int32(8)))
-    pair = np.int32(pair | np.int32(np.int32(q[at + 2]) << np.int32(16)))
-    return np.int32(pair >> np.int32(12)) if e % 2 else np.int32(pair & np.int32(4095))
-
-
-@njit(
-    types.int64(_FLOATS_OUT, _FLOATS_IN, _SCALES_OUT, _BYTES_OUT, _BYTES_OUT, types.int64),
-    **_COMPILE,
-)
-def encode(
-    values: Float32, added: Float32, scales: Scales, codes: Codes, indices: Codes, count: int
-) -> int:
-    """See `SparseKernels.encode`."""
-    chunks = scales.size // 2
+@njit(types.int64(_FLOATS_OUT, _FLOATS_IN, _PLACES_OUT), **_COMPILE)
+def _choose(values: Float32, added: Float32, places: Places) -> int:
+    chunks, count = places.shape
     chunk = values.size // max(chunks, 1)
-    code_bytes, index_bytes = (count + 3) // 4, (count + 1) // 2 * 3
     bits, tops = np.empty(chunk, np.int32), np.empty((chunk + _ROWS - 1) // _ROWS, np.int32)
-    chosen, places = np.empty(chunk + 1, np.int32), np.empty(chunk + 1, np.int32)
+    chosen, where = np.empty(chunk + 1, np.int32), np.empty(chunk + 1, np.int32)
     marks = np.zeros((chunk + 7) // 8 * 8, np.uint8)
-    kept = np.zeros(count + 2, np.int32)
     step = chunk if added.size == values.size else 0
     guess = np.int32(0)
     for c in range(chunks):
@@ -259,77 +157,84 @@ def encode(
         if largest >= _INFINITE:
             return c
         guess = _bound(tops, count, largest, guess)
-        found = _collect(bits, tops, guess, chosen, places)
+        found = _collect(bits, tops, guess, chosen, where)
         last = _last_kept(chosen, found, guess, largest, count)
         ties = count - _reaching(chosen, found, np.int32(last + np.int32(1)))
-        _in_order((chosen, places, found), last, ties, marks, kept)
-        small, large = _centroids(x, kept, count)
-        scales[2 * c] = np.uint16(np.uint32(small) >> np.uint32(16))
-        scales[2 * c + 1] = np.uint16(np.uint32(large) >> np.uint32(16))
-        _write(x, kept, count, (small, large), codes[c * code_bytes : (c + 1) * code_bytes])
-        _write_indices(kept, count, indices[c * index_bytes : (c + 1) * index_bytes])
+        _in_order((chosen, where, found), last, ties, marks, places[c])
     return -1
 
 
-@njit(
-    types.void(_SCALES_IN, _BYTES_IN, _BYTES_IN, types.float32, _FLOATS_OUT, types.int64),
-    **_COMPILE,
-)
-def accumulate(
-    scales: Scales, codes: Codes, indices: Codes, factor: np.float32, out: Float32, count: int
-) -> None:
-    """See `SparseKernels.accumulate`."""
-    chunks = scales.size // 2
-    chunk = out.size // max(chunks, 1)
-    code_bytes, index_bytes = (count + 3) // 4, (count + 1) // 2 * 3
-    for c in range(chunks):
-        q = codes[c * code_bytes : (c + 1) * code_bytes]
-        where = indices[c * index_bytes : (c + 1) * index_bytes]
-        y = out[c * chunk : (c + 1) * chunk]
-        small = np.float32(factor * np.int32(_widen(scales[2 * c])).view(np.float32))
-        large = np.float32(factor * np.int32(_widen(scales[2 * c + 1])).view(np.float32))
-        for e in range(count):
-            code = np.int32(np.int32(q[e % code_bytes]) >> np.int32(e // code_bytes * 2))
-            level = large if np.int32(code & np.int32(1)) != np.int32(0) else small
-            level = -level if np.int32(code & np.int32(2)) != np.int32(0) else level
-            y[_index(where, e)] += level
+@njit(types.void(_PLACES_IN, _BYTES_OUT), **_COMPILE)
+def _pack(places: Places, indices: Codes) -> None:
+    """Two indices in three bytes, of each chunk; behind an odd number a zero."""
+    count = places.shape[1]
+    index_bytes = (count + 1) // 2 * 3
+    for c in range(places.shape[0]):
+        kept, q = places[c], indices[c * index_bytes : (c + 1) * index_bytes]
+        for i in range((count + 1) // 2):
+            second = kept[2 * i + 1] if 2 * i + 1 < count else np.int32(0)
+            pair = np.int32(kept[2 * i] | np.int32(second << np.int32(12)))
+            q[3 * i] = np.uint8(pair)
+            q[3 * i + 1] = np.uint8(pair >> np.int32(8))
+            q[3 * i + 2] = np.uint8(pair >> np.int32(16))
 
 
-@njit(types.boolean(_SCALES_IN, _BYTES_IN, _BYTES_IN, types.int64, types.int64), **_COMPILE)
-def canonical(scales: Scales, codes: Codes, indices: Codes, chunk: int, count: int) -> bool:
-    """See `SparseKernels.canonical`."""
-    code_bytes, index_bytes = (count + 3) // 4, (count + 1) // 2 * 3
-    for c in range(scales.size // 2):
-        where = indices[c * index_bytes : (c + 1) * index_bytes]
+@njit(inline="always")
+def _pair(q: Codes, i: int) -> Any:
+    """Two indices, the first one in the lower twelve bits."""
+    pair = np.int32(np.int32(q[3 * i]) | np.int32(np.int32(q[3 * i + 1]) << np.int32(8)))
+    return np.int32(pair | np.int32(np.int32(q[3 * i + 2]) << np.int32(16)))
+
+
+@njit(inline="always")
+def _index(q: Codes, e: int) -> Any:
+    """The index of entry `e`."""
+    pair = _pair(q, e // 2)
+    return np.int32(pair >> np.int32(12)) if e % 2 else np.int32(pair & np.int32(4095))
+
+
+@njit(types.void(_BYTES_IN, _PLACES_OUT), **_COMPILE)
+def _unpack(indices: Codes, places: Places) -> None:
+    count = places.shape[1]
+    index_bytes = (count + 1) // 2 * 3
+    for c in range(places.shape[0]):
+        q, kept = indices[c * index_bytes : (c + 1) * index_bytes], places[c]
+        for i in range(count // 2):
+            pair = _pair(q, i)
+            kept[2 * i] = np.int32(pair & np.int32(4095))
+            kept[2 * i + 1] = np.int32(pair >> np.int32(12))
+        if count % 2 == 1:
+            kept[count - 1] = _index(q, count - 1)
+
+
+@njit(types.boolean(_BYTES_IN, types.int64, types.int64), **_COMPILE)
+def _rise(indices: Codes, chunk: int, count: int) -> bool:
+    """Whether the indices of each chunk rise within it, with a zero behind an odd number of them."""
+    index_bytes = (count + 1) // 2 * 3
+    for c in range(indices.size // index_bytes):
+        q = indices[c * index_bytes : (c + 1) * index_bytes]
         before = np.int32(-1)
         for e in range(count):
-            index = _index(where, e)
+            index = _index(q, e)
             if index <= before or index >= chunk:
                 return False
             before = index
-        if count % 2 == 1 and _index(where, count) != np.int32(0):
+        if count % 2 == 1 and _index(q, count) != np.int32(0):
             return False
-        q = codes[c * code_bytes : (c + 1) * code_bytes]
-        for e in range(count, 4 * code_bytes):
-            if np.int32(np.int32(q[e % code_bytes]) >> np.int32(e // code_bytes * 2)) & np.int32(3):
-                return False
     return True
 
 
-@njit(types.float64(_SCALES_IN, _BYTES_IN, types.int64), **_COMPILE)
-def sum_of_squares(scales: Scales, codes: Codes, count: int) -> float:
-    """See `SparseKernels.sum_of_squares`."""
-    code_bytes = (count + 3) // 4
-    total = 0.0
-    for c in range(scales.size // 2):
-        large = 0
-        for i in range(c * code_bytes, (c + 1) * code_bytes):
-            for up in range(0, 8, 2):
-                large += int(np.int32(np.int32(codes[i]) >> np.int32(up)) & np.int32(1))
-        low = np.float64(np.int32(_widen(scales[2 * c])).view(np.float32))
-        high = np.float64(np.int32(_widen(scales[2 * c + 1])).view(np.float32))
-        total += np.float64(count - large) * (low * low) + np.float64(large) * (high * high)
-    return total
+def choose(values: Float32, added: Float32, where: Codes, places: Places) -> int:
+    """See `PlaceKernels.choose`."""
+    refused: int = _choose(values, added, places)
+    _pack(places if refused < 0 else places[:refused], where)
+    return refused
 
 
-TOP_K = SparseKernels(encode, accumulate, canonical, sum_of_squares)
+def read(where: Codes, chunk: int, places: Places) -> None:
+    """See `PlaceKernels.read`."""
+    del chunk
+    _unpack(where, places)
+
+
+TOP_K = SparseKernels(PlaceKernels(choose, read, _rise), SENT)

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runnel.errors import PeerError
 from runnel.kernels import words_of
-from runnel.optim.codec_sparse import CHUNK, SCALES, Entries, SparseCodec
-from runnel.optim.payloads import Bytes, bytes_of, require_scales
+from runnel.optim.codec_sparse import CHUNK, Entries, SparseCodec
+from runnel.optim.payloads import Bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from typing_extensions import Buffer
 
 DEFAULT_COUNT = 256
 
@@ -70,12 +68,3 @@ class RandomKCodec(SparseCodec):
                 words = words_of(seed, low // CHUNK, -(-(high - low) // CHUNK))
                 held = np.require(wide.view(np.uint16), requirements="A")
                 yield Entries(held, some, words, count), slice(low - place, high - place)
-
-    def _checked(self, payload: Buffer, numel: int) -> Bytes:
-        raw = bytes_of(payload, self.max_bytes(numel), f"{self.name}, {numel} values")
-        for some, where in self._entries(raw, 0, numel, numel):
-            require_scales(some.scales, SCALES, self.name, pairs=True)
-            chunk = min(CHUNK, where.stop - where.start)
-            if not self._kernels.canonical(some.scales, some.codes, some.places, chunk, some.count):
-                raise PeerError("malformed", f"{self.name}: stray bits behind the codes of a chunk")
-        return raw

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from runnel.errors import ConfigError
+from runnel.errors import ConfigError, PeerError
 from runnel.kernels import Float32, SparseKernels, implementation, require_vector
 from runnel.optim.parts import PART, parts_of
 from runnel.optim.payloads import (
     Bytes,
     Scales,
     blank_payload,
+    bytes_of,
     factor_of,
     placed,
     require_encodable,
     require_finite,
+    require_scales,
     room_in,
 )
 
@@ -46,8 +48,20 @@ class Entries:
 
     scales: Scales
     codes: Bytes
-    places: npt.NDArray[Any]
+    where: npt.NDArray[Any]
     count: int
+
+    def places(self) -> npt.NDArray[np.int32]:
+        """Room for the places of all entries, [chunks, count]."""
+        return np.empty((self.scales.size // 2, self.count), np.int32)
+
+    def has_stray_bits(self) -> bool:
+        """Whether a bit is set behind the codes of a chunk; entry e is in byte e modulo their bytes."""
+        size = -(-self.count // 4)
+        unused = np.zeros(size, np.uint8)
+        for entry in range(self.count, 4 * size):
+            unused[entry % size] |= 3 << 2 * (entry // size)
+        return bool((self.codes.reshape(-1, size) & unused).any())
 
 
 class SparseCodec(ABC):
@@ -92,14 +106,6 @@ class SparseCodec(ABC):
         self, raw: Bytes, place: int, size: int, numel: int
     ) -> Iterator[tuple[Entries, slice]]:
         """What is sent of `size` values from `place`: the whole chunks, and the short one; where they are."""
-
-    @abstractmethod
-    def _checked(self, payload: Buffer, numel: int) -> Bytes:
-        """The payload's bytes, if it is one encoding of `numel` values.
-
-        Raises:
-            PeerError: it is not.
-        """
 
     def encode(self, values: Float32, residual: Float32 | None = None) -> bytes:
         """See `Codec.encode`. `residual` is exact but for the values that are sent, where it is rounded.
@@ -176,7 +182,7 @@ class SparseCodec(ABC):
         raw = self._checked(payload, numel)
         total = 0.0
         for some, _ in self._entries(raw, 0, numel, numel):
-            total += self._kernels.sum_of_squares(some.scales, some.codes, some.count)
+            total += self._kernels.sent.sum_of_squares(some.scales, some.codes, some.count)
         return math.sqrt(total)
 
     @property
@@ -199,18 +205,35 @@ class SparseCodec(ABC):
     ) -> bool:
         """Encodes the sum of two vectors in the first one's place; whether it is finite."""
         values, added = summands
-        for some, where in self._entries(payload, place, values.size, numel):
-            x = values[where]
-            more = np.full(min(CHUNK, x.size), -0.0, np.float32) if added is None else added[where]
-            refused = self._kernels.encode(
-                x, more, some.scales, some.codes, some.places, some.count
-            )
-            if refused >= 0:
+        for some, span in self._entries(payload, place, values.size, numel):
+            x, places = values[span], some.places()
+            more = np.full(min(CHUNK, x.size), -0.0, np.float32) if added is None else added[span]
+            if self._kernels.places.choose(x, more, some.where, places) >= 0:
                 return False
+            self._kernels.sent.send(x, places, some.scales, some.codes)
         return True
 
     def _add(self, raw: Bytes, place: int, numel: int, factor: np.float32, out: Float32) -> None:
-        for some, where in self._entries(raw, place, out.size, numel):
-            self._kernels.accumulate(
-                some.scales, some.codes, some.places, factor, out[where], some.count
-            )
+        for some, span in self._entries(raw, place, out.size, numel):
+            y, places = out[span], some.places()
+            self._kernels.places.read(some.where, min(CHUNK, y.size), places)
+            self._kernels.sent.add(some.scales, some.codes, places, factor, y)
+
+    def _checked(self, payload: Buffer, numel: int) -> Bytes:
+        """The payload's bytes, if it is one encoding of `numel` values.
+
+        Raises:
+            PeerError: it is not.
+        """
+        raw = bytes_of(payload, self.max_bytes(numel), f"{self.name}, {numel} values")
+        for some, span in self._entries(raw, 0, numel, numel):
+            require_scales(some.scales, SCALES, self.name, pairs=True)
+            chunk = min(CHUNK, span.stop - span.start)
+            if not self._kernels.places.canonical(some.where, chunk, some.count):
+                raise PeerError(
+                    "malformed",
+                    f"{self.name}: indices that do not rise within a chunk, or stray bits",
+                )
+            if some.has_stray_bits():
+                raise PeerError("malformed", f"{self.name}: stray bits behind the codes of a chunk")
+        return raw

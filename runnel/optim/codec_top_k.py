@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from runnel.errors import PeerError
-from runnel.optim.codec_sparse import CHUNK, SCALES, Entries, SparseCodec
-from runnel.optim.payloads import Bytes, bytes_of, require_scales
+from runnel.optim.codec_sparse import CHUNK, Entries, SparseCodec
+from runnel.optim.payloads import Bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from typing_extensions import Buffer
 
 DEFAULT_COUNT = 64
 
@@ -61,15 +59,3 @@ class TopKCodec(SparseCodec):
                 )
                 wide = np.require(scales.view(np.uint16), requirements="A")
                 yield Entries(wide, codes, indices, count), slice(low - place, high - place)
-
-    def _checked(self, payload: Buffer, numel: int) -> Bytes:
-        raw = bytes_of(payload, self.max_bytes(numel), f"{self.name}, {numel} values")
-        for some, where in self._entries(raw, 0, numel, numel):
-            require_scales(some.scales, SCALES, self.name, pairs=True)
-            chunk = min(CHUNK, where.stop - where.start)
-            if not self._kernels.canonical(some.scales, some.codes, some.places, chunk, some.count):
-                raise PeerError(
-                    "malformed",
-                    f"{self.name}: indices that do not rise within a chunk, or stray bits",
-                )
-        return raw

@@ -78,8 +78,11 @@ def test_compiled_code_lets_other_threads_run() -> None:
         for block in numba.blocks.values()
         for field in ("encode", "decode", "accumulate", "canonical")
     ]
-    for kinds in (numba.sparse, numba.halves):
-        kernels += [getattr(some, f) for some in kinds.values() for f in ("encode", "accumulate")]
+    kernels += [
+        getattr(some, f) for some in numba.halves.values() for f in ("encode", "accumulate")
+    ]
+    kernels += [getattr(some.sent, f) for some in numba.sparse.values() for f in ("send", "add")]
+    kernels += [numba.sparse["random-k"].places.read, numba.sparse["top-k"].places.canonical]
     kernels += [numba.rotations["hadamard"].forward, numba.rotations["hadamard"].backward]
     kernels += [getattr(numba.elements, field) for field in type(numba.elements).__slots__]
     assert all(kernel.targetoptions["nogil"] for kernel in kernels)
