@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from benchmarks.report_line import Say, benchmark_parser, report
-from benchmarks.spsa_outer import Floats, OuterRun
+from benchmarks.spsa_outer import Beginning, OuterRun
 from benchmarks.spsa_task import (
     PRETRAIN_STEPS,
     Halves,
@@ -231,24 +231,14 @@ def measure(
     say(
         f"{text.name}: {sum(v.size for v in base.values())} parameters, {found['start_loss']} at first"
     )
+    begin = Beginning(base, text, seed, share)
     for name in names:
-        begin = Beginning(base, text, seed, share)
         found[name] = _outer(begin) if name == STREAMING else _shared_seeds(name, begin)
         say(f"{name:15} {found[name]}")
     if "just_one_byte" in found and "exact" in found:
         ratio = found["just_one_byte"]["loss"] / found["exact"]["loss"] - 1
         found["byte_gap_to_exact"] = round(ratio, 5)
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Beginning:
-    """Where all methods begin: pretrained weights, the text, a seed; and by how much their steps are divided."""
-
-    base: Mapping[str, Floats]
-    text: Halves
-    seed: int
-    share: int
 
 
 def _shared_seeds(name: str, begin: Beginning) -> dict[str, Any]:
@@ -270,7 +260,7 @@ def _shared_seeds(name: str, begin: Beginning) -> dict[str, Any]:
 
 
 def _outer(begin: Beginning) -> dict[str, Any]:
-    run = OuterRun(begin.base, begin.text, begin.seed, PEERS, BATCH, STEPS // begin.share)
+    run = OuterRun(begin, PEERS, BATCH, STEPS // begin.share)
     curve = list(run.curve(EVERY_STEPS, OUTER_LR))
     settings = {"every": EVERY_STEPS, "lr": OUTER_LR, "steps": STEPS}
     return {"loss": curve[-1][1], "upload_bytes": curve[-1][0], "curve": curve, **settings}

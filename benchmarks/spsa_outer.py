@@ -39,12 +39,20 @@ class _Replica(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class OuterRun:
-    """Peers that each take `steps` steps of AdamW on `batch` sequences from the weights `base`."""
+class Beginning:
+    """Where all methods begin: pretrained weights, the text, a seed; and by how much their steps are divided."""
 
     base: Mapping[str, Floats]
     text: Halves
     seed: int
+    share: int
+
+
+@dataclass(frozen=True, slots=True)
+class OuterRun:
+    """Peers that each take `steps` steps of AdamW on `batch` sequences."""
+
+    begin: Beginning
     peers: int
     batch: int
     steps: int
@@ -57,7 +65,7 @@ class OuterRun:
             lr: at the start; half a cosine from there.
         """
         steps, peers = self.steps, self.peers
-        models = [_Replica(self.base) for _ in range(peers)]
+        models = [_Replica(self.begin.base) for _ in range(peers)]
         every_steps = min(every, steps)
         outer = OuterSection(
             fragments=FRAGMENTS,
@@ -73,15 +81,16 @@ class OuterRun:
         for step in range(windows * every_steps):
             for peer, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
                 optimizer.param_groups[0]["lr"] = cosine(lr, step, windows * every_steps)
-                model.loss(batch_of(self.text.second, self.batch, self.seed, peer, step)).backward()  # type: ignore[no-untyped-call]
+                batch = batch_of(self.begin.text.second, self.batch, self.begin.seed, peer, step)
+                model.loss(batch).backward()  # type: ignore[no-untyped-call]  # torch
                 optimizer.step()
                 optimizer.zero_grad()
             rounds.after_step(step + 1, tokens=self.batch * every_steps)
             if (step + 1) % every_steps == 0 and step + 1 < windows * every_steps:
-                yield _seen(rounds, models[0], self.text)
+                yield _seen(rounds, models[0], self.begin.text)
         rounds.finish()
         rounds.write_outer(0)
-        yield _seen(rounds, models[0], self.text)
+        yield _seen(rounds, models[0], self.begin.text)
 
 
 def _seen(rounds: SimulatedRounds, model: _Replica, text: Halves) -> tuple[int, float]:

@@ -60,7 +60,7 @@ class ScheduleFreeAdamW(EagerOptimizer):
         super().__init__(list(groups), {"lr": lr, "weight_decay": weight_decay, "betas": betas})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # as torch's own
         """One step of every parameter that has a gradient; the closure's loss, if there is one."""
         loss = None
         if closure is not None:
