@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -160,9 +161,9 @@ def test_a_damaged_state_is_refused_and_left_as_it_is(owner: PeerProcess) -> Non
     before = owner.err.stat().st_size
     owner.start()
     assert owner.exit_code() == InputFileError.exit_code
-    said = owner.err.read_bytes()[before:].decode()
+    *diary, said = owner.err.read_bytes()[before:].decode().splitlines()
     assert said.startswith("runnel: ")
     assert "damaged" in said
-    assert "Traceback" not in said
-    assert len(said.splitlines()) == 1
+    # A peer that was seen in another test, and is gone, may be worth a line of the diary before.
+    assert all(re.match(r"\d\d:\d\d:\d\d none of \d+ addresses", line) for line in diary), diary
     assert log.read_bytes() == content
