@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runnel.dht.blob_shelf import BlobShelf
-from runnel.errors import ConfigError, InputFileError, NetworkError, PeerError, RunMismatchError
+from runnel.errors import ConfigError, InputFileError, PeerError, RunMismatchError
 from runnel.hashing import digest
 from runnel.node import joining, run_service, storage_keys
 from runnel.node.actions import RoundKey
-from runnel.node.announcer import find_peers
 from runnel.node.check import require_finite
 from runnel.node.deadlines import Limits
 from runnel.node.disk import clear_parts
 from runnel.node.durable import DurableLog
-from runnel.node.entrance import Entrance
+from runnel.node.entrance import Entrance, find_donors
 from runnel.node.entry_chunks import entries_answer
 from runnel.node.joining import Fetched, Source, genesis_blob
 from runnel.node.keeper import Keeper
@@ -317,18 +316,6 @@ async def _fetch_all(
     updates |= shelved_updates(log, saved.chain, settings.kept_records)
     log.write(updates)
     return fetched
-
-
-async def find_donors(entrance: Entrance, run: bytes) -> tuple[PeerId, ...]:
-    """Who may have the run's state: the invite's members first, then whom the directory names."""
-    deadline = asyncio.get_running_loop().time() + _LOOKUP_S
-    found: list[PeerId] = list(entrance.peers)
-    try:
-        found += await find_peers(entrance.network, run, deadline=deadline)
-    except (NetworkError, PeerError, TimeoutError) as error:
-        logger.debug("directory: %s", error)
-    me = entrance.identity.peer_id
-    return tuple(peer for peer in dict.fromkeys(found) if peer != me)
 
 
 def _settings(entrance: Entrance, manifest: SignedManifest, store: StateStore) -> ProtocolSettings:

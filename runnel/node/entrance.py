@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 _START_S = 60.0
 _ASK_S = 60.0
 _LOOKUP_S = 10.0
+_DONORS_S = 5.0
 _SPARE_ROOM_BYTES = 32 << 20
 """Memory for messages to arrive in that may wait to be used again."""
 
@@ -261,3 +262,15 @@ async def _ask_one(
             "the member that answered serves another run than the invite names: ask its owner for a new one"
         )
     return manifest
+
+
+async def find_donors(entrance: Entrance, run: bytes) -> tuple[PeerId, ...]:
+    """Who may have the run's state: the invite's members first, then whom the directory names."""
+    deadline = asyncio.get_running_loop().time() + _DONORS_S
+    found: list[PeerId] = list(entrance.peers)
+    try:
+        found += await find_peers(entrance.network, run, deadline=deadline)
+    except (NetworkError, PeerError, TimeoutError) as error:
+        logger.debug("directory: %s", error)
+    me = entrance.identity.peer_id
+    return tuple(peer for peer in dict.fromkeys(found) if peer != me)

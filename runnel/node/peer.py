@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,6 @@ from runnel.dht.blob_shelf import BlobShelf
 from runnel.dht.circuits import is_circuit
 from runnel.errors import ConfigError, InputFileError, StorageError
 from runnel.hashing import digest
-from runnel.kernels import warm_up
 from runnel.node.announcer import Announcer
 from runnel.node.assembly import Assembly, Store, assemble
 from runnel.node.driver import Driver, DriverParts
@@ -35,6 +35,7 @@ from runnel.node.events import (
     PeerWarned,
     RunEnded,
 )
+from runnel.node.first_step import FirstStep, load_arithmetic
 from runnel.node.invite import Invite
 from runnel.node.journal import EventSink, Journal
 from runnel.node.last_checkpoint import LastCheckpoint
@@ -220,12 +221,13 @@ class PeerNode:
         fetched = self._parts.fetched
         if fetched is not None:
             self.note(fetched.event())
-        runtime = self._entrance.runtime
-        runtime.own(self._load_arithmetic)
+        runtime, first_step = self._entrance.runtime, FirstStep()
+        self.listen(first_step.take)
+        runtime.own(first_step.then, partial(load_arithmetic, runtime, self.spec))
         runtime.call(self._start, timeout_s=_CALL_S)
         runtime.own(self._keep_status)
         announcer = Announcer(self._entrance.network, self.run_id, self._driver.contacts.seed)
-        runtime.own(announcer.run)
+        runtime.own(first_step.then, announcer.run)
         middle = self._entrance.network.middle
         if middle is not None:
             runtime.own(self._reach_watch(middle).run)
@@ -296,12 +298,6 @@ class PeerNode:
                 snapshot_every=self.spec.rounds.snapshot_every,
                 clock=self.clock,
             )
-        )
-
-    async def _load_arithmetic(self) -> None:
-        """Takes seconds: what needs it waits behind it, a trainer's first steps do not."""
-        await self._entrance.runtime.load(
-            warm_up, *self.spec.outer.codecs, self.spec.outer.optimizer
         )
 
     async def _start(self) -> None:

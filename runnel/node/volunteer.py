@@ -11,21 +11,18 @@ from pathlib import Path
 
 import torch
 
-from runnel.errors import ConfigError, StorageError
-from runnel.node.assembly import find_donors
-from runnel.node.config import LaunchPlan, MachineConfig
+from runnel.errors import StorageError
+from runnel.node.approach import Approach
+from runnel.node.config import LaunchPlan
 from runnel.node.corpus import Corpus
 from runnel.node.dataset_exchange import publish_corpus
-from runnel.node.entrance import Entrance, enter
 from runnel.node.events import Evaluated, Event
 from runnel.node.manifest import RunSpec
 from runnel.node.peer import PeerNode
-from runnel.node.place import Joined, Local
 from runnel.node.run_model import LanguageModel, language_model, load_base
 from runnel.node.sampling import batches, validation_batches
 from runnel.node.session import Peer
 from runnel.node.step_time import measure_step
-from runnel.node.text_source import corpus_of_run, own_corpus
 from runnel.optim.inner import clip_gradients, inner_optimizer, set_learning_rates
 from runnel.optim.schedule import lr_factor
 from runnel.optim.spsa_loss import Loss
@@ -71,12 +68,13 @@ class Workload:
 
 def run_peer(
     plan: LaunchPlan,
+    way: Approach,
     *,
     stop: threading.Event,
     on_event: Callable[[Event], None],
     on_invite: Callable[[str], None],
 ) -> Summary:
-    """Trains until the run ends or `stop` is set; leaves in order either way.
+    """Trains until the run ends or `stop` is set; leaves in order either way, and closes `way`.
 
     `on_event` gets every event, from several threads; `on_invite` the invite, if this machine is the
     owner's.
@@ -85,14 +83,8 @@ def run_peer(
         RunnelError: nothing can be started, or what ended the node.
     """
     torch.set_num_threads(1)
-    if plan.spec is not None:
-        _check_kind(plan.spec, "launch")
-    own = own_corpus(plan.spec) if plan.spec is not None else None
-    entrance = enter(_place(plan, own))
+    entrance, spec, corpus = way.entrance, way.spec, way.corpus
     try:
-        spec = entrance.spec
-        _check_kind(spec, "join")
-        corpus = _corpus(entrance, own, stop)
         model = language_model(spec, plan.source)
         if plan.base is not None and entrance.manifest is None:
             load_base(model, plan.base)
@@ -126,29 +118,6 @@ def _summary(peer: Peer, steps: int) -> Summary:
         folder=peer.node.folder,
         ended=peer.is_over,
     )
-
-
-def _place(plan: LaunchPlan, own: Corpus | None) -> Local | Joined:
-    machine: MachineConfig = plan.machine
-    if plan.invite is not None:
-        return Joined(invite=plan.invite, machine=machine)
-    if plan.spec is None or own is None:
-        raise ConfigError("expected either a run file to launch or an invite to join")
-    return Local(spec=plan.spec, machine=machine, data_root=own.root)
-
-
-def _check_kind(spec: RunSpec, command: str) -> None:
-    if spec.model.kind == "custom":
-        raise ConfigError(
-            f"the run has a model of its own, expected the built-in one: {command} it from its"
-            f" author's program (runnel.Peer), not with `runnel {command}`"
-        )
-
-
-def _corpus(entrance: Entrance, own: Corpus | None, stop: threading.Event) -> Corpus:
-    manifest = entrance.manifest
-    run = manifest.run_id if manifest else b""
-    return corpus_of_run(entrance, own, lambda: find_donors(entrance, run), stop)
 
 
 def _serve(node: PeerNode, corpus: Corpus) -> None:

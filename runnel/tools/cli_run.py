@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 from rich.console import Console
@@ -19,15 +21,23 @@ def run(plan: LaunchPlan) -> None:
         RunnelError: what the peer could not do, sorted by who must act.
     """
     plan.machine.prepare()
-    with exit_on_interrupt():  # torch takes seconds to load
-        from runnel.node.volunteer import run_peer
+    with exit_on_interrupt():
+        from runnel.node.approach import approach
 
     stop = threading.Event()
     with (
         stop_on_signals(stop),
         Screen(Console(stderr=True), log_level=plan.machine.log_level) as it,
+        ThreadPoolExecutor(1, "runnel-loading") as aside,
     ):
-        summary = run_peer(plan, stop=stop, on_event=it.on_event, on_invite=show_invite)
+        loading = aside.submit(import_module, "runnel.node.volunteer")  # torch takes seconds
+        way = approach(plan, stop)
+        try:
+            train = loading.result().run_peer
+        except BaseException:
+            way.entrance.close()
+            raise
+        summary = train(plan, way, stop=stop, on_event=it.on_event, on_invite=show_invite)
     print(summary)
 
 

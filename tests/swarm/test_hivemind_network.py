@@ -49,7 +49,13 @@ def settings(folder: Path, name: str, **others: Any) -> NetworkSettings:
 
 
 async def started(folder: Path, name: str, **others: Any) -> HivemindNetwork:
-    return await start_hivemind(settings(folder, name, **others), Identity.load(folder / name))
+    network = await start_hivemind(settings(folder, name, **others), Identity.load(folder / name))
+    await network.directory.whole(deadline=in_s(20))
+    return network
+
+
+async def num_neighbours(network: HivemindNetwork) -> int:
+    return (await network.directory.whole(deadline=in_s(10))).num_neighbours
 
 
 @contextlib.asynccontextmanager
@@ -101,8 +107,8 @@ def test_peers_find_each_other_and_exchange_bulk_both_ways(tmp_path: Path, uvloo
             }
             for network in networks:
                 assert await network.directory.lookup("run", deadline=in_s(10)) == everybody
-                assert network.directory.num_neighbours == 2
-                assert network.directory.refused == {}
+                assert await num_neighbours(network) == 2
+                assert network.directory.records.refused == {}
             message = random.Random(1).randbytes(8 * MIB)
             _, second, third = networks
             for one, other in ((second, third), (third, second)):
@@ -148,8 +154,9 @@ def test_a_liar_cannot_write_for_others_nor_hide_their_records(tmp_path: Path) -
             await a.directory.publish("run", b"honest", ttl_s=60, deadline=in_s(10))
             key_id = DHTID.generate("run")
             assert key_id.to_bytes() == key_id_of("run")
-            protocol, expires_s = liar.directory._protocol, SystemClock().unix_s() + 600.0
-            own = liar.directory._records.sign(key_id.to_bytes(), b"evil", expires_s)
+            liars = await liar.directory.whole(deadline=in_s(10))
+            protocol, expires_s = liars._protocol, SystemClock().unix_s() + 600.0
+            own = liar.directory.records.sign(key_id.to_bytes(), b"evil", expires_s)
             for stored, subkey in (
                 (own.stored, victim),
                 (b"\xa4evil", victim),
@@ -160,7 +167,7 @@ def test_a_liar_cannot_write_for_others_nor_hide_their_records(tmp_path: Path) -
                     PeerID(bytes(b.transport.local_id)), [key_id], [stored], [expires_s], [subkey]
                 )
                 assert list(answer) == [False]
-            assert sum(b.directory.refused.values()) == 4
+            assert sum(b.directory.records.refused.values()) == 4
             # A replica that answers with garbage beside the honest record hides nothing.
             held = protocol.storage.data[key_id].value
             assert isinstance(held, DictionaryDHTValue)
@@ -237,7 +244,7 @@ def test_addresses_that_do_not_answer_are_named_with_the_step(tmp_path: Path) ->
         assert f"{no_peer}: securing the connection" in message
         # One that answers is enough.
         other = await started(tmp_path, "1", bootstrap=(UNREACHABLE, *first.addresses()))
-        assert other.directory.num_neighbours == 1
+        assert await num_neighbours(other) == 1
         await other.aclose()
         server.close()
         await first.aclose()
@@ -258,11 +265,11 @@ def test_a_peer_that_may_be_alone_joins_when_its_bootstrap_appears(
         bootstrap, port = tuple(first.addresses()), first.daemon.port
         await first.aclose()
         alone = await started(tmp_path, "1", bootstrap=bootstrap, allow_alone=True)
-        assert alone.directory.num_neighbours == 0
+        assert await num_neighbours(alone) == 0
         again = await started(tmp_path, "0", port=port)
 
         async def joined() -> bool:
-            return alone.directory.num_neighbours == 1
+            return await num_neighbours(alone) == 1
 
         await until(joined)
         await again.aclose()
@@ -295,7 +302,7 @@ def test_cached_peers_are_enough_when_the_bootstrap_is_gone(
         await third.aclose()
         await first.aclose()
         third = await started(tmp_path, "2", bootstrap=bootstrap, cache_path=cache)
-        assert third.directory.num_neighbours == 1
+        assert await num_neighbours(third) == 1
         await third.aclose()
         await second.aclose()
 
@@ -310,9 +317,9 @@ def test_a_peer_is_dialled_at_addresses_that_only_we_were_told(tmp_path: Path) -
             await a.transport.open(b.transport.local_id, "echo", deadline=in_s(5))
         a.transport.learn(b.transport.local_id, ["nonsense", UNREACHABLE, *b.addresses()])
         assert await ask(a, b.transport.local_id, b"hello") == b"hello"
-        assert a.directory.num_neighbours == 0
+        assert await num_neighbours(a) == 0
         await a.connect(b.addresses()[0])
-        assert a.directory.num_neighbours == 1
+        assert await num_neighbours(a) == 1
         with pytest.raises(NetworkError, match="nothing listens"):
             await a.connect(UNREACHABLE)
         with pytest.raises(ConfigError, match="names no address"):
@@ -433,3 +440,62 @@ def test_hivemind_logs_through_ours_at_debug(caplog: pytest.LogCaptureFixture) -
         ("DEBUG", directory.__name__)
     ]
     assert "hivemind.p2p: a warning" in caplog.text
+
+
+def test_the_dht_is_carried_from_when_it_is_first_needed(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            a = await start_hivemind(settings(tmp_path, "a"), Identity.load(tmp_path / "a"))
+            stack.push_async_callback(a.aclose)
+            assert await a.directory.publish("run", b"a", ttl_s=60, deadline=in_s(20))
+            b = await start_hivemind(
+                settings(tmp_path, "b", bootstrap=tuple(a.addresses())),
+                Identity.load(tmp_path / "b"),
+            )
+            stack.push_async_callback(b.aclose)
+            # b has none yet: whom it joined looks for it.
+            found = await b.directory.lookup("run", deadline=in_s(10))
+            assert found == {a.transport.local_id: b"a"}
+            assert (a.directory.is_loaded, b.directory.is_loaded) == (True, False)
+            assert await b.directory.publish("run", b"b", ttl_s=60, deadline=in_s(20))
+            assert b.directory.is_loaded
+            assert [await num_neighbours(network) for network in (a, b)] == [1, 1]
+
+    run(test)
+
+
+def test_whoever_loads_its_directory_later_makes_both_neighbours(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            a = await start_hivemind(settings(tmp_path, "a"), Identity.load(tmp_path / "a"))
+            stack.push_async_callback(a.aclose)
+            b = await started(tmp_path, "b", bootstrap=tuple(a.addresses()))
+            stack.push_async_callback(b.aclose)
+            assert not a.directory.is_loaded
+            assert await num_neighbours(b) == 0
+            assert await num_neighbours(a) == 1
+
+            async def mutual() -> bool:
+                return await num_neighbours(b) == 1
+
+            await until(mutual)
+
+    run(test)
+
+
+def test_without_hivemind_the_directory_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What python makes of a module that is None is an ImportError.
+    monkeypatch.setitem(sys.modules, "runnel.dht.hivemind.directory", None)
+
+    async def test() -> None:
+        a = await start_hivemind(settings(tmp_path, "a"), Identity.load(tmp_path / "a"))
+        for _ in range(2):
+            with pytest.raises(NetworkError, match=r"cannot be imported.*install runnel again"):
+                await a.directory.publish("run", b"a", ttl_s=60, deadline=in_s(20))
+        await a.aclose()
+        with pytest.raises(NetworkError, match="closed"):
+            await a.directory.lookup("run", deadline=in_s(5))
+
+    run(test)

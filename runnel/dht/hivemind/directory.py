@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from runnel.clock import Clock, SystemClock
+from runnel.clock import Clock
 from runnel.dht.clock_skew import ClockSkew
 from runnel.dht.hivemind.side_effects import undone
 from runnel.dht.hivemind.storage import MAX_AUTHORS, BoundedStorage
@@ -110,38 +110,33 @@ class HivemindDirectory:
     Survives restarts of the daemon with what it stores for others.
     """
 
-    def __init__(self, daemon: Daemon, clock: Clock) -> None:
+    def __init__(self, daemon: Daemon, clock: Clock, records: SignedRecordValidator) -> None:
         self._daemon = daemon
         self._clock = clock
-        self._records = SignedRecordValidator(daemon.identity, clock)
+        self._records = records
         self._p2p: Any = None
         self._protocol: Any = None
         self._skew = ClockSkew(limit_s=MAX_TTL_S)
         self._asked: AskedDirectory | None = None
 
     @classmethod
-    async def start(cls, daemon: Daemon, clock: Clock | None = None) -> HivemindDirectory:
+    async def start(
+        cls, daemon: Daemon, clock: Clock, records: SignedRecordValidator
+    ) -> HivemindDirectory:
         """A directory over `daemon`, alone until it has joined others. Close it before the daemon.
+
+        `records` signs what is published here, and checks what others say.
 
         Raises:
             TimeoutError: the daemon does not answer.
         """
-        directory = cls(daemon, clock or SystemClock())
-        async with asyncio.timeout(_ATTACH_S):
-            directory._p2p = await _attach(daemon)
-            directory._protocol = await DirectoryProtocol.create(
-                directory._p2p,
-                DHTID.generate(),
-                SEARCH_WIDTH,
-                _DEPTH_MODULO,
-                REPLICAS,
-                CALL_S,
-                _MAX_CALLS,
-                record_validator=_Validator(directory._records),
-            )
-        directory._protocol.storage = BoundedStorage()
-        directory._protocol.cache.maxsize = 0  # nobody's records but those we are asked to hold
-        daemon.on_restart(directory._reattach)
+        directory = cls(daemon, clock, records)
+        try:
+            async with asyncio.timeout(_ATTACH_S):
+                await directory._begin()
+        except BaseException:
+            await directory.aclose()
+            raise
         return directory
 
     @property
@@ -256,6 +251,21 @@ class HivemindDirectory:
         if p2p is not None:
             await _detach(p2p)
 
+    async def _begin(self) -> None:
+        self._p2p = await _attach(self._daemon)
+        self._protocol = await DirectoryProtocol.create(
+            self._p2p,
+            DHTID.generate(),
+            SEARCH_WIDTH,
+            _DEPTH_MODULO,
+            REPLICAS,
+            CALL_S,
+            _MAX_CALLS,
+            record_validator=_Validator(self._records),
+        )
+        self._protocol.storage = BoundedStorage()
+        self._protocol.cache.maxsize = 0  # nobody's records but those we are asked to hold
+
     async def _search(self, key_id: DHTID, found: Found) -> dict[int, PeerID]:
         """The nearest nodes to `key_id`; what they hold under it is added to `found`."""
         protocol = self._protocol
@@ -289,8 +299,8 @@ class HivemindDirectory:
         self._skew.note(peer, response.dht_time, asked_s=sent_s, answered_s=answered_s)
         return True
 
-    async def _reattach(self) -> None:
-        """After a restart of the daemon: the same node over a new connection."""
+    async def reattach(self) -> None:
+        """After a restart of the daemon, and before others are greeted: the same node over a new connection."""
         old = self._p2p
         if old is None:
             return

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import importlib
 from typing import TYPE_CHECKING
 
 from runnel.clock import SystemClock
-from runnel.dht.asked_directory import AskedDirectory
 from runnel.dht.daemon import Daemon, DaemonOptions
 from runnel.dht.daemon_transport import HivemindTransport
 from runnel.dht.dialling import Dialler
 from runnel.dht.directory_service import DirectoryService
 from runnel.dht.framing import TakeRoom, fresh_room
+from runnel.dht.hivemind.late_directory import LateDirectory
 from runnel.dht.identity import to_base58
 from runnel.dht.middle import Middle
 from runnel.dht.network import NetworkSettings, require_alone
@@ -25,7 +23,6 @@ from runnel.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from runnel.dht.hivemind.directory import HivemindDirectory
     from runnel.dht.identity import Identity
     from runnel.types import PeerId
 
@@ -37,7 +34,7 @@ class HivemindNetwork:
         self,
         daemon: Daemon,
         transport: HivemindTransport,
-        directory: HivemindDirectory,
+        directory: LateDirectory,
         dialler: Dialler,
         middle: Middle,
     ) -> None:
@@ -45,11 +42,7 @@ class HivemindNetwork:
         self._transport = transport
         self._directory = directory
         self._middle = middle
-        identity, clock = daemon.identity, SystemClock()
-        directory.also_ask(
-            AskedDirectory(transport, daemon.control, identity, clock, only_joined=True)
-        )
-        self._service = DirectoryService(transport, directory, directory.records, clock)
+        self._service = DirectoryService(transport, directory, directory.records, SystemClock())
         self._tending = Tending(daemon.control, dialler, transport.learn, middle.tend)
         daemon.on_restart(self._tending.rejoin)
 
@@ -59,7 +52,7 @@ class HivemindNetwork:
         return self._transport
 
     @property
-    def directory(self) -> HivemindDirectory:
+    def directory(self) -> LateDirectory:
         """Where peers are found."""
         return self._directory
 
@@ -135,16 +128,8 @@ async def start_hivemind(
     bootstrap = [parsed(text) for text in settings.bootstrap]
     require_alone("hivemind")
     async with contextlib.AsyncExitStack() as stack:
-        loop = asyncio.get_running_loop()
-        # Importing takes seconds of CPU and the daemon's start waits: both at once.
-        importing = loop.run_in_executor(
-            None, importlib.import_module, "runnel.dht.hivemind.directory"
-        )
-        try:
-            daemon = await Daemon.start(_options(settings))
-            stack.push_async_callback(daemon.aclose)
-        finally:
-            module = await importing
+        daemon = await Daemon.start(_options(settings))
+        stack.push_async_callback(daemon.aclose)
         if daemon.identity.peer_id != identity.peer_id:
             raise ConfigError(
                 f"{settings.identity_path} holds the key of {to_base58(daemon.identity.peer_id)}, "
@@ -154,7 +139,7 @@ async def start_hivemind(
             daemon, take_room, Throttle(settings.max_upload_bits_s)
         )
         stack.push_async_callback(transport.aclose)
-        directory: HivemindDirectory = await module.HivemindDirectory.start(daemon)
+        directory = LateDirectory(daemon, transport, SystemClock())
         stack.push_async_callback(directory.aclose)
         dialler = Dialler(
             daemon.control,

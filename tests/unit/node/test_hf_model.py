@@ -15,6 +15,7 @@ import torch
 
 import runnel
 from runnel.errors import ConfigError, InputFileError
+from runnel.node.approach import approach
 from runnel.node.checkpoint import read_checkpoint
 from runnel.node.config import LaunchPlan, MachineConfig
 from runnel.node.export import export_hf, save_checkpoint
@@ -98,9 +99,11 @@ def test_a_run_tunes_it_and_transformers_loads_what_came_of_it(
         source="test",
     )
     machine = MachineConfig.at(tmp_path / "home", host="127.0.0.1")
+    plan, stop = LaunchPlan(machine=machine, spec=spec), threading.Event()
     done = run_peer(
-        LaunchPlan(machine=machine, spec=spec),
-        stop=threading.Event(),
+        plan,
+        approach(plan, stop),
+        stop=stop,
         on_event=lambda _: None,
         on_invite=lambda _: None,
     )

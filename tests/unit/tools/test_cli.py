@@ -246,7 +246,12 @@ def test_a_home_that_cannot_be_written_to_is_found_before_anything_starts(
 def test_a_run_shows_the_invite_and_the_summary(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_peer(plan: LaunchPlan, *, stop: Any, on_event: Any, on_invite: Any) -> str:
+    way = object()
+
+    def run_peer(
+        plan: LaunchPlan, there: object, *, stop: Any, on_event: Any, on_invite: Any
+    ) -> str:
+        assert there is way
         assert not stop.is_set()
         on_invite("runnel:abc")
         on_event(
@@ -256,6 +261,7 @@ def test_a_run_shows_the_invite_and_the_summary(
 
     fake = SimpleNamespace(run_peer=run_peer)
     monkeypatch.setitem(sys.modules, "runnel.node.volunteer", fake)
+    monkeypatch.setattr("runnel.node.approach.approach", lambda plan, stop: way)
     assert main(["join", invite_text()]) == 0
     out = capsys.readouterr().out
     assert "runnel join runnel:abc" in out
