@@ -339,9 +339,7 @@ class Driver:
             return  # decided while this waited for the disk: its parcels are gone
         payloads = [self._payload(action, sender) for sender in action.senders]
         result, size = await self._in_codec(parts.vault.reduce, action, payloads)
-        self._post(
-            parts.protocol.reduced(action.key, action.slice_index, result, size, self._now())
-        )
+        self._post(parts.protocol.reduced(action, result, size, self._now()))
 
     def _payload(self, action: act.Reduce, sender: Commitment) -> bytes | memoryview:
         if sender.carried:

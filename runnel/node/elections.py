@@ -193,6 +193,7 @@ class Elections:
         if place is None:
             return {}
         if instance.kind == "set":
+            place.expect(place.sets[value])
             proposed = saved.proposed.setdefault(place.key, {})
             if value in proposed:
                 return {}

@@ -224,7 +224,12 @@ class Inbox:
     ) -> list[Action]:
         """Takes up a decided set."""
         place.decide(commitments, certificate, now)
-        self._state.deadlines.set_decided(place.key, now)
+        deadlines = self._state.deadlines
+        deadlines.set_decided(place.key, now)
+        if any(piece.results for piece in place.slices):
+            deadlines.data.arrived(0.0)  # made beside the votes
+        if any(place.prepared.values()):
+            deadlines.finished(place.key, now)
         self._state.news.add(place.key.number)
         self._state.saved.sets[place.key] = (commitments, certificate)
         names = tuple(short(c.peer) for c in commitments)

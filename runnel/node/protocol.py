@@ -15,6 +15,7 @@ from runnel.node.actions import (
     Action,
     Adopt,
     Handover,
+    Reduce,
     RoundKey,
     Send,
     Store,
@@ -31,7 +32,8 @@ from runnel.node.messages import (
 )
 from runnel.node.protocol_state import Handler, ProtocolSettings, ProtocolState
 from runnel.node.records import RecordKind, SliceResult
-from runnel.node.rounds import DataWait, Round, advance_data, overdue_for_data
+from runnel.node.round_data import DataWait, advance_data, overdue_for_data
+from runnel.node.rounds import Round
 from runnel.protocols import Signer
 from runnel.types import Digest, PeerId
 from runnel.verification.agreement import Decided
@@ -146,18 +148,20 @@ class RoundProtocol:
             place.slices[index].sent_to.discard(to)
 
     def reduced(
-        self, key: RoundKey, index: int, result: SliceResult, size_bytes: int, now: float
+        self, job: Reduce, result: SliceResult, size_bytes: int, now: float
     ) -> list[Action]:
         """Our result of a slice is encoded and durable: announce it, unless everybody makes it."""
+        key, index, told = job.key, job.slice_index, list[Action]()
         place = self.state.rounds.get(key)
         if place is None:
             return []
         self.state.held[result.root] = key.number
-        place.slices[index].results[result] = size_bytes
-        self.state.news.add(key.number)
-        ready = ResultReady(key.number, key.base, index, result, size_bytes)
-        told = [] if place.facts.carried else [Send(ready)]
-        if place.facts.carried:
+        if place.stands_on(job):
+            place.slices[index].results[result] = size_bytes
+            self.state.news.add(key.number)
+        if not place.facts.carried:
+            told.append(Send(ResultReady(key.number, key.base, index, result, size_bytes)))
+        elif place.decided is not None:
             self.state.deadlines.data.arrived(now - place.decided_at)
         return [Store(storage_keys.result_updates(result.root)), *told, *self._advance(now)]
 
@@ -182,8 +186,9 @@ class RoundProtocol:
         self, key: RoundKey, slices: tuple[SliceResult, ...], state_root: Digest, now: float
     ) -> list[Action]:
         """The state after these results is computed."""
-        self.state.deadlines.finished(key, now)
         place = self.state.rounds.get(key)
+        if place is None or place.decided is not None:
+            self.state.deadlines.finished(key, now)
         if place is not None:
             place.prepared[slices] = state_root
             self.state.news.add(key.number)
@@ -241,9 +246,10 @@ class RoundProtocol:
         actions: list[Action] = []
         if place.decided is None:
             actions, decided = self._elections.advance_set(place, now)
-            if decided is None:
+            if decided is not None:
+                actions += self._set_decided(place, decided, now)
+            elif place.expected is None:
                 return actions
-            actions += self._set_decided(place, decided, now)
         for result, size_bytes in place.missing(state.held):
             holders = (result.reducer, *place.view)
             actions += state.fetch(result.root, holders, now, size_bytes=size_bytes)

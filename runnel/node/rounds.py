@@ -1,20 +1,17 @@
-"""One round as this peer sees it: commitments, the decided set, slices on their way to results. Pure."""
+"""One round as this peer sees it: commitments, the decided set, the results that are known. Pure."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Container
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from runnel.hashing import digest
-from runnel.node.actions import Action, Prepare, Reduce, RoundKey, Scatter
+from runnel.node.actions import Action, Prepare, Reduce, RoundKey
 from runnel.node.certificates import Certificate
 from runnel.node.records import Commitment, Record, RecordKind, Share, SliceResult
 from runnel.types import Digest, PeerId
-
-_RESULT_PATIENCE = 1.5
-"""A worker waits this much shorter for its senders than they wait for its result."""
 
 SLICE_ALIGNMENT = 4096
 """Slice boundaries are multiples of this many values, a multiple of every codec's block."""
@@ -106,6 +103,7 @@ class Round:
     slices: list[SliceState]
     commits: dict[PeerId, Commitment] = field(default_factory=dict)
     half_at: float | None = None
+    expected: tuple[Commitment, ...] | None = None
     decided: tuple[Commitment, ...] | None = None
     decided_at: float = 0.0
     set_certificate: Certificate | None = None
@@ -202,8 +200,29 @@ class Round:
         self, commitments: tuple[Commitment, ...], certificate: Certificate | None, now: float
     ) -> None:
         """Takes up the decided set; results that records named before can now be told apart."""
+        if self.expected != commitments:
+            self._draw(commitments)
         self.decided, self.decided_at, self.set_certificate = commitments, now, certificate
         self.repeat_at = 0.0
+        for record in self.candidates.values():
+            self._take_results(record)
+
+    def expect(self, commitments: tuple[Commitment, ...]) -> None:
+        """Takes a set for the one that will be decided: what all can make of it is made beside the votes."""
+        if self.facts.carried and self.decided is None and self.expected != commitments:
+            self._draw(commitments)
+            self.expected = commitments
+
+    def stands_on(self, job: Reduce) -> bool:
+        """Whether what comes of `job` is a result of the set as it is seen now."""
+        known = tuple(share.commitment for share in self.shares)
+        return not self.facts.carried or tuple(sender.id for sender in job.senders) == known
+
+    def _draw(self, commitments: tuple[Commitment, ...]) -> None:
+        """Draws who reduces what of a set; what was made of another one is of no use."""
+        if self.expected is not None:
+            self.slices = [SliceState() for _ in self.slices]
+            self.prepared.clear()
         base, number = self.key.base, self.key.number.to_bytes(8, "big")
         order = sorted((c.peer for c in commitments), key=lambda peer: digest(base, number, peer))
         names = {c.peer for c in commitments if c.withheld}
@@ -211,8 +230,6 @@ class Round:
         whole = tuple(peer for peer in order if peer not in names) or slow
         shares = tuple(Share(c.peer, c.id, c.tokens) for c in commitments)
         self.drawn = Drawn(whole, slow, shares)
-        for record in self.candidates.values():
-            self._take_results(record)
 
     def take_candidate(self, record: Record) -> None:
         """Takes up a record that is put to the vote as this round's outcome."""
@@ -232,7 +249,9 @@ class Round:
 
     def could_be(self, record: Record) -> bool:
         """Whether a record names the decided set and one possible result of each slice."""
-        if record.kind is not RecordKind.ROUND or record.shares != self.shares:
+        if self.decided is None or record.kind is not RecordKind.ROUND:
+            return False
+        if record.shares != self.shares:
             return False
         if len(record.slices) != len(self.slices):
             return False
@@ -271,122 +290,3 @@ class Round:
         if self.could_be(record):
             for piece, result in zip(self.slices, record.slices, strict=True):
                 piece.results.setdefault(result, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class DataWait:
-    """How a round waits for data.
-
-    Attributes:
-        waited_s: since its set was decided.
-        patience_s: the deadline for one transfer.
-        is_gone: whether a peer let a deadline pass without a word, so that nobody waits for it again.
-    """
-
-    waited_s: float
-    patience_s: float
-    is_gone: Callable[[PeerId], bool] = lambda _: False
-
-
-def advance_data(
-    state: Round,
-    me: PeerId,
-    held: Container[Digest],
-    *,
-    wait: DataWait,
-) -> list[Action]:
-    """Scatter, reduce and prepare as far as the inputs and the clock allow.
-
-    The standby is sent data only if the worker's result is not here in time or the worker seems to be
-    gone, so that its work is wasted only then. A result that is announced and not handed out counts
-    as missing.
-    """
-    if state.decided is None:
-        return []
-    actions: list[Action] = []
-    for index in range(len(state.slices)):
-        if state.facts.carried:
-            actions += _reduce_carried(state, index)
-            continue
-        actions += _scatter(state, index, me, held, wait)
-        actions += _reduce(state, index, me, wait)
-    chosen = state.best_held(held)
-    actions += state.prepare(chosen) if chosen else []
-    for record in state.candidates.values():
-        if state.could_be(record) and all(piece.root in held for piece in record.slices):
-            actions += state.prepare(record.slices)
-    return actions
-
-
-def _owes(commitment: Commitment, index: int, piece: SliceState) -> bool:
-    """Whether a slice is still to come from who committed to it."""
-    return commitment.id not in piece.arrived and index not in commitment.withheld
-
-
-def overdue_for_data(state: Round, me: PeerId, held: Container[Digest]) -> set[PeerId]:
-    """Whose data is missing: workers whose result is not here, and senders to slices that we reduce."""
-    missing: set[PeerId] = set()
-    if state.facts.carried:
-        return missing
-    for index, piece in enumerate(state.slices):
-        if any(result.root in held for result in piece.results):
-            continue
-        missing.add(state.reducers(index)[0])
-        if me in state.reducers(index) and piece.arrived:
-            missing |= {c.peer for c in state.decided or () if _owes(c, index, piece)}
-    return missing - {me}
-
-
-def _scatter(
-    state: Round, index: int, me: PeerId, held: Container[Digest], wait: DataWait
-) -> list[Action]:
-    mine, piece = state.own(me), state.slices[index]
-    if mine is None or any(result.root in held for result in piece.results):
-        return []
-    worker, standby = state.reducers(index)
-    actions: list[Action] = []
-    late = wait.waited_s > _RESULT_PATIENCE * wait.patience_s or wait.is_gone(worker)
-    for target in (worker, standby) if late else (worker,):
-        if target in piece.sent_to or (target == worker and piece.results):
-            continue
-        piece.sent_to.add(target)
-        if target == me:
-            piece.arrived.add(mine.id)
-        elif index not in mine.withheld:
-            actions.append(Scatter(state.key, index, mine.id, target))
-    return actions
-
-
-def _reduce(state: Round, index: int, me: PeerId, wait: DataWait) -> list[Action]:
-    piece, members = state.slices[index], state.decided or ()
-    worker, standby = state.reducers(index)
-    if piece.reducing or me not in (worker, standby):
-        return []
-    senders = tuple(c for c in members if c.id in piece.arrived)
-    coming = any(_owes(c, index, piece) and not wait.is_gone(c.peer) for c in members)
-    patience_s = wait.patience_s if me == worker else 2 * wait.patience_s
-    if not senders or (coming and wait.waited_s <= patience_s):
-        return []
-    piece.reducing = True
-    return [_job(state, index, senders, me)]
-
-
-def _reduce_carried(state: Round, index: int) -> list[Action]:
-    """All of the set is here with the set: everybody makes the result that names the drawn reducer."""
-    if state.slices[index].reducing:
-        return []
-    state.slices[index].reducing = True
-    return [_job(state, index, state.decided or (), state.reducers(index)[0])]
-
-
-def _job(state: Round, index: int, senders: tuple[Commitment, ...], reducer: PeerId) -> Reduce:
-    members = [c.id for c in state.decided or ()]
-    return Reduce(
-        state.key,
-        index,
-        senders,
-        tuple(members.index(c.id) for c in senders),
-        reducer,
-        tuple(state.view.index(c.peer) for c in senders),
-        state.facts.progress,
-    )

@@ -140,7 +140,7 @@ class Jobs:
         peer.disk.results[root], peer.disk.losses[root] = reduced.payload, reduced.loss
         world.checks.reduced(root, reduced)
         result = SliceResult(root, action.reducer, action.included)
-        world.carry(peer, peer.protocol.reduced(action.key, index, result, 8, world.time_of(peer)))
+        world.carry(peer, peer.protocol.reduced(action, result, 8, world.time_of(peer)))
 
     def _fetch(self, peer: SimPeer, action: act.Fetch) -> None:
         world = self.world

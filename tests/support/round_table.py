@@ -122,7 +122,8 @@ def payloads(protocol: RoundProtocol, now: float) -> list[act.Action]:
 
 def reduction_done(protocol: RoundProtocol, now: float) -> list[act.Action]:
     result = SliceResult(RESULT.root, protocol.state.me, RESULT.included)
-    return protocol.reduced(KEY, 0, result, PAYLOAD_BYTES, now)
+    job = act.Reduce(KEY, 0, SET, RESULT.included, result.reducer, tuple(range(len(SET))), 0)
+    return protocol.reduced(job, result, PAYLOAD_BYTES, now)
 
 
 def announced(protocol: RoundProtocol, now: float) -> list[act.Action]:

@@ -224,8 +224,8 @@ AGREEMENT = (
     Mutant(
         "a record names the decided set",
         "node.rounds",
-        "if record.kind is not RecordKind.ROUND or record.shares != self.shares:",
-        "if record.kind is not RecordKind.ROUND:",
+        "        if record.shares != self.shares:\n",
+        "        if False:\n",
         ("node.test_rounds:test_a_record_of_another_set_says_nothing_about_this_round",),
     ),
     Mutant(

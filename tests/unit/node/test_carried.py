@@ -11,6 +11,7 @@ from runnel.errors import PeerError
 from runnel.hashing import digest
 from runnel.node import taking_part
 from runnel.node.actions import Handover, Prepare, Reduce, RoundKey, Send, Store
+from runnel.node.certificates import Certificate
 from runnel.node.chain import Chain
 from runnel.node.elections import Elections
 from runnel.node.inbox import Inbox, commitment_problem
@@ -19,7 +20,8 @@ from runnel.node.outcomes import round_record
 from runnel.node.protocol import RoundProtocol
 from runnel.node.protocol_state import CAUGHT_UP_ROUNDS, ProtocolState
 from runnel.node.records import Commitment, SliceResult
-from runnel.node.rounds import DataWait, Round, advance_data, overdue_for_data
+from runnel.node.round_data import DataWait, advance_data, overdue_for_data
+from runnel.node.rounds import Round
 from runnel.node.storage_keys import Restored
 from runnel.types import PeerId
 from tests.support.members import PEERS, RUN, commitment, name
@@ -57,6 +59,16 @@ def decided(state: ProtocolState, members: tuple[PeerId, ...] = (ME, OTHER)) -> 
     return place
 
 
+def job_of(place: Round) -> Reduce:
+    (job,) = advance_data(place, ME, set(), wait=LATE)
+    assert isinstance(job, Reduce)
+    return job
+
+
+def entry_of(job: Reduce, text: str = "entry") -> SliceResult:
+    return SliceResult(name(text), job.reducer, job.included)
+
+
 def test_a_round_of_any_size_has_one_slice() -> None:
     state = carrying_state()
     state.settings = replace(state.settings, fragment_sizes=(1 << 20,))
@@ -83,8 +95,9 @@ def test_nobody_is_waited_for_once_the_set_is_decided() -> None:
 def test_a_result_that_everybody_makes_is_kept_and_not_announced() -> None:
     peer = carrying_protocol()
     place = decided(peer.state)
-    result = SliceResult(name("entry"), place.reducers(0)[0], (0, 1))
-    actions = peer.reduced(KEY, 0, result, 30, 0.5)
+    job = job_of(place)
+    result = entry_of(job)
+    actions = peer.reduced(job, result, 30, 0.5)
     assert any(isinstance(a, Store) and f"result/{result.root.hex()}" in a.updates for a in actions)
     told = [a.message for a in actions if isinstance(a, Send)]
     assert not any(isinstance(message, ResultReady) for message in told)
@@ -168,10 +181,73 @@ def test_a_member_some_rounds_behind_is_waited_for() -> None:
 
 def test_results_that_are_made_here_say_how_long_that_takes() -> None:
     peer = carrying_protocol()
-    result = SliceResult(name("entry"), ME, (0, 1))
-    for _ in range(8):
+    jobs = [job_of(decided(peer.state)) for _ in range(8)]
+    result = entry_of(jobs[0])
+    for job in jobs:
         decided(peer.state)
-        peer.reduced(KEY, 0, result, 30, 0.01)
+        peer.reduced(job, result, 30, 0.01)
     floor_s = peer.state.settings.limits.floor_s
     assert peer.state.deadlines.data.deadline_s() == floor_s
     assert result.root in peer.state.held
+
+
+# --- beside the votes on the set ----------------------------------------------------------------
+
+
+def some(*members: PeerId) -> tuple[Commitment, ...]:
+    return tuple(sorted((carried(peer) for peer in members), key=lambda c: c.id))
+
+
+def expecting(peer: RoundProtocol, *members: PeerId) -> tuple[Round, Reduce]:
+    """A round whose set is put to the vote, and what is made of it meanwhile."""
+    place = peer.state.rounds.get(KEY) or taking_part.open_round(peer.state, KEY, 0.0)
+    place.expect(some(*members))
+    return place, job_of(place)
+
+
+def test_what_is_made_of_a_set_is_made_beside_the_votes_on_it() -> None:
+    peer = carrying_protocol()
+    place, job = expecting(peer, ME, OTHER)
+    assert job.senders == some(ME, OTHER)
+    result = entry_of(job)
+    (prepare,) = [a for a in peer.reduced(job, result, 30, 0.5) if isinstance(a, Prepare)]
+    assert prepare.shares == place.shares
+    peer.prepared(KEY, prepare.slices, name("state"), 0.6)
+    Inbox(peer.state, Elections(peer.state)).fix_set(place, job.senders, Certificate(0, ()), 1.0)
+    assert place.best_held(peer.state.held) == (result,)
+    assert place.prepared[result,] == name("state")
+    assert advance_data(place, ME, peer.state.held, wait=LATE) == []
+
+
+def test_what_was_made_of_a_set_that_was_not_decided_is_no_result() -> None:
+    peer = carrying_protocol()
+    place, early = expecting(peer, ME, OTHER, THIRD)
+    peer.reduced(early, entry_of(early), 30, 0.5)
+    _, late = expecting(peer, ME, OTHER)  # another attempt, another set: the job goes on meanwhile
+    peer.reduced(early, entry_of(early, "too late"), 30, 0.6)
+    place.decide(some(OTHER, THIRD), None, 0.7)
+    peer.reduced(late, entry_of(late), 30, 0.8)
+    assert place.best_held(peer.state.held) is None
+    assert not any(place.prepared.values())
+    job = job_of(place)
+    assert job.senders == place.decided
+    peer.reduced(job, entry_of(job, "mine"), 30, 0.9)
+    assert place.best_held(peer.state.held) == (entry_of(job, "mine"),)
+
+
+def test_no_record_could_be_the_rounds_while_its_set_is_not_decided() -> None:
+    peer = carrying_protocol()
+    place, job = expecting(peer, ME, OTHER)
+    peer.reduced(job, entry_of(job), 30, 0.5)
+    record = round_record(GENESIS, decided(carrying_state()), (entry_of(job),), name("state"))
+    assert not place.could_be(record)
+    place.decide(job.senders, None, 1.0)
+    assert place.could_be(record)
+
+
+def test_nothing_is_made_of_a_set_before_its_votes_where_payloads_travel_in_slices() -> None:
+    state = state_of()
+    place = taking_part.open_round(state, KEY, 0.0)
+    place.expect((commitment(ME, 0, GENESIS.hash),))
+    assert advance_data(place, ME, set(), wait=LATE) == []
+    assert place.shares == ()

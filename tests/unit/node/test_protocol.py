@@ -93,7 +93,7 @@ def key_of(subject: Driven, number: int) -> RoundKey:
 
 def reduced(subject: Driven, action: Reduce) -> None:
     result = SliceResult(name("result"), ME, action.included)
-    subject.note(subject.protocol.reduced(action.key, action.slice_index, result, 8, 0.3))
+    subject.note(subject.protocol.reduced(action, result, 8, 0.3))
 
 
 def test_a_lone_peer_takes_a_round_to_its_record() -> None:

@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 from runnel.node.actions import Action, Prepare, Reduce, RoundKey, Scatter
 from runnel.node.outcomes import abort_record, round_record
 from runnel.node.records import SliceResult
-from runnel.node.rounds import (
-    SLICE_ALIGNMENT,
-    DataWait,
-    Round,
-    RoundFacts,
-    SliceState,
-    advance_data,
-    overdue_for_data,
-    slice_bounds,
-)
+from runnel.node.round_data import DataWait, advance_data, overdue_for_data
+from runnel.node.rounds import SLICE_ALIGNMENT, Round, RoundFacts, SliceState, slice_bounds
 from runnel.types import Digest, PeerId
 from tests.support.members import PEERS, commitment, following_record, genesis, name
 
