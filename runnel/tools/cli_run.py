@@ -24,13 +24,13 @@ def run(plan: LaunchPlan) -> None:
     with exit_on_interrupt():
         from runnel.node.approach import approach
 
-    stop = threading.Event()
+    stop, aside = threading.Event(), ThreadPoolExecutor(1, "runnel-loading")
+    loading = aside.submit(import_module, "runnel.node.volunteer")  # torch takes seconds
+    aside.shutdown(wait=False)  # nobody waits for it to be told what is wrong
     with (
         stop_on_signals(stop),
         Screen(Console(stderr=True), log_level=plan.machine.log_level) as it,
-        ThreadPoolExecutor(1, "runnel-loading") as aside,
     ):
-        loading = aside.submit(import_module, "runnel.node.volunteer")  # torch takes seconds
         way = approach(plan, stop)
         try:
             train = loading.result().run_peer
