@@ -36,7 +36,7 @@ from runnel.node.run_service import Answer
 from runnel.node.seed_entries import ENTRIES_NAME, EntryFile
 from runnel.node.seed_parts import seed_store
 from runnel.node.seed_vault import SeedVault
-from runnel.node.settling import Pace, settle_place
+from runnel.node.settling import Trials, settle_place
 from runnel.node.shelving import shelve, shelve_told, shelved_updates
 from runnel.node.spot_rounds import draw_statement
 from runnel.node.ticket import Ticket
@@ -114,10 +114,10 @@ class Assembly:
         }
 
 
-def assemble(entrance: Entrance, model: nn.Module, pace: Pace | None = None) -> Assembly:
+def assemble(entrance: Entrance, model: nn.Module, trials: Trials | None = None) -> Assembly:
     """Builds all parts; a new run's manifest is made here, another's state is fetched.
 
-    `pace` measures an inner step, for a new run whose budget is a rate.
+    `trials` are of its training, for a new run whose settings leave something open.
 
     Raises:
         ConfigError: the model cannot be exchanged, or a new run would start from NaN or infinity, or nothing
@@ -130,7 +130,7 @@ def assemble(entrance: Entrance, model: nn.Module, pace: Pace | None = None) -> 
     founding = entrance.manifest is None
     if founding:
         require_finite(model)
-        settle_place(entrance, plan_model(model, entrance.spec.num_fragments).numel, pace)
+        settle_place(entrance, plan_model(model, entrance.spec.num_fragments).numel, trials)
     spec = entrance.spec
     plan = plan_model(model, spec.num_fragments)
     store = seed_store(model, spec) if spec.seeds.is_on else _outer_store(model, plan, spec)

@@ -195,7 +195,10 @@ def _with(spec: RunSpec, codec: str, fragments: int, steps: int) -> RunSpec:
 
 
 def settled_like(spec: RunSpec, found: RunSpec) -> RunSpec:
-    """`spec` with what `found` has settled, if both began from the same budget; else `spec` itself."""
+    """`spec` with what `found` has settled: by the same budget, or where `spec` leaves the learning rate open."""
+    if spec.seeds.is_on and spec.seeds.lr == 0:
+        rates = {"lr": found.seeds.lr, "lr_per": found.seeds.lr_per}
+        spec = spec.model_copy(update={"seeds": spec.seeds.model_copy(update=rates)})
     if spec.outer.codec != AUTO or spec.outer.budget != found.outer.budget:
         return spec
     outer = found.outer

@@ -16,7 +16,11 @@ MAX_ADAM_LR = 0.1
 
 def contradictions(spec: RunSpec) -> tuple[str, ...]:
     """One line for each set of fields that cannot hold together; empty for a sound spec."""
-    return tuple(line for wrong, line in (*_round_rules(spec), *_model_rules(spec)) if wrong)
+    return tuple(
+        line
+        for wrong, line in (*_round_rules(spec), *_seed_rules(spec), *_model_rules(spec))
+        if wrong
+    )
 
 
 def _round_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
@@ -66,6 +70,21 @@ def _round_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
             f"rounds.stall_s is {rounds.stall_s:g} with rounds.deadline_ceiling_s"
             f" {rounds.deadline_ceiling_s:g}, expected stall >= ceiling, or peers give up on"
             " others who are only slow: raise rounds.stall_s",
+        ),
+    )
+
+
+def _seed_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
+    seeds = spec.seeds
+    return (
+        (
+            seeds.method == "ferret" and seeds.lr == 0,
+            "seeds.lr is 0 with seeds.method ferret, which measures nothing: set seeds.lr, to 0.1 to begin with",
+        ),
+        (
+            seeds.lr_per == "member" and seeds.method in ("fedkseed", "ferret"),
+            f"seeds.lr_per is member with seeds.method {seeds.method}, whose steps are walked before anybody"
+            " knows how many take part: set seeds.lr_per to step",
         ),
     )
 

@@ -240,7 +240,16 @@ class SeedsSection(Section):
         default="off",
         description="off = values are exchanged ([outer]); else scalars along shared directions",
     )
-    lr: float = Field(default=1e-3, gt=0, le=10, description="learning rate at the start")
+    lr: float = Field(
+        default=1e-3,
+        ge=0,
+        le=10,
+        description="learning rate at the start; 0 = measured at the launch (not ferret)",
+    )
+    lr_per: Literal["step", "member"] = Field(
+        default="step",
+        description="step = lr is for the mean of a step's scalars; member = times members, up to 16 (spsa)",
+    )
     final_lr_share: Share = Field(
         default=0.1,
         description="learning rate at the [end], as a part of lr (a line); 1 = constant",

@@ -112,7 +112,8 @@ def method_settings(method: str) -> list[str]:
         raise ConfigError(
             f"--method {shortened(method)} is none, expected streaming, {', '.join(methods)}"
         )
-    return [f"seeds.method={method}", "rounds.snapshot_every=64"]
+    lr = "0.1" if method == "ferret" else "0"
+    return [f"seeds.method={method}", f"seeds.lr={lr}", "rounds.snapshot_every=64"]
 
 
 def new_run_toml(name: str, overrides: Sequence[str] = ()) -> str:

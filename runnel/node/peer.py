@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
     from runnel.dht.middle import Middle
     from runnel.node.chain import Chain
-    from runnel.node.settling import Pace
+    from runnel.node.settling import Trials
     from runnel.optim.fragments import FragmentPlan
     from runnel.protocols import Float32
 
@@ -106,11 +106,11 @@ class PeerNode:
             self.listen(entrance.metrics.figures.take)
 
     @classmethod
-    def attach(cls, entrance: Entrance, model: nn.Module, pace: Pace | None = None) -> PeerNode:
+    def attach(cls, entrance: Entrance, model: nn.Module, trials: Trials | None = None) -> PeerNode:
         """Wires a peer of the run that `entrance` leads to, see `assemble`; all closes again if that fails."""
         parts: Assembly | None = None
         try:
-            parts = assemble(entrance, model, pace)
+            parts = assemble(entrance, model, trials)
             return cls(entrance, parts)
         except BaseException:
             entrance.close()

@@ -59,7 +59,7 @@ def _method(spec: RunSpec, blocks: int) -> SeedMethod:
     lr = LearningRate(seeds.lr, seeds.final_lr_share)
     match seeds.method:
         case "spsa":
-            return OneByteMethod(seeds.probes, lr)
+            return OneByteMethod(seeds.probes, lr, seeds.lr_per == "member")
         case "fedkseed":
             return PoolMethod(seeds.candidates, seeds.local_steps, lr)
         case "ferret":

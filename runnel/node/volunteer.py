@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from runnel.errors import StorageError
+from runnel.hashing import digest
 from runnel.node.approach import Approach
 from runnel.node.config import LaunchPlan
 from runnel.node.corpus import Corpus
@@ -21,10 +23,13 @@ from runnel.node.manifest import RunSpec
 from runnel.node.peer import PeerNode
 from runnel.node.run_model import LanguageModel, language_model, load_base
 from runnel.node.sampling import batches, validation_batches
+from runnel.node.seed_parts import run_key
 from runnel.node.session import Peer
+from runnel.node.settling import Trials
 from runnel.node.step_time import measure_step
 from runnel.optim.inner import clip_gradients, inner_optimizer, set_learning_rates
 from runnel.optim.schedule import lr_factor
+from runnel.optim.seed_rate import measure_bend
 from runnel.optim.spsa_loss import Loss
 
 logger = logging.getLogger(__name__)
@@ -32,6 +37,7 @@ logger = logging.getLogger(__name__)
 _LEAVE_S = 10.0
 _EVALUATION_BATCHES = 8
 _EVALUATE_ROUNDS = 16
+_BEND_BATCHES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,8 @@ def run_peer(
     except BaseException:
         entrance.close()
         raise
-    node = PeerNode.attach(entrance, model, partial(_pace, spec, plan.source))
+    trials = Trials(partial(_pace, spec, plan.source), partial(_bend, spec, model, corpus))
+    node = PeerNode.attach(entrance, model, trials)
     _serve(node, corpus)
     work = Workload(node.spec, corpus, model, _optimizer(model, node.spec))
     with Peer.on(node, model, work.optimizer, on_event) as peer:
@@ -104,6 +111,14 @@ def run_peer(
 def _pace(spec: RunSpec, source: str) -> float:
     """Seconds of an inner step here, of a model that is thrown away."""
     return measure_step(language_model(spec, source), spec)
+
+
+def _bend(spec: RunSpec, model: LanguageModel, corpus: Corpus) -> float:
+    """How much the loss bends from where the run begins, on batches that its first peer might draw."""
+    data, key = spec.data, run_key(spec)
+    drawn = batches(corpus.chunks, digest(b"bend"), data.batch_size, spec.model.context)
+    losses = [partial(model.loss, batch) for batch in islice(drawn, _BEND_BATCHES)]
+    return measure_bend(model, losses, key=key, epsilon=spec.seeds.epsilon)
 
 
 def _summary(peer: Peer, steps: int) -> Summary:

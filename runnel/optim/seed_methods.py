@@ -23,6 +23,9 @@ from runnel.optim.seed_updates import SeedUpdate
 
 Updates = tuple[SeedUpdate, ...]
 
+MOST_MEMBERS = 16
+"""A step grows with so many members at most: from somewhere on its length is no matter of noise."""
+
 _SCALE = struct.Struct("<iB64s")
 _STEP = struct.Struct("<Q")
 _BLOCK = struct.Struct("<hH")
@@ -77,10 +80,15 @@ class SeedMethod(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OneByteMethod:
-    """JustOneByte with `probes` bytes per contribution."""
+    """JustOneByte with `probes` bytes per contribution.
+
+    With `per_member` the learning rate is for one member's scalars: steps of more members, whose mean has less
+    noise, are longer by their number, up to `MOST_MEMBERS`.
+    """
 
     probes: int
     lr: LearningRate
+    per_member: bool = False
 
     @property
     def state_bytes(self) -> int:
@@ -112,7 +120,8 @@ class OneByteMethod:
         codes: dict[int, int] = {}
         for seat, payload in shares.items():
             codes |= unpack_codes(payload, peer=seat)
-        update, after = take_step(state, codes, lr=self.lr.at(progress))
+        members = min(len(shares), MOST_MEMBERS) if self.per_member else 1
+        update, after = take_step(state, codes, lr=members * self.lr.at(progress))
         return (update,), after
 
 
