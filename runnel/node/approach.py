@@ -6,6 +6,7 @@ Nothing here imports torch, so that the seconds of both pass beside each other.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from runnel.errors import ConfigError
@@ -30,8 +31,12 @@ class Approach:
         return self.entrance.spec
 
 
-def approach(plan: LaunchPlan, stop: threading.Event) -> Approach:
+def approach(
+    plan: LaunchPlan, stop: threading.Event, meanwhile: Callable[[], None] | None = None
+) -> Approach:
     """Reaches the run that `plan` founds or joins; setting `stop` ends the wait for its text.
+
+    `meanwhile` is called before the first wait for others, once nothing on this machine is wrong.
 
     Raises:
         RunnelError: nothing can be started or reached, or the run's model is its author's own.
@@ -40,7 +45,7 @@ def approach(plan: LaunchPlan, stop: threading.Event) -> Approach:
     if plan.spec is not None:
         _check_kind(plan.spec, "launch")
     own = own_corpus(plan.spec) if plan.spec is not None else None
-    entrance = enter(_place(plan, own))
+    entrance = enter(_place(plan, own), meanwhile)
     try:
         _check_kind(entrance.spec, "join")
         return Approach(entrance, _corpus(entrance, own, stop))

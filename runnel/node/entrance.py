@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,8 +115,10 @@ class Entrance:
                 self.metrics.close()
 
 
-def enter(place: Place) -> Entrance:
+def enter(place: Place, meanwhile: Callable[[], None] | None = None) -> Entrance:
     """Starts the network; finds the run's manifest on disk or asks its members.
+
+    `meanwhile` is called before the network's start, once nothing on this machine is wrong.
 
     Raises:
         ConfigError, InputFileError, StorageError: something on this machine is wrong.
@@ -132,35 +136,30 @@ def enter(place: Place) -> Entrance:
     known = known_manifest(place, owner)
     if isinstance(place, Joined) and known is None:  # a member returns whenever it likes
         place.invite.require_valid(SystemClock().unix_s())
-    lock = DirectoryLock(machine.home)  # one identity, one network: never two at once
-    clear_parts(machine.home)
-    try:
+    with ExitStack() as undo:
+        lock = DirectoryLock(machine.home)  # one identity, one network: never two at once
+        undo.callback(lock.close)
+        clear_parts(machine.home)
         metrics = MetricsEndpoint(machine.metrics) if machine.metrics else None
-    except BaseException:
-        lock.close()
-        raise
-    runtime = Runtime().start()
-    try:
+        if metrics is not None:
+            undo.callback(metrics.close)
+        runtime = Runtime().start()
+        undo.callback(runtime.close)
+        if meanwhile is not None:
+            meanwhile()
         if kind == DAEMON:
             remove_stale()  # a killed peer's daemon may still hold the port
         settings = _settings(place, has_run=known is not None)
         rooms = BufferPool(np.uint8, max_spare_bytes=_SPARE_ROOM_BYTES)
         network = _start(runtime, kind, settings, identity, rooms)
-    except BaseException:
-        runtime.close()
-        lock.close()
-        if metrics is not None:
-            metrics.close()
-        raise
-    entrance = Entrance(place, runtime, network, identity, owner, known, lock, metrics=metrics)
-    try:
+        entrance = Entrance(place, runtime, network, identity, owner, known, lock, metrics=metrics)
+        undo.pop_all()  # the entrance closes them
+        undo.callback(entrance.close)
         if not machine.dials_only:
             _keep_port(machine, network.port)
         if known is None and isinstance(place, Joined):
             entrance.manifest = runtime.call(ask_manifest, entrance, timeout_s=_ASK_S)
-    except BaseException:
-        entrance.close()
-        raise
+        undo.pop_all()
     return entrance
 
 

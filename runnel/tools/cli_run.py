@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from rich.console import Console
 
@@ -24,14 +25,12 @@ def run(plan: LaunchPlan) -> None:
     with exit_on_interrupt():
         from runnel.node.approach import approach
 
-    stop, aside = threading.Event(), ThreadPoolExecutor(1, "runnel-loading")
-    loading = aside.submit(import_module, "runnel.node.volunteer")  # torch takes seconds
-    aside.shutdown(wait=False)  # nobody waits for it to be told what is wrong
+    stop, loading = threading.Event(), _Loading("runnel.node.volunteer")  # torch takes seconds
     with (
         stop_on_signals(stop),
         Screen(Console(stderr=True), log_level=plan.machine.log_level) as it,
     ):
-        way = approach(plan, stop)
+        way = approach(plan, stop, loading.begin)
         try:
             train = loading.result().run_peer
         except BaseException:
@@ -39,6 +38,27 @@ def run(plan: LaunchPlan) -> None:
             raise
         summary = train(plan, way, stop=stop, on_event=it.on_event, on_invite=show_invite)
     print(summary)
+
+
+class _Loading:
+    """Imports a module in a thread of its own, from `begin` on."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._module: Future[ModuleType] | None = None
+
+    def begin(self) -> None:
+        """Starts; nobody has to wait for its end."""
+        pool = ThreadPoolExecutor(1, "runnel-loading")
+        self._module = pool.submit(import_module, self._name)
+        pool.shutdown(wait=False)
+
+    def result(self) -> ModuleType:
+        """The module, once it is there."""
+        if self._module is None:
+            self.begin()
+        assert self._module is not None  # begun
+        return self._module.result()
 
 
 def show_invite(invite: str) -> None:

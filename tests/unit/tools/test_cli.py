@@ -261,7 +261,7 @@ def test_a_run_shows_the_invite_and_the_summary(
 
     fake = SimpleNamespace(run_peer=run_peer)
     monkeypatch.setitem(sys.modules, "runnel.node.volunteer", fake)
-    monkeypatch.setattr("runnel.node.approach.approach", lambda plan, stop: way)
+    monkeypatch.setattr("runnel.node.approach.approach", lambda plan, stop, meanwhile: way)
     assert main(["join", invite_text()]) == 0
     out = capsys.readouterr().out
     assert "runnel join runnel:abc" in out
