@@ -13,6 +13,7 @@ from typing import Any
 from runnel.node.events import (
     ContributionRefused,
     ContributionWithheld,
+    Equivocated,
     Event,
     InnerProgress,
     MemberJoined,
@@ -23,6 +24,7 @@ from runnel.node.events import (
     PeerWarned,
     RoundDecided,
     RoundLate,
+    ScalarRefuted,
     StateFetched,
 )
 
@@ -60,6 +62,10 @@ METRICS: Mapping[str, Metric] = {
         Metric("runnel_round_seconds", "gauge", "from the round before to the newest one"),
         Metric("runnel_deadline_seconds", "gauge", "how long others are waited for", ("for",)),
         Metric("runnel_refusals_total", "counter", "refused by this peer", ("what", "reason")),
+        Metric("runnel_equivocations_total", "counter", "members found to have signed two things"),
+        Metric(
+            "runnel_refuted_scalars_total", "counter", "scalars of others that came out otherwise"
+        ),
         Metric("runnel_view_changes_total", "counter", "changes of the view", ("change",)),
         Metric("runnel_bytes_total", "counter", "framing included", ("purpose", "direction")),
         Metric("runnel_steps_total", "counter", "inner steps of this peer"),
@@ -90,6 +96,8 @@ _CHANGES: Mapping[type[Event], str] = {
 _COUNTED: Mapping[type[Event], str] = {
     RoundLate: "runnel_late_rounds_total",
     ContributionWithheld: "runnel_withheld_total",
+    Equivocated: "runnel_equivocations_total",
+    ScalarRefuted: "runnel_refuted_scalars_total",
     StateFetched: "runnel_state_fetches_total",
     PeerWarned: "runnel_warnings_total",
 }

@@ -20,6 +20,7 @@ from runnel.node.config import LOOPBACK, MachineConfig, MetricsAddress
 from runnel.node.events import (
     ContributionRefused,
     ContributionWithheld,
+    Equivocated,
     Event,
     InnerProgress,
     MemberJoined,
@@ -30,6 +31,7 @@ from runnel.node.events import (
     PeerWarned,
     RoundDecided,
     RoundLate,
+    ScalarRefuted,
     StateFetched,
 )
 from runnel.node.metrics import METRICS, Figures
@@ -77,6 +79,18 @@ EVENTS: tuple[Event, ...] = (
     RoundLate(unix_s=1, round=3, reason="slow"),
     ContributionWithheld(unix_s=1, round=3, reason="NaN"),
     PeerWarned(unix_s=1, text="look"),
+    Equivocated(unix_s=1, peer="cafe0002", round=3, what="votes", place="set", evidence="ab"),
+    ScalarRefuted(
+        unix_s=1,
+        round=3,
+        peer="cafe0002",
+        scalar=0,
+        published=3,
+        recomputed=9.5,
+        tolerance=0.1,
+        reason="another scalar",
+        evidence="ab",
+    ),
     StateFetched(unix_s=1, round=3, size_bytes=10, seconds=1.0, donors=("cafe0002",)),
     InnerProgress(
         unix_s=1,
@@ -115,6 +129,8 @@ COUNTED: dict[tuple[str, tuple[str, ...]], float] = {
     ("runnel_late_rounds_total", ()): 1,
     ("runnel_withheld_total", ()): 1,
     ("runnel_warnings_total", ()): 1,
+    ("runnel_equivocations_total", ()): 1,
+    ("runnel_refuted_scalars_total", ()): 1,
     ("runnel_state_fetches_total", ()): 1,
     ("runnel_steps_total", ()): 20,
     ("runnel_tokens_total", ()): 160,
