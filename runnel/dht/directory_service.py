@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from runnel.dht.rates import Buckets, Rate
 from runnel.dht.records import MAX_STORED_BYTES, Record, SignedRecordValidator
 from runnel.dht.wire import pack, unpack
-from runnel.errors import PeerError
+from runnel.errors import NetworkError, PeerError
 from runnel.hashing import digest
 from runnel.types import PeerId, short
 
@@ -81,6 +81,8 @@ class DirectoryService:
         self._num_running += 1
         try:
             answer = await self._answer(stream.remote, question, deadline - ANSWER_S / 2)
+        except NetworkError as error:  # the directory is not there, or not any more
+            raise PeerError("busy", str(error)) from error
         finally:
             self._num_running -= 1
         await stream.send(pack([self._clock.unix_s(), answer]), deadline=deadline)

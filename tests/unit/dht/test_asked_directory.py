@@ -13,10 +13,11 @@ from runnel.dht import directory_service as service
 from runnel.dht.asked_directory import AskedDirectory
 from runnel.dht.identity import Identity
 from runnel.dht.memory import MemoryNetwork, MemoryTransport
+from runnel.dht.record_shelf import Found
 from runnel.dht.records import MAX_VALUE_BYTES, Record, SignedRecordValidator, key_id_of
 from runnel.dht.virtual_loop import run_virtual
 from runnel.dht.wire import pack, unpack
-from runnel.errors import PeerError
+from runnel.errors import NetworkError, PeerError
 from runnel.protocols import Stream
 from runnel.types import PeerId
 
@@ -295,3 +296,25 @@ def test_an_answer_has_room_for_so_many_and_each_asker_gets_others(
         assert len(set.union(*seen)) > 4
 
     run_virtual(test)
+
+
+def test_a_directory_that_is_not_there_is_no_mistake_of_the_handler(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Closed:
+        async def hold(self, record: Record, *, deadline: float) -> bool:
+            raise NetworkError("the directory is closed")
+
+        async def held(self, key_id: bytes, *, deadline: float) -> Found:
+            raise NetworkError("the directory is closed")
+
+    async def test() -> None:
+        world, identity, clock = World(), Identity.generate(), ManualClock(unix_s=NOW_S)
+        transport = world.transport(identity)
+        records = SignedRecordValidator(identity, clock)
+        await service.DirectoryService(transport, Closed(), records, clock).serve()
+        asker = await world.peer()
+        assert await asker.lookup("run", deadline=in_s(5)) == {}
+
+    run_virtual(test)
+    assert not [one for one in caplog.records if one.levelname in {"ERROR", "WARNING"}]
