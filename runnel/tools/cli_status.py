@@ -119,16 +119,20 @@ def reach_lines(run: RunFolder) -> list[str]:
     if not isinstance(reach, dict) or not isinstance(ways, dict):
         return []
     direct = sum(way == "directly" for way in ways.values())
-    others = [f"{peer} {way}" for peer, way in sorted(ways.items()) if way != "directly"]
+    others = [_on_one_line(*one) for one in sorted(ways.items()) if one[1] != "directly"]
     lines = [f"reaches {', '.join([f'{direct} directly', *others])}"] if ways else []
     found = reach.get("helpers")
     helpers = found if isinstance(found, list) else []
     if reach.get("outside") in ("none", "some"):
         who = "nobody" if reach["outside"] == "none" else "not everybody"
-        through = f", but through {' or '.join(map(str, helpers))}" if helpers else ""
+        through = f", but through {' or '.join(map(_on_one_line, helpers))}" if helpers else ""
         lines.append(f"{who} can open connections to this peer{through}")
     carried = _number(reach.get("carried_bytes"))
     return [*lines, f"carried {_size(carried)} for others"] if carried else lines
+
+
+def _on_one_line(*words: object) -> str:
+    return " ".join(" ".join(map(str, words)).split())
 
 
 def cap_lines(run: RunFolder) -> list[str]:
