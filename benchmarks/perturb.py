@@ -101,7 +101,7 @@ def bits_agree() -> bool:
     values, master = torch.from_numpy(x.copy()), torch.from_numpy(base.copy())
     out = torch.zeros_like(values)
     perturb_torch.perturb(values, EPSILON, where[0])
-    perturb_torch.apply(master, torch.from_numpy(codes), where)
+    perturb_torch.apply(master, codes, where)
     perturb_torch.materialise(master, out, where[1], step=FixedStep(AMOUNT))
     found = {b"".join(array.numpy().tobytes() for array in (values, master, out))}
     found |= {by_threads(threads, by) for threads in (1, 2) for by in (None, "reference")}

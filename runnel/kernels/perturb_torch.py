@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runnel.kernels.perturb_signatures import PART_TILES, TILE, Direction, Directions
+from runnel.kernels.perturb_signatures import PART_TILES, TILE, Direction, Directions, Int32
 from runnel.kernels.perturbation import FixedStep
 
 _LANES = 32
@@ -67,35 +67,43 @@ def materialise(
         out[part] = wide.to(out.dtype)
 
 
-def apply(master: Tensor, coefficients: Tensor, where: Directions, *, first_tile: int = 0) -> None:
-    """As `perturbation.apply`: master int32 [n], coefficients int32 [K] on its device."""
+def apply(master: Tensor, coefficients: Int32, where: Directions, *, first_tile: int = 0) -> None:
+    """As `perturbation.apply`: master int32 [n]."""
     for part, tile in _pieces(master.numel(), first_tile):
         x = master[part]
-        for coefficient, direction in zip(coefficients, where, strict=True):
+        for coefficient, direction in zip(coefficients.tolist(), where, strict=True):
             minus = minus_mask(direction, tile, x.numel(), master.device)
             x += (minus ^ coefficient) - minus
 
 
 def project_parts(values: Tensor, where: Directions, *, first_tile: int = 0) -> Tensor:
     """As `perturbation.project_parts`: values float32 [n]; float64 [parts, K] on the CPU."""
-    tiles = -(-values.numel() // TILE)
-    padded = torch.zeros(tiles * TILE, dtype=torch.float32, device=values.device)
-    padded[: values.numel()] = values
-    out = torch.zeros(-(-tiles // PART_TILES), len(where), dtype=torch.float64)
-    for k, direction in enumerate(where):
-        for part, tile in _pieces(padded.numel(), first_tile):
-            minus = minus_mask(direction, tile, padded[part].numel(), values.device)
-            signed = torch.where(minus != 0, -padded[part], padded[part])
-            rows = signed.view(-1, TILE // _LANES, _LANES)
-            lanes = torch.zeros_like(rows[:, 0])
-            for row in range(TILE // _LANES):
-                lanes += rows[:, row]
-            total = torch.zeros(len(lanes), dtype=torch.float64)
-            for lane in lanes.double().cpu().unbind(1):
-                total += lane
-            for offset, share in enumerate(total, part.start // TILE):
-                out[offset // PART_TILES, k] += share
-    return out
+    parts = [torch.zeros(0, len(where), dtype=torch.float64)]
+    for part, tile in _pieces(values.numel(), first_tile):
+        x = values[part]
+        held = torch.zeros(-(-x.numel() // TILE) * TILE, dtype=torch.float32, device=x.device)
+        held[: x.numel()] = x
+        lanes = torch.zeros(held.numel() // TILE, len(where), _LANES, device=x.device)
+        for k, direction in enumerate(where):
+            minus = minus_mask(direction, tile, held.numel(), x.device)
+            signed = torch.where(minus != 0, -held, held).view(-1, TILE // _LANES, _LANES)
+            for row in signed.unbind(1):
+                lanes[:, k] += row
+        parts.append(add_lanes(lanes).cpu())
+    return torch.cat(parts)
+
+
+def add_lanes(lanes: Tensor) -> Tensor:
+    """float64 [parts, K]: of float32 [tiles, K, 32] the lanes by rising number, then the tiles of each part."""
+    tiles, count, _ = lanes.shape
+    parts = -(-tiles // PART_TILES)
+    each = torch.zeros(parts * PART_TILES, count, dtype=torch.float64, device=lanes.device)
+    for lane in lanes.double().unbind(2):
+        each[:tiles] += lane
+    total = torch.zeros(parts, count, dtype=torch.float64, device=lanes.device)
+    for tile in each.view(parts, PART_TILES, count).unbind(1):
+        total += tile
+    return total
 
 
 def _pieces(numel: int, first_tile: int) -> list[tuple[slice, int]]:

@@ -18,8 +18,10 @@ import numpy.typing as npt
 from runnel.errors import ConfigError
 from runnel.hashing import digest
 from runnel.kernels import perturbation
+from runnel.kernels.perturb_signatures import Direction, Directions
 from runnel.kernels.perturbation import FixedStep, direction
-from runnel.optim.seed_updates import UNIT_SHIFT, Entries, SeedUpdate, round_shift
+from runnel.optim.seed_updates import UNIT_SHIFT, Codes, Entries, SeedUpdate, round_shift
+from runnel.optim.weight_changes import Changes
 from runnel.types import Digest
 
 Task = Callable[[], None]
@@ -87,7 +89,15 @@ class MasterTensor:
 
 
 class MasterWeights:
-    """All tensors of a run, their ids given by the order of their names, and the run's key."""
+    """All tensors of a run, their ids given by the order of their names, and the run's key.
+
+    Attributes:
+        tensors: by name.
+        key: of the run.
+        spread: who does the work.
+        ids: of the tensors, by name.
+        changes: what happened to the integers; whoever writes to them directly says so there.
+    """
 
     def __init__(
         self, tensors: Iterable[MasterTensor], key: Key, *, spread: Spread | None = None
@@ -95,6 +105,7 @@ class MasterWeights:
         self.tensors = tuple(sorted(tensors, key=lambda tensor: tensor.name))
         self.key, self.spread = key, spread or Spread()
         self.ids = {tensor.name: number for number, tensor in enumerate(self.tensors)}
+        self.changes = Changes()
 
     @classmethod
     def from_arrays(
@@ -130,8 +141,24 @@ class MasterWeights:
             ValueError: an update names a tensor that is not there.
         """
         entries = self._entries(updates)
-        for number, tensor in enumerate(self.tensors):
-            self._add(number, tensor, entries)
+        with self.changes.adding(entries):
+            for number, tensor in enumerate(self.tensors):
+                self._add(number, tensor, entries)
+
+    def point(self, number: int, probe: Probe | None) -> tuple[Direction, FixedStep]:
+        """Where a probe lies beside tensor `number`; epsilon is rounded to the tensor's unit."""
+        counter, slot, amount = probe or Probe(0, 0, 0)
+        shift = self.tensors[number].shift
+        rounded = int(round_shift(np.array([amount], np.int64), UNIT_SHIFT - shift)[0])
+        return direction(number, counter, slot, self.key), FixedStep(rounded, shift)
+
+    def terms(self, number: int, entries: Entries) -> tuple[Codes, Directions]:
+        """What entries add to tensor `number`: int32 [K] times as many directions, uint32 [K, 5]."""
+        coefficients, counters, slots = entries.of_tensor(number, self.tensors[number].shift)
+        where = np.empty((coefficients.size, perturbation.WORDS), np.uint32)
+        where[:, 0], where[:, 1], where[:, 2] = number, counters, slots
+        where[:, 3:] = self.key
+        return coefficients, where
 
     def materialise(
         self,
@@ -153,9 +180,7 @@ class MasterWeights:
         if after:
             tensor = replace(tensor, values=tensor.values.copy())
             self._add(number, tensor, self._entries(after))
-        counter, slot, amount = probe or Probe(0, 0, 0)
-        rounded = int(round_shift(np.array([amount], np.int64), UNIT_SHIFT - tensor.shift)[0])
-        where, step = direction(number, counter, slot, self.key), FixedStep(rounded, tensor.shift)
+        where, step = self.point(number, probe)
         self.spread.run(
             [
                 partial(
@@ -179,12 +204,9 @@ class MasterWeights:
         return entries
 
     def _add(self, number: int, tensor: MasterTensor, entries: Entries) -> None:
-        coefficients, counters, slots = entries.of_tensor(number, tensor.shift)
+        coefficients, where = self.terms(number, entries)
         if not coefficients.size or not tensor.values.size:
             return
-        where = np.empty((coefficients.size, perturbation.WORDS), np.uint32)
-        where[:, 0], where[:, 1], where[:, 2] = number, counters, slots
-        where[:, 3:] = self.key
         self.spread.run(
             [
                 partial(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from runnel.errors import ConfigError, RunMismatchError
 from runnel.optim.check import exchanged_parameters, survey
+from runnel.optim.device_weights import DeviceWeights
 from runnel.optim.fixed_point import Key, MasterWeights, Probe, Spread
 from runnel.optim.seed_updates import SeedUpdate
 from runnel.protocols import Float32
@@ -71,6 +72,7 @@ class FixedPointModel:
         self.weights, self.model = weights, model
         self._parameters = exchanged_parameters(model)
         _check_shapes(self._parameters, weights)
+        self._beside = DeviceWeights(weights, self._parameters.values())
         self._strides = {name: value.stride() for name, value in self._parameters.items()}
         self._probe: Probe | None = None
         self._source: Materialise | None = None
@@ -137,12 +139,16 @@ class FixedPointModel:
             for name, parameter in self._parameters.items():
                 parameter.data = self.fresh(name)
         self.write()
+        self._beside.forget()
 
     @torch.no_grad()
     def write_one(self, name: str, parameter: Tensor) -> None:
         """Sets one parameter, in its own memory where that can be written to directly."""
         number, materialise = self.weights.ids[name], self._source or self.weights.materialise
         flat = parameter.detach()
+        if self._source is None and self._beside.holds(flat.device):
+            self._beside.materialise(number, flat, self._probe)
+            return
         if flat.device.type == "cpu" and flat.is_contiguous() and flat.dtype in _NARROW:
             materialise(number, _numpy_of(flat), self._probe)
             return

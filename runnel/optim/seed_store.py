@@ -133,7 +133,8 @@ class SeedStore:
                 raise RunMismatchError("the state has other units of weights than the run")
             self._trial = None
             self._changes.clear()
-            self._flat[:] = parameters.view(np.int32)
+            with self.weights.changes.overwriting():
+                self._flat[:] = parameters.view(np.int32)
             self.weights = _with_shifts(self.weights, shifts)
             self.state = state
             self.version += 1

@@ -170,8 +170,9 @@ class PoolWalk:
     def begin(self, state: Any) -> None:
         """See `Walk`."""
         self._pool, self._steps = state, []
-        for own, newest in zip(self._local.tensors, self._store.weights.tensors, strict=True):
-            own.values[:] = newest.values
+        with self._local.changes.overwriting():
+            for own, newest in zip(self._local.tensors, self._store.weights.tensors, strict=True):
+                own.values[:] = newest.values
         self._bound.write()
 
     def enter(self, part: Part) -> None:

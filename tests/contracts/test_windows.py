@@ -18,7 +18,7 @@ IMPORTS = """
 from tests.support.windows import make_windows
 make_windows()
 import importlib, pkgutil, runnel
-absent = {"hivemind", "libp2p", "trio"}
+absent = {"hivemind", "libp2p", "trio", "triton"}
 for module in pkgutil.walk_packages(runnel.__path__, "runnel."):
     if module.name.endswith("__main__"):
         continue

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runnel.kernels import perturb_torch, perturbation
+from runnel.kernels import perturbation
 from runnel.kernels.perturb_signatures import TILE, PerturbationKernels
 from runnel.kernels.perturbation import FixedStep, direction, random_signs
 from runnel.kernels.signatures import Float32
@@ -245,37 +245,6 @@ def test_nothing_is_left_of_a_thousand_updates_that_are_taken_back_in_another_or
         back, rest = np.ascontiguousarray(-factors[part]), np.ascontiguousarray(where[part])
         perturbation.apply(master, back, rest, by=["numba", "reference"][part.size % 2])
     assert master.tobytes() == before.tobytes()
-
-
-@pytest.mark.parametrize("size", [0, 1, 4097, 1024 * 4096 + 4100])
-def test_torch_operations_give_the_same_bits(size: int) -> None:
-    on_every_device(size, torch.device("cpu"))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
-def test_an_accelerator_gives_the_same_bits() -> None:
-    on_every_device(33 * 4096 + 7, torch.device("cuda"))
-
-
-def on_every_device(size: int, device: torch.device) -> None:
-    values, master, where, factors = floats(size), masters(size), rows(2), coefficients(2)
-    other_values, other = (torch.from_numpy(x.copy()).to(device) for x in (values, master))
-    perturbation.perturb(values, 1e-3, WHERE)
-    perturb_torch.perturb(other_values, 1e-3, WHERE)
-    assert other_values.cpu().numpy().tobytes() == values.tobytes()
-    perturbation.apply(master, factors, where)
-    perturb_torch.apply(other, torch.from_numpy(factors).to(device), where)
-    assert other.cpu().numpy().tobytes() == master.tobytes()
-    for kind in (torch.float32, torch.float16, torch.bfloat16):
-        out = torch.empty(size, dtype=kind)
-        target = out.view(torch.uint16).numpy() if kind == torch.bfloat16 else out.numpy()
-        perturbation.materialise(master, target, WHERE, step=FixedStep(-7, 20))
-        others = torch.empty(size, dtype=kind, device=device)
-        perturb_torch.materialise(other, others, WHERE, step=FixedStep(-7, 20))
-        assert torch.equal(out, others.cpu())
-    parts = perturbation.project_parts(values, where)
-    assert perturb_torch.project_parts(other_values, where).numpy().tobytes() == parts.tobytes()
 
 
 def test_compiled_code_lets_other_threads_run_and_is_not_fused() -> None:

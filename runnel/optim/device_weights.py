@@ -1,0 +1,104 @@
+"""Copies of a run's integers on the GPUs that hold its model, so that probes are made where they are used.
+
+The integers themselves stay on the CPU, where they are named and kept. A copy follows them by the
+updates that they took, a few bytes, in one pass on the GPU; it is sent anew only when they were
+replaced, or have changed too often. What it gives are the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from runnel.kernels.perturb_device import tensor_kernels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from runnel.optim.fixed_point import MasterWeights, Probe
+
+_INTEGER_BYTES = 4
+_UNKNOWN = -1
+_DIRECT = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(slots=True)
+class _Copy:
+    """int32 [n], as the integers were at a turn of their changes."""
+
+    values: Tensor
+    turn: int = _UNKNOWN
+
+
+class DeviceWeights:
+    """Materialises parameters that lie on GPUs with room: four bytes per weight, at most half of what is free.
+
+    Only the trainer's thread uses it. The integers may change in another thread meanwhile: what is
+    materialised then may be of before, after, or (as on the CPU) of between; later ones are right.
+    """
+
+    def __init__(self, weights: MasterWeights, parameters: Iterable[Tensor]) -> None:
+        self._weights = weights
+        self._copies: dict[int, _Copy] = {}
+        sizes: dict[torch.device, int] = {}
+        for parameter in parameters:
+            held = sizes.get(parameter.device, 0)
+            sizes[parameter.device] = held + _INTEGER_BYTES * parameter.numel()
+        self._devices = {
+            device: tensor_kernels(device)
+            for device, size in sizes.items()
+            if 2 * size < free_bytes(device)
+        }
+
+    def holds(self, device: torch.device) -> bool:
+        """Whether parameters of a device are materialised there."""
+        return device in self._devices
+
+    def materialise(self, number: int, out: Tensor, probe: Probe | None) -> None:
+        """As `MasterWeights.materialise`, for a tensor of any layout and floating-point type on such a device."""
+        copy, kernels = self._followed(number, out.device), self._devices[out.device]
+        where, step = self._weights.point(number, probe)
+        if out.is_contiguous() and out.dtype in _DIRECT:
+            kernels.materialise(copy.values, out.view(-1), where, step=step)
+            return
+        kind = out.dtype if out.dtype in _DIRECT else torch.float32
+        held = torch.empty(out.shape, dtype=kind, device=out.device)
+        kernels.materialise(copy.values, held.view(-1), where, step=step)
+        out.copy_(held)
+
+    def forget(self) -> None:
+        """Gives the copies' memory back; they are made anew when they are needed again."""
+        self._copies.clear()
+
+    def _followed(self, number: int, device: torch.device) -> _Copy:
+        weights, changes = self._weights, self._weights.changes
+        source = weights.tensors[number].values
+        copy = self._copies.get(number)
+        if copy is None or copy.values.device != device:
+            values = torch.empty(source.size, dtype=torch.int32, device=device)
+            copy = self._copies[number] = _Copy(values)
+        turn = changes.turn
+        if copy.turn == turn:
+            return copy
+        additions = changes.between(copy.turn, turn)
+        if additions is None:
+            copy.values.copy_(torch.from_numpy(source))
+            copy.turn = turn if changes.turn == turn else _UNKNOWN
+            return copy
+        for entries in additions:
+            coefficients, directions = weights.terms(number, entries)
+            if coefficients.size:
+                self._devices[device].apply(copy.values, coefficients, directions)
+        copy.turn = turn
+        return copy
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that new tensors can have: what the driver calls free, and what torch keeps for reuse. 0 if no GPU."""
+    if device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
