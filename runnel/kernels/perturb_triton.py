@@ -35,7 +35,7 @@ _GROUP = tl.constexpr(16)  # directions that are projected on in one pass over t
 _GIVEN = ["numel", "first_tile", "count"]  # in whose values no variant of a kernel begins
 
 _HOW = {"num_warps": 1, "enable_fp_fusion": False}
-_PROJECTED_TILES = 16 * PART_TILES
+_PROJECTED_TILES = 4 * PART_TILES
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Copies of a run's integers on the GPUs that hold its model, so that probes are made where they are used.
+"""Work on a run's integers by the GPUs that hold its model: probes from copies of them, and projections.
 
 The integers themselves stay on the CPU, where they are named and kept. A copy follows them by the
 updates that they took, a few bytes, in one pass on the GPU; it is sent anew only when they were
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from runnel.kernels.perturb_device import tensor_kernels
+from runnel.kernels.perturb_signatures import Directions, Float64
+from runnel.protocols import Float32
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
     from runnel.optim.fixed_point import MasterWeights, Probe
 
 _INTEGER_BYTES = 4
+_WORTH_SENDING = 1 << 26
+"""Values times directions that take a core some milliseconds, and a GPU's many small steps not much less."""
+_DIRECTIONS_AT_ONCE = 256
+_PROJECTION_BYTES = 1 << 28
+"""What these take beside the values, whatever their number."""
 _UNKNOWN = -1
 _DIRECT = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -94,6 +101,18 @@ class DeviceWeights:
                 self._devices[device].apply(copy.values, coefficients, directions)
         copy.turn = turn
         return copy
+
+
+def project_parts(delta: Float32, where: Directions, device: torch.device) -> Float64 | None:
+    """As `perturbation.project_parts`, on a GPU; None where there is none with room, or too little to do."""
+    if delta.size * len(where) < _WORTH_SENDING:
+        return None
+    if delta.nbytes + _PROJECTION_BYTES >= free_bytes(device):
+        return None
+    held, kernels = torch.from_numpy(delta).to(device), tensor_kernels(device)
+    groups = range(0, len(where), _DIRECTIONS_AT_ONCE)
+    parts = [kernels.project_parts(held, where[k : k + _DIRECTIONS_AT_ONCE]) for k in groups]
+    return torch.cat(parts, dim=1).numpy()
 
 
 def free_bytes(device: torch.device) -> int:

@@ -11,15 +11,16 @@ the unbiased formula.) K_b = max(2, K * |delta_b| / max |delta|).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median_low
 
 import numpy as np
 
 from runnel.errors import ConfigError
 from runnel.kernels import norm, perturbation
-from runnel.kernels.perturb_signatures import PART_TILES
+from runnel.kernels.perturb_signatures import PART_TILES, Directions, Float64
 from runnel.kernels.perturbation import direction
 from runnel.optim.byte_scale import LARGEST_CODE, MAX_EXPONENT, code_of, exponent_for, unit_of
 from runnel.optim.fixed_point import Key, Spread
@@ -30,6 +31,9 @@ MAX_DIRECTIONS = 1 << 16
 """Directions of a block and peer: slots are peer number * 65,536 + k."""
 
 MIN_DIRECTIONS = 2
+
+Projecting = Callable[[int, Float32, Directions], Float64 | None]
+"""(tensor id, delta, directions [K, 5]): the parts of the projections, or None, which leaves them to the CPU."""
 
 _FIVE_TIMES = 9  # quarters of a doubling
 
@@ -78,11 +82,16 @@ class Sketch:
     directions: int
 
     def contribution(
-        self, deltas: Iterable[tuple[int, Float32]], *, spread: Spread | None = None
+        self,
+        deltas: Iterable[tuple[int, Float32]],
+        *,
+        spread: Spread | None = None,
+        elsewhere: Projecting | None = None,
     ) -> tuple[BlockScalars, ...]:
         """A peer's scalars for all blocks, from (tensor id, delta float32 [n]) by rising id.
 
-        Holds all deltas; costs one pass over each block per four to eight of its directions.
+        Holds all deltas; costs one pass over each block per four to eight of its directions, of the CPU
+        unless `elsewhere` projects the block.
 
         Raises:
             ConfigError: a delta is NaN or infinite.
@@ -95,8 +104,13 @@ class Sketch:
                 f"local steps made tensor {bad} NaN or infinite: use a smaller inner learning rate"
             )
         counts = budgets(norms, self.directions)
+
+        def project(number: int, delta: Float32, where: Directions) -> Float64:
+            parts = elsewhere(number, delta, where) if elsewhere else None
+            return _parts(delta, where, spread or Spread()) if parts is None else parts
+
         return tuple(
-            self._scalars(number, delta, count, spread or Spread())
+            self._scalars(number, delta, count, project)
             for (number, delta), count in zip(held, counts, strict=True)
         )
 
@@ -104,23 +118,33 @@ class Sketch:
         """The directions' words c3, uint32 [count]."""
         return np.arange(count, dtype=np.uint32) + np.uint32(self.peer * MAX_DIRECTIONS)
 
-    def _scalars(self, number: int, delta: Float32, count: int, spread: Spread) -> BlockScalars:
+    def _scalars(
+        self,
+        number: int,
+        delta: Float32,
+        count: int,
+        project: Callable[[int, Float32, Directions], Float64],
+    ) -> BlockScalars:
         if not count:
             return BlockScalars(0, b"")
         where = np.repeat(direction(number, self.round_number, 0, self.key)[None], count, axis=0)
         where[:, 2] = self.slots(count)
-        cuts = perturbation.slices(delta.size, spread.slices, tiles=PART_TILES)
-        shares = [np.zeros((0, count))] * len(cuts)
-
-        def task(place: int) -> None:
-            part, tile = cuts[place]
-            shares[place] = perturbation.project_parts(delta[part], where, first_tile=tile)
-
-        spread.run([lambda place=place: task(place) for place in range(len(cuts))])  # type: ignore[misc]
-        scalars = perturbation.add_parts(np.concatenate(shares)).tolist()
+        scalars = perturbation.add_parts(project(number, delta, where)).tolist()
         exponent = exponent_for(median_low(abs(scalar) for scalar in scalars))
         codes = [code_of(scalar, exponent) or 0 for scalar in scalars]
         return BlockScalars(exponent, np.array(codes, np.int8).tobytes())
+
+
+def _parts(delta: Float32, where: Directions, spread: Spread) -> Float64:
+    cuts = perturbation.slices(delta.size, spread.slices, tiles=PART_TILES)
+    shares = [np.zeros((0, len(where)))] * len(cuts)
+
+    def task(place: int) -> None:
+        part, tile = cuts[place]
+        shares[place] = perturbation.project_parts(delta[part], where, first_tile=tile)
+
+    spread.run([partial(task, place) for place in range(len(cuts))])
+    return np.concatenate(shares)
 
 
 def round_updates(

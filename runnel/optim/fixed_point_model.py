@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from runnel.errors import ConfigError, RunMismatchError
+from runnel.kernels.perturb_signatures import Directions, Float64
 from runnel.optim.check import exchanged_parameters, survey
-from runnel.optim.device_weights import DeviceWeights
+from runnel.optim.device_weights import DeviceWeights, project_parts
 from runnel.optim.fixed_point import Key, MasterWeights, Probe, Spread
 from runnel.optim.seed_updates import SeedUpdate
 from runnel.protocols import Float32
@@ -58,9 +59,17 @@ class FixedPointModel:
     """
 
     def __init__(
-        self, model: nn.Module, weights: MasterWeights, *, by_module: bool = False
+        self,
+        model: nn.Module,
+        weights: MasterWeights,
+        *,
+        by_module: bool = False,
+        copied: bool = True,
     ) -> None:
         """Writes the weights into the model.
+
+        Parameters on GPUs with room are written there, from copies of the integers; not if `copied`
+        is false, for training that needs the memory and writes seldom.
 
         Raises:
             ConfigError: a parameter that cannot be held.
@@ -72,7 +81,7 @@ class FixedPointModel:
         self.weights, self.model = weights, model
         self._parameters = exchanged_parameters(model)
         _check_shapes(self._parameters, weights)
-        self._beside = DeviceWeights(weights, self._parameters.values())
+        self._beside = DeviceWeights(weights, self._parameters.values() if copied else ())
         self._strides = {name: value.stride() for name, value in self._parameters.items()}
         self._probe: Probe | None = None
         self._source: Materialise | None = None
@@ -130,6 +139,17 @@ class FixedPointModel:
             self.weights.materialise(number, before)
             now = self._parameters[tensor.name].detach().to("cpu", torch.float32)
             yield number, before - now.reshape(-1).numpy()
+
+    def project(self, number: int, delta: Float32, where: Directions) -> Float64 | None:
+        """The parts of a tensor's projections, made by the GPU that holds it; None: not there.
+
+        Args:
+            number: the tensor's id.
+            delta: float32 [n], on the CPU.
+            where: uint32 [K, 5].
+        """
+        device = self._parameters[self.weights.tensors[number].name].device
+        return project_parts(delta, where, device)
 
     def close(self) -> None:
         """Puts the weights into the model for good. Idempotent."""

@@ -225,7 +225,7 @@ class BlockWalk:
     def __init__(
         self, model: nn.Module, store: SeedStore, method: BlockMethod, local_steps: int
     ) -> None:
-        self._bound = FixedPointModel(model, store.weights)
+        self._bound = FixedPointModel(model, store.weights, copied=False)
         self._store, self._method, self._local_steps = store, method, local_steps
         self._number: int = store.state
         self._seat = self.steps = 0
@@ -252,7 +252,7 @@ class BlockWalk:
         key, directions = self._store.weights.key, self._method.directions
         sketch = Sketch(self._number, self._seat, key, directions)
         with self._store.lock:
-            scalars = sketch.contribution(self._bound.differences())
+            scalars = sketch.contribution(self._bound.differences(), elsewhere=self._bound.project)
         return Taken(loss, 1, pack_blocks(scalars))
 
 

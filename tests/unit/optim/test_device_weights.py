@@ -5,22 +5,25 @@ The CPU stands in for a GPU with room, as torch's operations are the same there;
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from runnel.hashing import digest
-from runnel.optim import device_weights
-from runnel.optim.device_weights import DeviceWeights, free_bytes
+from runnel.kernels import perturbation
+from runnel.optim import device_weights, fixed_point_model
+from runnel.optim.device_weights import DeviceWeights, free_bytes, project_parts
 from runnel.optim.fixed_point import MasterWeights, Probe
 from runnel.optim.fixed_point_model import FixedPointModel, master_of
 from runnel.optim.just_one_byte import pack_codes
-from runnel.optim.seed_methods import LearningRate, OneByteMethod, PoolMethod
+from runnel.optim.seed_methods import BlockMethod, LearningRate, OneByteMethod, PoolMethod
 from runnel.optim.seed_rounds import RoundEntry
 from runnel.optim.seed_store import SeedStore
 from runnel.optim.seed_updates import SeedUpdate
-from runnel.optim.seed_walks import OneByteWalk, Part, PoolWalk
+from runnel.optim.seed_walks import BlockWalk, OneByteWalk, Part, PoolWalk
 from runnel.optim.spsa_loss import epsilon_amount
 
 KEY = (5, 6)
@@ -212,6 +215,60 @@ def test_a_gpu_has_room_for_a_small_model() -> None:
     bound = FixedPointModel(model, master_of(model, KEY))
     assert bound._beside.holds(model.gain.device)
     assert bound._beside._copies
+
+
+@ON
+def test_a_gpu_projects_large_deltas_to_the_bits_of_the_cpu(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    delta = generator.standard_normal(2 * 4096 + 9, dtype=np.float32)
+    where = generator.integers(0, 1 << 32, (7, 5), dtype=np.uint32)
+    assert project_parts(delta, where, device) is None  # too little work
+    monkeypatch.setattr(device_weights, "_WORTH_SENDING", delta.size * 7)
+    monkeypatch.setattr(device_weights, "_DIRECTIONS_AT_ONCE", 3)
+    monkeypatch.setattr(device_weights, "free_bytes", lambda _: delta.nbytes + (1 << 28))
+    assert project_parts(delta, where, device) is None  # too little room
+    monkeypatch.setattr(device_weights, "free_bytes", lambda _: delta.nbytes + (1 << 28) + 1)
+    found = project_parts(delta, where, device)
+    assert found is not None
+    assert found.tobytes() == perturbation.project_parts(delta, where).tobytes()
+    assert project_parts(delta, where[:6], device) is None
+
+
+def test_local_steps_are_projected_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing lies beside the model meanwhile, whose optimizer needs the memory."""
+    there = list[bool]()
+
+    def noting(*given: Any) -> Any:
+        parts = project_parts(*given)
+        there.append(parts is not None)
+        return parts
+
+    monkeypatch.setattr(fixed_point_model, "project_parts", noting)
+    monkeypatch.setattr(device_weights, "_WORTH_SENDING", 4096 * 30)
+    expected = local_steps()
+    assert not any(there)
+    monkeypatch.setattr(device_weights, "free_bytes", lambda _: 1 << 40)
+    there.clear()
+    assert local_steps() == expected
+    assert there == [True, False, False, True]
+
+
+def local_steps() -> bytes:
+    model, method = sample(), BlockMethod(4, 64, LearningRate(0.05))
+    store = SeedStore(master_of(model, KEY), method, lambda parts: digest(*map(bytes, parts)))
+    walk = BlockWalk(model, store, method, 1)
+    assert not walk._bound._beside.holds(CPU)
+    walk.begin(store.state)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.01 * torch.randn(value.shape, generator=generator))
+    payload = walk.step(1.0).payload
+    assert payload is not None
+    assert len(payload) > 64
+    return payload
 
 
 def walks_of(method: OneByteMethod | PoolMethod, *, rounds: int) -> tuple[list[bytes], bytes]:
