@@ -78,12 +78,13 @@ def apply(master: Tensor, coefficients: Int32, where: Directions, *, first_tile:
 
 def project_parts(values: Tensor, where: Directions, *, first_tile: int = 0) -> Tensor:
     """As `perturbation.project_parts`: values float32 [n]; float64 [parts, K] on the CPU."""
-    parts = [torch.zeros(0, len(where), dtype=torch.float64)]
+    parts = [torch.zeros(0, len(where), dtype=torch.float64, device="cpu")]
     for part, tile in _pieces(values.numel(), first_tile):
         x = values[part]
         held = torch.zeros(-(-x.numel() // TILE) * TILE, dtype=torch.float32, device=x.device)
         held[: x.numel()] = x
-        lanes = torch.zeros(held.numel() // TILE, len(where), _LANES, device=x.device)
+        shape = (held.numel() // TILE, len(where), _LANES)
+        lanes = torch.zeros(shape, dtype=torch.float32, device=x.device)
         for k, direction in enumerate(where):
             minus = minus_mask(direction, tile, held.numel(), x.device)
             signed = torch.where(minus != 0, -held, held).view(-1, TILE // _LANES, _LANES)

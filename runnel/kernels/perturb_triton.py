@@ -249,7 +249,7 @@ def apply(master: Tensor, coefficients: Int32, where: Directions, *, first_tile:
 def project_parts(values: Tensor, where: Directions, *, first_tile: int = 0) -> Tensor:
     """As `perturbation.project_parts`: values float32 [n]; float64 [parts, K] on the CPU."""
     rows = _rows(np.zeros(len(where), np.int32), where, values.device)
-    parts = []
+    parts = [torch.zeros(0, len(where), dtype=torch.float64, device="cpu")]
     for start in range(0, values.numel(), _PROJECTED_TILES * TILE):
         x = values[start : start + _PROJECTED_TILES * TILE]
         grid = (*_grid(x), -(-len(where) // _GROUP.value))
@@ -258,8 +258,8 @@ def project_parts(values: Tensor, where: Directions, *, first_tile: int = 0) -> 
         with torch.cuda.device_of(x):
             tile = first_tile + start // TILE
             _project[grid](x, rows, lanes, x.numel(), tile, len(where), **_HOW)
-        parts.append(add_lanes(lanes))
-    return torch.cat(parts).cpu() if parts else torch.zeros(0, len(where), dtype=torch.float64)
+        parts.append(add_lanes(lanes).cpu())
+    return torch.cat(parts)
 
 
 def _rows(numbers: Int32, where: Directions, device: torch.device) -> Tensor:

@@ -7,12 +7,14 @@ replaced, or have changed too often. What it gives are the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from runnel.kernels import perturb_torch
 from runnel.kernels.perturb_device import tensor_kernels
 from runnel.kernels.perturb_signatures import Directions, Float64
 from runnel.protocols import Float32
@@ -21,8 +23,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from runnel.optim.fixed_point import MasterWeights, Probe
+    from runnel.optim.seed_updates import Entries
 
 _INTEGER_BYTES = 4
+_DIRECTIONS_BY_TORCH = 32
+"""More of them take torch's operations longer than all integers take to get there (by counting, not measured)."""
 _WORTH_SENDING = 1 << 26
 """Values times directions that take a core some milliseconds, and a GPU's many small steps not much less."""
 _DIRECTIONS_AT_ONCE = 256
@@ -91,16 +96,23 @@ class DeviceWeights:
         if copy.turn == turn:
             return copy
         additions = changes.between(copy.turn, turn)
-        if additions is None:
+        if additions is None or not self._add(number, copy, additions):
             copy.values.copy_(torch.from_numpy(source))
-            copy.turn = turn if changes.turn == turn else _UNKNOWN
-            return copy
-        for entries in additions:
-            coefficients, directions = weights.terms(number, entries)
-            if coefficients.size:
-                self._devices[device].apply(copy.values, coefficients, directions)
+            turn = turn if changes.turn == turn else _UNKNOWN
         copy.turn = turn
         return copy
+
+    def _add(self, number: int, copy: _Copy, additions: Sequence[Entries]) -> bool:
+        """Takes additions in one pass; false, with nothing done, if that is not worth it."""
+        terms = [self._weights.terms(number, entries) for entries in additions]
+        coefficients = np.concatenate([one for one, _ in terms])
+        kernels = self._devices[copy.values.device]
+        if kernels is perturb_torch and coefficients.size > _DIRECTIONS_BY_TORCH:
+            return False
+        if coefficients.size:
+            directions = np.concatenate([where for _, where in terms])
+            kernels.apply(copy.values, coefficients, directions)
+        return True
 
 
 def project_parts(delta: Float32, where: Directions, device: torch.device) -> Float64 | None:

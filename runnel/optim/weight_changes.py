@@ -9,6 +9,8 @@ from typing import NamedTuple
 from runnel.optim.seed_updates import Entries
 
 _KEPT = 8
+_KEPT_DIRECTIONS = 1 << 11
+"""More of them take a GPU about as long as all integers take to get there (by counting, not measured)."""
 
 
 class _Addition(NamedTuple):
@@ -37,7 +39,10 @@ class Changes:
         before = self.turn
         with self.overwriting():
             yield
-        self._newest = (*self._newest[1 - _KEPT :], _Addition(before, self.turn, entries))
+        newest = (*self._newest[1 - _KEPT :], _Addition(before, self.turn, entries))
+        while sum(one.entries.slots.size for one in newest) > _KEPT_DIRECTIONS:
+            newest = newest[1:]
+        self._newest = newest
 
     @contextmanager
     def overwriting(self) -> Iterator[None]:

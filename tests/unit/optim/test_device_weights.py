@@ -135,9 +135,8 @@ def test_a_copy_follows_what_is_added_and_is_sent_anew_after_anything_else(
     for count in (1, 3, 8, 9, 30):
         for step in range(count):
             weights.apply([update(step), update(70 + step, tensor=step % 3)])
-        assert (weights.changes.between(copies._copies[0].turn, weights.changes.turn) is None) == (
-            count > 8
-        )
+        known = weights.changes.between(copies._copies[0].turn, weights.changes.turn)
+        assert (known is None) == (count > 8)
         assert held_by(weights, copies, device)
     with weights.changes.overwriting():
         for tensor in weights.tensors:
@@ -198,6 +197,20 @@ def test_what_is_not_known_is_no_list_of_additions() -> None:
     with pytest.raises(ZeroDivisionError), changes.adding(weights._entries([])):
         _ = 1 // 0
     assert changes.between(4, changes.turn) is None
+
+
+def test_many_directions_are_not_kept_as_sending_integers_is_quicker() -> None:
+    weights = master_of(nn.Linear(1, 1), KEY)
+    changes = weights.changes
+    large = [update(step) for step in range(600)]
+    weights.apply(large[:200])
+    weights.apply(large[:200])
+    assert [one.slots.size for one in changes.between(0, 4) or []] == [1000, 1000]
+    weights.apply(large[:150])
+    assert changes.between(0, 6) is None
+    assert [one.slots.size for one in changes.between(2, 6) or []] == [1000, 750]
+    weights.apply(large)
+    assert changes.between(6, 8) is None
 
 
 def test_a_device_with_too_little_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
