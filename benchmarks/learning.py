@@ -40,6 +40,7 @@ from runnel.clock import SystemClock
 from runnel.errors import ConfigError
 from runnel.node.manifest_spec import InnerSection, OuterSection
 from runnel.optim import ScheduleFreeAdamW, plan_model
+from runnel.optim.inner import forget
 from runnel.types import Digest, short
 
 STEPS = 2_000
@@ -52,10 +53,14 @@ DATA_PARALLEL = "data_parallel"
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """What is exchanged and how, by an `OuterSection` (None: gradients, every step), and what trains."""
+    """What is exchanged and how, by an `OuterSection` (None: gradients, every step), and what trains.
+
+    `late` is how many steps after its hand-over each fragment is merged, where they differ.
+    """
 
     outer: OuterSection | None
     inner: str = "adamw"
+    late: tuple[int, ...] = ()
 
     def applied_to(self, task: Task) -> Task:
         """The task with this method's inner optimizer, and its rates."""
@@ -75,6 +80,7 @@ METHODS: Mapping[str, Method] = {
     "streaming_e3m0": Method(_both("e3m0", 50)),
     "streaming_fp32": Method(_both("fp32", 50)),
     "whole_e3m0": Method(_both("e3m0", 50, 1)),
+    "public_e3m0": Method(_both("e3m0", 50, windows="public"), late=(2, 5, 7, 10)),
     "streaming_two_bit": Method(_both("two-bit", 50)),
     "streaming_sign": Method(_both("sign", 50)),
     "h100_e3m0": Method(_both("e3m0", 100)),
@@ -141,7 +147,13 @@ def data_parallel(task: Task, text: Text) -> Outcome:
     return Outcome(loss, per_step_bytes * task.steps, ())
 
 
-def simulate(task: Task, text: Text, outer: OuterSection, draws: Sequence[Draw] = ()) -> Outcome:
+def simulate(
+    task: Task,
+    text: Text,
+    outer: OuterSection,
+    draws: Sequence[Draw] = (),
+    late: Sequence[int] = (),
+) -> Outcome:
     """All peers of a swarm, one step after the other, in this process.
 
     Args:
@@ -150,6 +162,7 @@ def simulate(task: Task, text: Text, outer: OuterSection, draws: Sequence[Draw] 
         outer: what they exchange.
         draws: of each round of a run of real peers. Models then go through their steps one by one
             as in processes of their own, so that all bits are those of the real peers.
+        late: steps from hand-over to merge, by fragment; `outer.overlap_steps` if not given.
 
     Raises:
         ConfigError: the task is shorter than a window.
@@ -163,7 +176,7 @@ def simulate(task: Task, text: Text, outer: OuterSection, draws: Sequence[Draw] 
     optimizers = [inner_optimizer_of(model, task) for model in models]
     plan = plan_model(models[0], outer.fragments)
     num_rounds = task.steps // outer.every_steps * outer.fragments
-    rounds = SimulatedRounds(models, plan, outer, num_rounds, draws)
+    rounds = SimulatedRounds(models, plan, outer, num_rounds, draws, late)
     groups = [slice(p, p + 1) for p in range(task.peers)] if draws else [slice(None)]
     window_tokens = outer.every_steps * task.batch_size * task.context
     for step in range(1, task.steps + 1):
@@ -172,6 +185,9 @@ def simulate(task: Task, text: Text, outer: OuterSection, draws: Sequence[Draw] 
             chosen = torch.stack(batches[group])
             train_step(models[group], optimizers[group], chosen, task, step=step)
         rounds.after_step(step, tokens=window_tokens)
+        if outer.windows == "public" and step % outer.every_steps == 0:
+            for optimizer in optimizers:
+                forget(optimizer)
     states = tuple(rounds.finish())
     rounds.write_outer(0)
     sent_bytes = sum(rounds.sent_bytes) / task.peers
@@ -194,7 +210,10 @@ def measure(task: Task, text: Text, methods: Mapping[str, Method], say: Say) -> 
     identical = True
     for name, method in ((DATA_PARALLEL, Method(None)), *methods.items()):
         start_s, given, outer = clock.monotonic_s(), method.applied_to(task), method.outer
-        done = data_parallel(given, text) if outer is None else simulate(given, text, outer)
+        if outer is None:
+            done = data_parallel(given, text)
+        else:
+            done = simulate(given, text, outer, late=method.late)
         baseline = baseline or done
         identical &= len(set(done.states)) <= 1
         rows[name] = row = _row(done, baseline)

@@ -74,13 +74,17 @@ class SimulatedRounds:
         outer: OuterSection,
         num_rounds: int,
         draws: Sequence[Draw] = (),
+        late: Sequence[int] = (),
     ) -> None:
         """`models` start equal. The last round of each fragment, of `num_rounds`, averages plainly.
 
-        `draws` are those of the first rounds; the others are drawn here.
+        `draws` are those of the first rounds; the others are drawn here. `late` is how many steps after
+        its hand-over each fragment is merged, where that is not `overlap_steps`.
         """
         self._outer, self._num_rounds, self._draws = outer, num_rounds, draws
-        self._schedule = WindowSchedule(plan.num_fragments, outer.every_steps)
+        together = outer.windows == "public"
+        self._schedule = WindowSchedule(plan.num_fragments, outer.every_steps, together)
+        self._late = late or (outer.overlap_steps,) * plan.num_fragments
         self._bindings = [ModelBinding(model, plan) for model in models]
         self._stores = [_store_of(binding, outer) for binding in self._bindings]
         self._started = 0
@@ -97,10 +101,12 @@ class SimulatedRounds:
         Raises:
             BugError: the peers' states differ after a round.
         """
-        number = self._started
-        if number < self._num_rounds and step == self._schedule.commit_step(number):
+        while self._started < self._num_rounds and step == self._schedule.commit_step(
+            self._started
+        ):
+            late = self._late[self._schedule.fragment(self._started)]
+            self._open.append(self._exchange(self._started, step + late, tokens))
             self._started += 1
-            self._open.append(self._exchange(number, step + self._outer.overlap_steps, tokens))
         while self._open and self._open[0].due_step <= step:
             self._merge(self._open.pop(0))
 
@@ -162,6 +168,9 @@ class SimulatedRounds:
         )
         if encoded is None:
             raise BugError(f"peer {peer} handed over twice for round {number}")
+        start = store.start(number, bounds)
+        if start is not None:
+            binding.add(fragment, start.delta)
         return encoded
 
     def _count(self, reducer: int, payloads: Sequence[Payload], result: Payload) -> None:

@@ -10,6 +10,7 @@ from runnel.node.chain import Fork
 from runnel.node.events import Event
 from runnel.node.messages import Message
 from runnel.node.records import Commitment, Share, SliceResult
+from runnel.optim.exchange import Merge
 from runnel.types import Digest, PeerId
 
 
@@ -141,7 +142,8 @@ Action = (
 class Handover:
     """What the codec thread says of a handed-over and encoded contribution.
 
-    `carried` is the payload itself where it travels in the commitment.
+    `carried` is the payload itself where it travels in the commitment; `start` what the trainer is to add
+    to its values, which then are public ones.
     """
 
     key: RoundKey
@@ -153,3 +155,4 @@ class Handover:
     payload_bytes: int
     updates: Mapping[str, bytes | None]
     carried: bytes = b""
+    start: Merge | None = None

@@ -25,7 +25,7 @@ from runnel.node.joining import Fetched, Source, genesis_blob
 from runnel.node.keeper import Keeper
 from runnel.node.manifest import Genesis, RunSpec, SignedManifest
 from runnel.node.outcomes import genesis_record
-from runnel.node.outer_parts import parts_of
+from runnel.node.outer_parts import has_public_windows, parts_of
 from runnel.node.outer_state import STATE_FOLDER, plan_updates
 from runnel.node.owed import owed_tokens, owed_updates
 from runnel.node.place import Local
@@ -335,6 +335,7 @@ def _settings(entrance: Entrance, manifest: SignedManifest, store: StateStore) -
             floor_s=spec.rounds.deadline_floor_s,
             ceiling_s=spec.rounds.deadline_ceiling_s,
             stall_s=spec.rounds.stall_s,
+            together=spec.num_fragments if has_public_windows(spec) else 1,
         ),
         admits=admits,
         deepest_fork=_deepest_fork(spec),

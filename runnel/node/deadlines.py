@@ -51,11 +51,12 @@ class ArrivalWindow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Bounds of all deadlines, from the manifest; seconds."""
+    """Bounds of all deadlines, from the manifest; seconds. `together`: rounds that are due at one step."""
 
     floor_s: float = 0.5
     ceiling_s: float = 30.0
     stall_s: float = 30.0
+    together: int = 1
 
 
 class Deadlines:
@@ -71,7 +72,7 @@ class Deadlines:
         self.data = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s)
         self.votes = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s / 2)
         self.finish = ArrivalWindow(floor_s=limits.floor_s, ceiling_s=limits.ceiling_s, enough=1)
-        self._intervals: deque[float] = deque(maxlen=_RECENT_ROUNDS)
+        self._intervals: deque[float] = deque(maxlen=_RECENT_ROUNDS + limits.together - 1)
         self._sets: OrderedDict[Hashable, float] = OrderedDict()
         self._halves: OrderedDict[Hashable, tuple[float, set[PeerId]]] = OrderedDict()
 
@@ -106,8 +107,15 @@ class Deadlines:
 
     @property
     def interval_s(self) -> float:
-        """The usual time between two rounds; 0 until some were seen."""
-        return median(self._intervals) if len(self._intervals) >= _ENOUGH else 0.0
+        """The usual time between two rounds; 0 until some were seen.
+
+        Of rounds that are due together the mean: what lies between them is how long exchanges take, and a
+        slow link that was given a share of that would be given less and less.
+        """
+        span, seen = self.limits.together, list(self._intervals)
+        if len(seen) < max(_ENOUGH, span):
+            return 0.0
+        return median(sum(seen[i : i + span]) for i in range(len(seen) - span + 1)) / span
 
     @property
     def data_s(self) -> float:

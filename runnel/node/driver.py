@@ -30,7 +30,7 @@ from runnel.node.joining import Source
 from runnel.node.keeper import Keeper
 from runnel.node.leaping import Leaper
 from runnel.node.links import Links
-from runnel.node.mailbox import HandedOver, Mailbox
+from runnel.node.mailbox import DecidedMerge, HandedOver, Mailbox
 from runnel.node.messages import Message
 from runnel.node.moves import Landing
 from runnel.node.narrator import Narrator
@@ -187,6 +187,10 @@ class Driver:
             if key not in parts.vault.contributions:
                 parts.mailbox.want(replace(handed.want, urgent=True))
             return
+        if handover.start is not None:  # whatever becomes of the round
+            parts.mailbox.deliver(
+                DecidedMerge(key.number, handover.start, included=False, starts=True)
+            )
         actions = parts.protocol.handed_over(handover, parts.progress(key.number), self._now())
         self._narrator.committed(handed, handover)
         self._post(actions)

@@ -27,6 +27,7 @@ from runnel.node.round_events import (
     RoundDecided,
     RoundLate,
     SetDecided,
+    WindowStarted,
 )
 from runnel.node.wording import count_text, size_text
 
@@ -61,6 +62,7 @@ __all__ = [
     "StateFetched",
     "TrafficCounted",
     "UnknownEvent",
+    "WindowStarted",
     "diary",
 ]
 
@@ -299,6 +301,7 @@ KINDS: Mapping[str, type[Event]] = {
         InnerProgress,
         Evaluated,
         StateFetched,
+        WindowStarted,
         MergeApplied,
         ContributionWithheld,
         Branched,

@@ -15,7 +15,7 @@ from runnel.errors import ConfigError
 from runnel.node.deadlines import BEHIND_SHARE
 from runnel.node.manifest_spec import MAX_MEMBERS, RunSpec
 from runnel.node.membership import greeting_s
-from runnel.node.outer_parts import optimizer_of
+from runnel.node.outer_parts import has_public_windows, optimizer_of
 from runnel.node.pace import MARGIN
 from runnel.node.rounds import slice_bounds
 from runnel.optim.codecs import codec_named
@@ -83,7 +83,9 @@ class LinkForecast:
         up_bits_s: sent by one of them, on average.
         down_bits_s: received.
         up_share: part of the link that sending takes; above 1 for more than it carries whole.
-        exchange_s: from a round's decided set to all its results, as far as this link goes.
+        exchange_s: from a round's decided set to all its results, as far as this link goes; of all rounds
+            of a window where they come together.
+        peak_bits_s: sent meanwhile, if it is spread over the time until results are merged.
         sent_slices: of a share, on average; fewer than all where the link is too slow.
         state_s: to fetch the run's state when joining.
     """
@@ -93,6 +95,7 @@ class LinkForecast:
     down_bits_s: float
     up_share: float
     exchange_s: float
+    peak_bits_s: float
     sent_slices: float
     state_s: float
 
@@ -191,6 +194,7 @@ def forecast(
         share_bytes=_mean_bytes(outer.codec, bounds),
         result_bytes=_mean_bytes(outer.result_codec, bounds),
         round_s=step_s * outer.every_steps / outer.fragments,
+        overlap_s=step_s * outer.overlap_steps,
     )
     whole = sum(crowd.peers for crowd in crowds if load.sent_slices(crowd.link) == load.slices)
     whole = whole or members  # somebody has to reduce
@@ -227,6 +231,7 @@ class _Load:
     share_bytes: float
     result_bytes: float
     round_s: float
+    overlap_s: float
 
     @property
     def control_bytes(self) -> float:
@@ -257,12 +262,18 @@ class _Load:
         down = shares_in + self.result_bytes + self.control_bytes
         scatter_s = 8 * max(share / link.up_bits_s, shares_in / link.down_bits_s)
         gather_s = 8 * max(results / link.up_bits_s, self.result_bytes / link.down_bits_s)
+        together = self.spec.outer.fragments if has_public_windows(self.spec) else 1
+        turns = math.ceil(together / self.spec.open_rounds)  # those that are open share the link
+        up_bits_s = 8 * up / self.round_s
+        exchange_s = turns * _CROSSINGS * _DELAY_S + together * (scatter_s + gather_s)
+        burst_bits_s = 8 * together * up / max(exchange_s, self.overlap_s)
         return LinkForecast(
             crowd,
-            up_bits_s=8 * up / self.round_s,
+            up_bits_s=up_bits_s,
             down_bits_s=8 * down / self.round_s,
-            up_share=8 * up / self.round_s / link.up_bits_s,
-            exchange_s=_CROSSINGS * _DELAY_S + scatter_s + gather_s,
+            up_share=up_bits_s / link.up_bits_s,
+            exchange_s=exchange_s,
+            peak_bits_s=max(up_bits_s, min(burst_bits_s, link.up_bits_s)),
             sent_slices=sent,
             state_s=8 * state_bytes / link.down_bits_s,
         )

@@ -27,6 +27,7 @@ class DecidedMerge:
     rounds are given up, the newest of them. `mean_norm` is the Euclidean norm of the pseudo-gradient
     that was decided. `tokens` are those behind this peer's shares that are taken up; they count
     negative where they are given up. `contributions` are the round's, where scalars are looked at again.
+    `starts`: nothing is decided, this peer's own share is what it moves the trainer by.
     """
 
     number: int
@@ -35,6 +36,7 @@ class DecidedMerge:
     mean_norm: float = 0.0
     tokens: int = 0
     contributions: SpotRound | None = None
+    starts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

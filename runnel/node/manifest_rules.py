@@ -50,6 +50,11 @@ def _round_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
             f" {outer.every_steps}, expected fewer: lower outer.overlap_steps",
         ),
         (
+            outer.windows == "public" and outer.mixing > 0,
+            f"outer.mixing is {outer.mixing:g} with outer.windows public, expected 0 because local"
+            " parameters are public ones plus what was learned since: set outer.mixing to 0",
+        ),
+        (
             outer.optimizer == "adam" and outer.lr > MAX_ADAM_LR,
             f"outer.lr is {outer.lr:g} with outer.optimizer adam, expected at most {MAX_ADAM_LR:g}"
             " because each value moves by about that in a round: lower outer.lr, to 0.02 to begin with",

@@ -170,6 +170,11 @@ class OuterSection(Section):
     epsilon: float = Field(
         default=1e-3, gt=0, le=1, description="added to the root of outer mean squares (adam)"
     )
+    windows: Literal["private", "public"] = Field(
+        default="private",
+        description="private = fragments are due in turn, local parameters go on; public = all at one step,"
+        " which starts from public values",
+    )
     fragments: int = Field(default=4, ge=1, le=1_024, description="parts that travel in turn (P)")
     every_steps: int = Field(
         default=40,

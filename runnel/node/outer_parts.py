@@ -10,10 +10,11 @@ from runnel.node.actions import RoundKey
 from runnel.optim.codecs import codec_named
 from runnel.optim.exchange import StoreParts
 from runnel.optim.outer import optimizer_named
+from runnel.optim.schedule import WindowSchedule
 from runnel.verification.aggregators import aggregator_named
 
 if TYPE_CHECKING:
-    from runnel.node.manifest_spec import OuterSection
+    from runnel.node.manifest_spec import OuterSection, RunSpec
     from runnel.protocols import OuterOptimizer
 
 
@@ -39,7 +40,18 @@ def parts_of(outer: OuterSection) -> StoreParts:
         decay=outer.residual_decay,
         cap=outer.residual_cap,
         seed_of=_seed_of,
+        public_start=outer.windows == "public",
     )
+
+
+def has_public_windows(spec: RunSpec) -> bool:
+    """Whether all fragments are due at one step, at which local training starts from public values."""
+    return spec.outer.windows == "public" and not spec.seeds.is_on
+
+
+def schedule_of(spec: RunSpec) -> WindowSchedule:
+    """When fragments of a run are due."""
+    return WindowSchedule(spec.num_fragments, spec.steps_per_window, has_public_windows(spec))
 
 
 def _seed_of(key: Hashable) -> int:

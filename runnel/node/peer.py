@@ -41,6 +41,7 @@ from runnel.node.journal import EventSink, Journal
 from runnel.node.last_checkpoint import LastCheckpoint
 from runnel.node.mailbox import ChainView, HandedOver, Mailbox
 from runnel.node.narrator import stamped
+from runnel.node.outer_parts import schedule_of
 from runnel.node.pinning import Pinning
 from runnel.node.progress import Progress
 from runnel.node.reach import ReachWatch
@@ -49,7 +50,6 @@ from runnel.node.run_service import RunService
 from runnel.node.runtime import RuntimeClosedError
 from runnel.node.sampling import window_seed
 from runnel.node.status import StatusFile
-from runnel.optim.schedule import WindowSchedule
 from runnel.types import Digest, PeerId, short
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class PeerNode:
     ) -> None:
         """`journal` keeps the events; a file in the run's folder if not given."""
         self.spec = parts.manifest.spec
-        self.schedule = WindowSchedule(parts.plan.num_fragments, self.spec.steps_per_window)
+        self.schedule = schedule_of(self.spec)
         self.mailbox = Mailbox(self._hand_over, parts.owed_tokens)
         self._entrance, self._parts = entrance, parts
         self._journal = journal or Journal(

@@ -163,11 +163,27 @@ class ResidualCut(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MergeApplied(Event):
-    """The trainer's parameters took up a decided round; `included`: this peer's part is in it."""
+    """The trainer's parameters took up a decided round; `included`: this peer's part is in it.
+
+    `step` is how many inner steps the trainer had taken; -1 where rounds are steps.
+    """
 
     round: int
     fragment: int
     included: bool
+    step: int = -1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowStarted(Event):
+    """A fragment's local values became the outer ones less this peer's share of a round, as it was encoded.
+
+    `step` is how many inner steps the trainer had taken.
+    """
+
+    round: int
+    fragment: int
+    step: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

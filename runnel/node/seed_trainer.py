@@ -89,6 +89,10 @@ class SeedTrainer:
             self._report()
         return taken.loss
 
+    def window_seed(self) -> bytes:
+        """The public seed of this peer's data in the window under way."""
+        return self._node.window_seed()
+
     def take_outer_state(self) -> None:
         """Puts the newest decided weights into the model."""
         self._take_merges()

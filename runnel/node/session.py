@@ -72,13 +72,14 @@ class Peer:
             place: an invite ("runnel:..."), `runnel.local()` for a run that starts here, or
                 `runnel.invited()` for an invite with a home of its own.
             model: all its trainable parameters are exchanged; see `runnel.check(model)`.
-            optimizer: only looked at, for reports; its state stays yours.
+            optimizer: only looked at, for reports; its state stays yours. Needed where a run has
+                outer.windows public: at the end of each window it forgets its moments and counts.
             on_event: gets every event of this peer, from several threads.
             max_upload: the most that this peer sends, such as "2 Mbit/s".
 
         Raises:
-            ConfigError: a bad invite, a rate that is none, a model that cannot be exchanged, or a run that would start
-                from values that are NaN or infinite.
+            ConfigError: a bad invite, a rate that is none, a model that cannot be exchanged, a run that would start
+                from values that are NaN or infinite, or one with public windows and no optimizer.
             NetworkError: nobody of the run can be reached.
             RunMismatchError: the model is not the run's.
         """
@@ -119,7 +120,7 @@ class Peer:
         if on_event is not None:
             node.listen(_guarded(on_event))
         try:
-            self._trainer = _trainer(node, model)
+            self._trainer = _trainer(node, model, optimizer)
             node.begin()
         except BaseException:
             self._ending.close("failed to start")
@@ -147,12 +148,16 @@ class Peer:
         Raises:
             ConfigError: a DataLoader, an empty dataset, or none at all; before the first batch.
         """
-        endless = dataset_batches(dataset, batch_size, self._node.window_seed, collate=collate)
+        endless = dataset_batches(dataset, batch_size, self.window_seed, collate=collate)
         return self._until_the_end(endless)
 
     def _until_the_end(self, endless: Iterator[Any]) -> Iterator[Any]:
         while not (self.is_over or self._node.is_closed):
             yield next(endless)
+
+    def window_seed(self) -> bytes:
+        """32 bytes that follow from the run's chain, this peer and the window under way: what `batches` draws from."""
+        return self._trainer.window_seed()
 
     def step(self, loss: torch.Tensor | float, *, tokens: int = 1) -> None:
         """Call once after each optimizer step: counts it, hands over what is due, applies what arrived.
@@ -292,11 +297,13 @@ class Peer:
         return f"<table>{''.join(rows)}</table>"
 
 
-def _trainer(node: PeerNode, model: nn.Module) -> Trainer | SeedTrainer:
+def _trainer(
+    node: PeerNode, model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> Trainer | SeedTrainer:
     store = node.store
     if isinstance(store, SeedStore):
         return SeedTrainer(node, model, store)
-    return Trainer(node, ModelBinding(model, node.plan), store)
+    return Trainer(node, ModelBinding(model, node.plan), store, optimizer)
 
 
 def _number(loss: object) -> float:

@@ -12,10 +12,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from runnel.errors import ConfigError
-from runnel.node.actions import WantHandover
-from runnel.node.events import ContributionWithheld, InnerProgress, MergeApplied
+from runnel.node.actions import RoundKey, WantHandover
+from runnel.node.events import (
+    ContributionWithheld,
+    InnerProgress,
+    MergeApplied,
+    WindowStarted,
+)
 from runnel.node.mailbox import DecidedMerge, HandedOver
 from runnel.node.peer import PeerNode
+from runnel.node.sampling import window_seed
+from runnel.node.shares import Share, public_windows
 from runnel.optim.binding import ModelBinding
 from runnel.optim.store import OuterStore
 
@@ -46,14 +53,27 @@ class Window:
 class Trainer:
     """Ties a model's parameters to a node's mailbox."""
 
-    def __init__(self, node: PeerNode, binding: ModelBinding, store: OuterStore) -> None:
-        """Puts the run's newest parameters into the model."""
+    def __init__(
+        self,
+        node: PeerNode,
+        binding: ModelBinding,
+        store: OuterStore,
+        optimizer: object = None,
+    ) -> None:
+        """Puts the run's newest parameters into the model.
+
+        Raises:
+            ConfigError: the run starts its windows from public values, and there is no `optimizer` to reset.
+        """
         owed = node.mailbox.owed_tokens or (0,) * node.plan.num_fragments
         self.window = Window(tokens=list(owed))
         self.lr = 0.0
         self._node, self._binding, self._outer = node, binding, node.spec.outer
+        is_public = self._outer.windows == "public"
+        fragments = node.plan.num_fragments
+        self._public = public_windows(optimizer, fragments) if is_public else None
         self._take_buffer = store.take_buffer
-        self._versions = [0] * node.plan.num_fragments
+        self._versions = [0] * fragments
         self._recent: list[float] = []
         self._reported = (0.0, 0)
         for fragment, values in enumerate(node.outer_parameters()):
@@ -76,6 +96,17 @@ class Trainer:
         self.window.step_s += self._node.clock.monotonic_s() - began_s
         if self.window.steps == 1 or self.window.steps % _REPORT_STEPS == 0:
             self._report()
+
+    def window_seed(self) -> bytes:
+        """The public seed of this peer's data in the window under way.
+
+        Where windows are public it changes at their ends, and is of the record that the first share of the
+        last one derives from.
+        """
+        start = self._public.start if self._public is not None else None
+        return (
+            window_seed(start[0], self._node.peer, start[1]) if start else self._node.window_seed()
+        )
 
     def take_outer_state(self) -> None:
         """Puts the newest outer parameters into the model in place of its own; training ends here."""
@@ -111,7 +142,7 @@ class Trainer:
 
     def _is_time_for(self, decided: DecidedMerge) -> bool:
         """Own contributions come back `overlap_steps` after their hand-over, everything else at once."""
-        handed = self.window.handed_at.get(decided.number)
+        handed = None if decided.starts else self.window.handed_at.get(decided.number)
         return handed is None or self.window.steps >= handed + self._outer.overlap_steps
 
     def _apply(self, decided: DecidedMerge) -> None:
@@ -121,11 +152,23 @@ class Trainer:
         else:
             self._binding.add(merge.fragment, merge.delta)
         self._versions[merge.fragment] = merge.version
+        if self._public is not None:
+            self._public.follow(merge)
+        if decided.starts:
+            fact = WindowStarted(
+                unix_s=0.0, round=decided.number, fragment=merge.fragment, step=window.steps
+            )
+            self._node.note(fact)
+            return
         window.handed_at.pop(decided.number, None)
         window.tokens[merge.fragment] = max(0, window.tokens[merge.fragment] - decided.tokens)
         self._node.note(
             MergeApplied(
-                unix_s=0.0, round=decided.number, fragment=merge.fragment, included=decided.included
+                unix_s=0.0,
+                round=decided.number,
+                fragment=merge.fragment,
+                included=decided.included,
+                step=window.steps,
             )
         )
 
@@ -140,16 +183,63 @@ class Trainer:
 
     def _hand_over_due(self) -> None:
         """Answers the lowest open round first: those after it are decided after it."""
-        wants, steps = self._node.mailbox.wants(), self.window.steps_since_commit
-        if not wants or not steps:
-            return
+        wants = self._node.mailbox.wants()
         hurried = any(want.urgent for want in wants)
-        if hurried or steps >= self._node.schedule.steps_before(wants[0].key.number):
-            self._hand_over(wants[0])
+        for want in wants:
+            if not self._is_due(want.key.number, hurried=hurried):
+                return
+            self._hand_over(want)
+
+    def _is_due(self, number: int, *, hurried: bool) -> bool:
+        public, steps = self._public, self.window.steps_since_commit
+        if public is not None and number <= public.until:
+            return True
+        share = (
+            self._node.schedule.steps_before(number) if public is None else self._outer.every_steps
+        )
+        return steps > 0 and (hurried or steps >= share)
 
     def _hand_over(self, want: WantHandover) -> None:
-        window, fragment = self.window, want.fragment
+        window, public = self.window, self._public
         self._binding.require_same()
+        share = public.shares.pop(want.fragment, None) if public is not None else None
+        if share is None and public is not None and want.key.number > public.until:
+            share = self._end_window(want.key)
+        elif share is None:
+            share = self._read(want.fragment)
+        if share is None:
+            self._withhold(want)
+            return
+        contribution = HandedOver(
+            want=want,
+            snapshot=share.snapshot,
+            version=share.version,
+            tokens=share.tokens,
+            steps=share.steps,
+            loss=share.loss,
+        )
+        window.handed_at[want.key.number] = share.at_step
+        window.next_round = want.key.number + 1
+        if public is None:
+            window.steps_since_commit, window.losses = 0, []
+        self._node.mailbox.hand_over(contribution)
+
+    def _end_window(self, key: RoundKey) -> Share | None:
+        """Reads what is left of the window that `key` belongs to, all at this step; the first share of it."""
+        public, window = self._public, self.window
+        assert public is not None
+        last = public.last_of(key.number) % public.fragments
+        shares = [self._read(f) for f in range(key.number % public.fragments, last + 1)]
+        whole = [share for share in shares if share is not None]
+        if len(whole) < len(shares):
+            return None
+        public.end(key.number, key.base, whole)
+        window.steps_since_commit, window.losses = 0, []
+        return public.shares.pop(key.number % public.fragments)
+
+    def _read(self, fragment: int) -> Share | None:
+        """A fragment's share as of now; None where it must stay here, and why is noted."""
+        window = self.window
         snapshot = self._take_buffer(self._node.plan.sizes[fragment])
         self._binding.read(fragment, snapshot)
         if not math.isfinite(float(snapshot.sum(dtype=np.float64))):
@@ -158,26 +248,22 @@ class Trainer:
                 " newest into the model"
             )
         if window.withheld:
-            self._withhold(want)
-            return
-        tokens = max(1, min(window.tokens[fragment], self._outer.max_weight_tokens))
-        contribution = HandedOver(
-            want=want,
+            return None
+        return Share(
             snapshot=snapshot,
             version=self._versions[fragment],
-            tokens=tokens,
+            tokens=max(1, min(window.tokens[fragment], self._outer.max_weight_tokens)),
             steps=window.steps_since_commit,
             loss=sum(window.losses) / len(window.losses) if window.losses else 0.0,
+            at_step=window.steps,
         )
-        window.handed_at[want.key.number] = window.steps
-        window.next_round = want.key.number + 1
-        window.steps_since_commit, window.losses = 0, []
-        self._node.mailbox.hand_over(contribution)
 
     def _withhold(self, want: WantHandover) -> None:
         """Leaves a request unanswered for another share of steps; says so once per round."""
         window, number, reason = self.window, want.key.number, self.window.withheld
         window.steps_since_commit, window.losses, window.withheld = 0, [], ""
+        if self._public is not None:
+            self._public.until = -1  # what was read before this round goes with the next window
         if window.withheld_round != number:
             window.withheld_round = number
             self._node.note(ContributionWithheld(unix_s=0.0, round=number, reason=reason))
@@ -193,17 +279,34 @@ class Trainer:
             if window.steps >= at + self._outer.overlap_steps
         ]
         if due:
-            newest = max(due)
-            self._wait(lambda: mailbox.chain.is_over or mailbox.chain.number >= newest, wait_s)
+            self._wait_for(max(due))
             self._merge()
-        if window.steps_since_commit >= self._node.schedule.steps_before(window.next_round):
+        is_given = self._public is not None and window.next_round <= self._public.until
+        if not is_given and self._is_due(window.next_round, hurried=False):
             self._wait(lambda: mailbox.chain.is_over or bool(mailbox.wants()), wait_s)
             self._hand_over_due()
 
-    def _wait(self, until: Callable[[], bool], wait_s: float) -> None:
+    def _wait_for(self, newest: int) -> None:
+        """Until this round is decided; where windows are public, until all of its window are."""
+        mailbox, public, wait_s = self._node.mailbox, self._public, self._outer.wait_s
+        last = newest if public is None else max(newest, public.until)
+
+        def is_done() -> bool:
+            return mailbox.chain.is_over or mailbox.chain.number >= last
+
+        def may_go_on() -> bool:
+            more = public is not None and any(w.key.number <= last for w in mailbox.wants())
+            return more or is_done()
+
+        while self._wait(may_go_on, wait_s) and not is_done():
+            self._merge()
+            self._hand_over_due()
+
+    def _wait(self, until: Callable[[], bool], wait_s: float) -> bool:
         began_s = self._node.clock.monotonic_s()
-        self._node.mailbox.wait(until, wait_s)
+        came = self._node.mailbox.wait(until, wait_s)
         self.window.waited_s += self._node.clock.monotonic_s() - began_s
+        return came
 
     def _report(self) -> None:
         window, now = self.window, self._node.clock.monotonic_s()

@@ -115,6 +115,7 @@ class Vault:
             handed.loss,
             sum(map(len, encoded.payloads)),
             updates,
+            start=self.store.start(want.key, bounds),
         )
 
     def judge(self, payload: bytes | memoryview, numel: int, claimed: float) -> Verdict:

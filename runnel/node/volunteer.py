@@ -191,12 +191,12 @@ def _window(
     peer: Peer, work: Workload, optimizer: torch.optim.Optimizer, stop: threading.Event
 ) -> int:
     """Steps on the batches of one window; how many there were."""
-    spec, steps, seed = work.spec, 0, peer.node.window_seed()
+    spec, steps, seed = work.spec, 0, peer.window_seed()
     for batch in batches(work.corpus.chunks, seed, spec.data.batch_size, spec.model.context):
         loss = _inner_step(work, optimizer, batch, peer.progress)
         peer.step(loss, tokens=batch.shape[0] * (batch.shape[1] - 1))
         steps += 1
-        if stop.is_set() or peer.is_over or peer.node.window_seed() != seed:
+        if stop.is_set() or peer.is_over or peer.window_seed() != seed:
             break
     return steps
 

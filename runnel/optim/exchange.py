@@ -30,7 +30,8 @@ class StoreParts:
     `root_of` names shared state by content: the digest of the concatenation of buffers. `decay` is what
     a record that includes this peer leaves of its residual there: 1 forgets nothing; `cap` is how many times
     the norm of what it sent there that may then have, 0 for any. `seed_of` a round's
-    key is what its encoders draw from, so that all draw alike.
+    key is what its encoders draw from, so that all draw alike. `public_start`: a contribution moves the
+    trainer's values to the outer ones less what its payloads hold.
     """
 
     codec: Codec
@@ -41,6 +42,7 @@ class StoreParts:
     decay: float = 1.0
     cap: float = 0.0
     seed_of: SeedOf = no_seed
+    public_start: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class StateStore(Protocol):
 class Handed:
     """A contribution between hand-over and outcome.
 
-    `snapshot` are the trainer's values at hand-over; `after` is the residual if the contribution is
+    `snapshot` are the trainer's values at hand-over, or what they were moved to; `after` is the residual if the contribution is
     included, ``x - q``. Both are None where the drift behind it is not told apart any more: after a
     restart it is in the residual, as the trainer's values are gone; after a later hand-over of the
     same fragment it is a part of that one's.

@@ -78,6 +78,11 @@ def set_learning_rates(optimizer: Optimizer, factor: float) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
+def forget(optimizer: Optimizer) -> None:
+    """Drops all that an optimizer remembers of its steps, moments and counts alike; rates and schedules stay."""
+    optimizer.state.clear()
+
+
 def _muon(
     trained: Iterable[tuple[str, nn.Parameter]],
     lr: float,

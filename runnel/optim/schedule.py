@@ -3,7 +3,8 @@
 P fragments are due in turn, each once in H inner steps: fragment p at steps t with
 t = o_p + (H - o_{P-1}) modulo H, where o_p = round(p * H / P), halves up (*Streaming DiLoCo*,
 section 3.2). The shift by H - o_{P-1} lets round 0 have a full share of steps behind it, and puts
-the last fragment of each cycle exactly on a multiple of H.
+the last fragment of each cycle exactly on a multiple of H. Where windows are public, all o_p are 0:
+every fragment is due when a window of H steps is over.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class WindowSchedule:
     Attributes:
         fragments: P, at least 1.
         every_steps: H, inner steps between two commits of one fragment; at least P.
+        together: all fragments are due at one step.
 
     Raises:
         ConfigError: a number out of range.
@@ -31,6 +33,7 @@ class WindowSchedule:
 
     fragments: int
     every_steps: int
+    together: bool = False
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
@@ -45,7 +48,9 @@ class WindowSchedule:
         return round_index % self.fragments
 
     def offset(self, fragment: int) -> int:
-        """o_p: where in its cycle of H steps a fragment is due; strictly ascending, 0 for p = 0."""
+        """o_p: where in its cycle of H steps a fragment is due; strictly ascending from 0, or all 0."""
+        if self.together:
+            return 0
         return (2 * fragment * self.every_steps + self.fragments) // (2 * self.fragments)
 
     def commit_step(self, round_index: int) -> int:
@@ -58,15 +63,15 @@ class WindowSchedule:
         return cycle * self.every_steps + self.offset(fragment) + shift
 
     def steps_before(self, round_index: int) -> int:
-        """Inner steps between the commit of the round before (or the start) and this one; > 0.
+        """Inner steps between the commit of the round before (or the start) and this one.
 
-        A peer that joins at round r counts from there: it needs no step counter of the run.
+        Above 0 but for fragments that are due together with the one before. A peer that joins at round r counts from there: it needs no step counter of the run.
         """
         before = self.commit_step(round_index - 1) if round_index else 0
         return self.commit_step(round_index) - before
 
     def due(self, step: int) -> int | None:
-        """The fragment due after `step` inner steps (from 1), or None."""
+        """The fragment due after `step` inner steps (from 1), the first of several; or None."""
         shift = self.every_steps - self.offset(self.fragments - 1)
         position = (step - shift) % self.every_steps
         nearest = (position * self.fragments + self.every_steps // 2) // self.every_steps

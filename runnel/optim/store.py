@@ -8,13 +8,16 @@ So at a hand-over ``x = e + (theta - w)`` is encoded as ``q = C(x)``; if a slice
 this peer, ``e <- x - q`` and ``w <- theta' + (w - snapshot)``; if not, ``w <- w + (theta' - theta)`` and
 ``e`` stays. Both merges are additions, so that the trainer may apply them late. Where the run says so, a
 record that includes this peer also makes what is left of ``e`` there fade (SparseLoCo, algorithm 1).
+
+Where windows start from public values, ``w <- theta - q`` follows the hand-over, as one more addition. The
+store notes by how much, and counts with the w that would be without it; see `FragmentState.start`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import accumulate, chain
 
 import numpy as np
@@ -34,6 +37,7 @@ from runnel.optim.exchange import (
     StoreParts,
     raw,
 )
+from runnel.optim.fragment_state import FragmentState
 from runnel.optim.owing import Owed, Owing
 from runnel.optim.parts import Bounds
 from runnel.optim.passes import owing, summed
@@ -60,15 +64,6 @@ _SPARE_ARRAYS = 3  # change hands in a round: snapshot, residual, parameters; an
 _ALIGNED_BYTES = 64
 
 
-@dataclass(slots=True)
-class _Fragment:
-    theta: Array
-    momentum: Array
-    residual: Array
-    version: int = 0
-    ready: dict[Hashable, tuple[Array, Array, Digest]] = field(default_factory=dict)
-
-
 class OuterStore:
     """Outer parameters, momentum and residuals by fragment (1-D arrays of equal dtype)."""
 
@@ -77,7 +72,8 @@ class OuterStore:
         self._parts, self._stepper = parts, Stepper(parts.result_codec, parts.optimizer)
         slots = parts.optimizer.slots
         self._fragments = [
-            _Fragment(p, np.zeros(slots * p.size, p.dtype), np.zeros_like(p)) for p in parameters
+            FragmentState(p, np.zeros(slots * p.size, p.dtype), np.zeros_like(p))
+            for p in parameters
         ]
         self._handed: dict[Hashable, Handed] = {}
         dtype = self._fragments[0].theta.dtype
@@ -183,12 +179,12 @@ class OuterStore:
         own, codec = self._fragments[fragment], self._parts.codec.seeded(self._parts.seed_of(key))
         if version != own.version or key in self._handed:
             return None
-        after = self.take_buffer(snapshot.size)
+        after, trained = self.take_buffer(snapshot.size), own.trained(snapshot, self.take_buffer)
         sizes = [high - low for low, high in bounds]
         rooms = self.take_rooms([codec.max_bytes(size) for size in sizes])
         payloads = tuple(
             codec.encode_parts(
-                owing((own.theta, snapshot, own.residual), after, span, keep), size, room
+                owing((own.theta, trained, own.residual), after, span, keep), size, room
             )
             for span, size, room in zip(bounds, sizes, rooms, strict=True)
         )
@@ -203,6 +199,21 @@ class OuterStore:
                 earlier.snapshot = earlier.after = None
         self._handed[key] = Handed(fragment, payloads, snapshot, after)
         return Encoded(payloads, norms)
+
+    def start(self, key: Hashable, bounds: Bounds) -> Merge | None:
+        """Where the run says so: what moves the trainer to public values, once `encode` has taken `key`.
+
+        It counts as a merge: without it the trainer hands nothing of the fragment over again.
+        """
+        handed = self._handed[key]
+        if not self._parts.public_start or handed.snapshot is None:
+            return None
+        own, start = self._fragments[handed.fragment], self.take_buffer(handed.snapshot.size)
+        for (low, high), payload in zip(bounds, handed.payloads, strict=True):
+            self._parts.codec.decode(payload, start[low:high])
+        delta = own.start(handed.snapshot, start)
+        handed.snapshot = start
+        return Merge(handed.fragment, own.version, delta, own.theta)
 
     def forget(self, key: Hashable) -> None:
         """Drops a contribution that no record will include: what it holds is still in ``theta - w``."""
@@ -337,7 +348,7 @@ class OuterStore:
         return replace(self._moved(fragment, parameters, momentum, owed, delta), cut=cut)
 
     def _take_out(
-        self, own: _Fragment, parameters: Array, outcome: Outcome, handed: Handed
+        self, own: FragmentState, parameters: Array, outcome: Outcome, handed: Handed
     ) -> tuple[Array, float]:
         """Gives a contribution's included slices up to the record.
 
@@ -357,6 +368,7 @@ class OuterStore:
             else:
                 after[low:high] = own.residual[low:high]
         own.residual = after
+        own.settle(outcome.bounds, outcome.included)
         return snapshot, cut
 
     def _moved(

@@ -16,10 +16,15 @@ from runnel.node.budget import settle
 from runnel.node.forecast import Forecast, LinkForecast, forecast, parse_crowds
 from runnel.node.manifest_patterns import AUTO
 from runnel.node.manifest_spec import RunSpec
+from runnel.node.outer_parts import has_public_windows
 from runnel.node.wording import count_text, size_text
 
 if TYPE_CHECKING:
     from runnel.node.gpt import Gpt
+
+
+_PRIVATE_PART, _PUBLIC_PART = 1 / 2, 1 / 5
+"""Of a window, that results may be late by."""
 
 
 def plan_run(
@@ -120,17 +125,28 @@ def plan_lines(spec: RunSpec, found: Forecast) -> list[str]:
     """What holds for all members."""
     outer = spec.outer
     every = outer.every_steps / outer.fragments
+    if has_public_windows(spec):
+        rounds = f"all fragments every {outer.every_steps} steps ({found.round_s * outer.fragments:.3g} s"
+    else:
+        rounds = (
+            f"each fragment every {outer.every_steps} steps, a round every {every:g} steps"
+            f" ({found.round_s:.3g} s"
+        )
     return [
         f"{spec.run.name}: {found.parameters:,} parameters in {count_text(outer.fragments, 'fragment')},"
-        f" {count_text(found.members, 'peer')}; each fragment every {outer.every_steps} steps,"
-        f" a round every {every:g} steps ({found.round_s:.3g} s at {found.step_s:.3g} s a step)",
+        f" {count_text(found.members, 'peer')}; {rounds} at {found.step_s:.3g} s a step)",
         f"a round: share {size_text(found.share_bytes)} ({outer.codec}), results"
         f" {size_text(found.result_bytes)} ({outer.result_codec}), control"
         f" {size_text(found.control_bytes)}; a peer sends {size_text(found.sent_bytes)} in all,"
         f" {found.fewer:,.0f} times less than data parallel",
         f"results are merged {found.results_after_steps:.1f} steps after handing over; trainers wait for"
         f" nothing" + (f" but up to {outer.wait_s:g} s for late rounds" if outer.wait_s else ""),
+        "at its peak a peer sends " + ", ".join(map(_peak_text, found.links)),
     ]
+
+
+def _peak_text(each: LinkForecast) -> str:
+    return f"{rate_text(each.peak_bits_s)} over {each.crowd.link.name}"
 
 
 def plan_table(found: Forecast) -> Table:
@@ -172,8 +188,8 @@ def plan_warnings(spec: RunSpec, found: Forecast) -> list[str]:
                 f"{name} cannot carry {rate_text(each.up_bits_s)}: raise outer.every_steps, or invite"
                 " somebody with a faster link"
             )
-    late = found.results_after_steps > spec.outer.every_steps / 2
-    if late:
+    part = _PUBLIC_PART if has_public_windows(spec) else _PRIVATE_PART
+    if found.results_after_steps > spec.outer.every_steps * part:
         lines.append(
             f"results come {found.results_after_steps:.0f} steps late, of {spec.outer.every_steps}"
             " between two rounds of a fragment: this costs quality; raise outer.every_steps"

@@ -83,8 +83,9 @@ def drift_of(encoded: Encoded, unsent: list[Any]) -> Any:
     return np.concatenate(sent) + np.concatenate(unsent)
 
 
-def integer_parts() -> StoreParts:
+def integer_parts(*, public: bool = False) -> StoreParts:
     return StoreParts(
+        public_start=public,
         codec=IntegerCodec(),
         result_codec=IntegerCodec(),
         aggregator=Sum(),

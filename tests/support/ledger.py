@@ -24,8 +24,8 @@ def array(values: Any) -> Any:
     return np.array(values, dtype=np.int64)
 
 
-def fresh(*, fragments: int = 1) -> OuterStore:
-    return OuterStore([array([0, 0]) for _ in range(fragments)], integer_parts())
+def fresh(*, fragments: int = 1, public: bool = False) -> OuterStore:
+    return OuterStore([array([0, 0]) for _ in range(fragments)], integer_parts(public=public))
 
 
 def encoded(values: Any) -> list[bytes]:
@@ -38,8 +38,12 @@ def decoded(payloads: tuple[Payload, ...]) -> Any:
 
 @dataclass
 class Ledger:
-    """A peer's store and trainer, and a record of everything that ever happened to them."""
+    """A peer's store and trainer, and a record of everything that ever happened to them.
 
+    Where windows are `public`, the trainer's values may be read (`end_window`) before they are handed over.
+    """
+
+    public: bool = False
     store: OuterStore = field(default_factory=fresh)
     w: Any = field(default_factory=lambda: array([0, 0]))
     merges: list[Any] = field(default_factory=list)
@@ -51,6 +55,12 @@ class Ledger:
     payloads: dict[int, tuple[Payload, ...]] = field(default_factory=dict)
     records: list[tuple[Outcome, Any, Any]] = field(default_factory=list)
     rounds: int = 0
+    held: Any = None
+    since: Any = field(default_factory=lambda: array([0, 0]))
+
+    def __post_init__(self) -> None:
+        if self.public:
+            self.store = fresh(public=True)
 
     @property
     def open(self) -> list[int]:
@@ -58,7 +68,9 @@ class Ledger:
 
     def owed(self) -> Any:
         w = self.w + sum(self.merges, start=array([0, 0]))
-        return self.store.residual(0) + self.store.parameters(0) - w
+        ahead = self.store._fragments[0].ahead
+        counted = w if ahead is None else w - ahead
+        return self.store.residual(0) + self.store.parameters(0) - counted
 
     def check(self) -> None:
         assert (self.learned - self.lost == self.on_chain + self.owed()).all()
@@ -69,10 +81,18 @@ class Ledger:
         self.w = self.w - array(step)
         self.learned = self.learned + array(step)
         self.unsent = self.unsent + array(step)
+        self.since = self.since + array(step)
 
     def merge(self) -> None:
-        self.w = self.w + sum(self.merges, start=array([0, 0]))
+        moved = sum(self.merges, start=array([0, 0]))
+        self.w = self.w + moved
+        if self.held is not None:
+            self.held = self.held + moved
         self.merges = []
+
+    def end_window(self) -> None:
+        """Reads what is handed over later."""
+        self.held, self.since = self.w.copy(), array([0, 0])
 
     def hand_over(self) -> None:
         version = self.store.version(0) - len(self.merges)
@@ -81,7 +101,7 @@ class Ledger:
         given = self.store.encode(
             self.rounds,
             0,
-            self.w.copy(),
+            self.w.copy() if self.held is None else self.held,
             version=version,
             bounds=BOUNDS,
             keep=lambda part: unsent.append(part.copy()),
@@ -89,7 +109,23 @@ class Ledger:
         assert (given is None) == bool(self.merges)
         if given is not None:
             self.payloads[self.rounds] = given.payloads
-            self.in_w, self.unsent = drift_of(given, unsent), array([0, 0])
+            self.in_w = drift_of(given, unsent)
+            self.unsent = array([0, 0]) if self.held is None else self.since
+            self.held = None
+            start = self.store.start(self.rounds, BOUNDS)
+            assert (start is not None) == self.public
+            if start is not None:
+                self._take(start.delta)
+
+    def settle(self) -> None:
+        """All that was learned is handed over, included and merged: the trainer holds the outer parameters."""
+        self.held = None
+        self.merge()
+        self.hand_over()
+        self.decide(len(self.open) - 1, (True, True), (0, 0), (False, False))
+        self.merge()
+        assert (self.w == self.store.parameters(0)).all()
+        assert (self.learned - self.lost == self.on_chain + self.store.residual(0)).all()
 
     def decide(self, which: int, included: Flags, others: Pair, losses: Flags) -> None:
         """A record with or without our open contribution `which`, and with what others sent."""
@@ -113,6 +149,7 @@ class Ledger:
         happen: tuple[Callable[[], None], ...] = (
             lambda: self.train(_pair(rng)),
             self.merge,
+            self.end_window if self.public else self.merge,
             self.hand_over,
             lambda: self.decide(rng.randrange(4), _flags(rng), _pair(rng), _flags(rng)),
             lambda: self.decide(rng.randrange(4), (True, True), _pair(rng), _flags(rng)),
@@ -120,7 +157,7 @@ class Ledger:
             self.give_up,
             self.restart,
         )
-        often = (6, 4, 6, 4, 2, 1, 1, 1)
+        often = (6, 3, 1, 6, 4, 2, 1, 1, 1)
         for event in rng.choices(happen, often, k=events):
             event()
             self.check()
@@ -139,12 +176,12 @@ class Ledger:
     def restart(self) -> None:
         """The trainer's values and its merges are gone; what was handed over is on disk."""
         old, keys = self.store, self.open
-        self.store = fresh()
+        self.store = fresh(public=self.public)
         residual = old.residual(0) + self.in_w
         self.store.load(0, old.parameters(0), old.momentum(0), residual)
         for key in keys:
             self.store.recall(key, 0, self.payloads[key], array([0, 0]))
-        self.w, self.merges = self.store.parameters(0).copy(), []
+        self.w, self.merges, self.held = self.store.parameters(0).copy(), [], None
         gap = self.learned - self.lost - self.on_chain - self.owed()
         assert (gap == self.unsent).all(), "a restart loses unsent steps and nothing else"
         self.lost, self.unsent = self.lost + gap, array([0, 0])

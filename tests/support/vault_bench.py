@@ -40,7 +40,9 @@ TOKENS = 7
 NESTEROV = Momentum(lr=0.7, momentum=0.8)
 
 
-def store_of(codec: str = "e3m0", optimizer: OuterOptimizer = NESTEROV) -> OuterStore:
+def store_of(
+    codec: str = "e3m0", optimizer: OuterOptimizer = NESTEROV, *, public: bool = False
+) -> OuterStore:
     rng = np.random.default_rng(5)
     values = [rng.standard_normal(NUMEL, dtype=np.float32) for _ in range(FRAGMENTS)]
     parts = StoreParts(
@@ -49,6 +51,7 @@ def store_of(codec: str = "e3m0", optimizer: OuterOptimizer = NESTEROV) -> Outer
         aggregator=WeightedMean(),
         optimizer=optimizer,
         root_of=tree_root,
+        public_start=public,
     )
     return OuterStore(values, parts)
 
@@ -64,12 +67,13 @@ class Bench:
     start: list[Float32] = field(default_factory=list)
     tokens: list[int] = field(default_factory=lambda: [0] * FRAGMENTS)
     optimizer: OuterOptimizer = NESTEROV
+    public: bool = False
     scale: float = 0.01
     """Of what rounds give; 0 for rounds whose results are all the same."""
 
     def __post_init__(self) -> None:
         self.log = DurableLog(self.folder)
-        self.store = store_of(optimizer=self.optimizer)
+        self.store = store_of(optimizer=self.optimizer, public=self.public)
         self.vault = Vault(self.store, self.log, ME, snapshot_every=self.every)
         self.log.write({**self.vault.write_all([-1] * FRAGMENTS), HEAD: GENESIS.hash})
         self.w = [self.store.parameters(f).copy() for f in range(FRAGMENTS)]
@@ -77,6 +81,14 @@ class Bench:
 
     def round(self, included: Sequence[bool], *, give: bool, reducer: bool) -> Record:
         """Trains, contributes if `give`, and decides a record that includes those slices of ours."""
+        key = self._train(give=give)
+        record = self._record(
+            key.number, key, included if give else (False, False), reducer=reducer
+        )
+        self.follow(record)
+        return record
+
+    def _train(self, *, give: bool) -> RoundKey:
         number = self.chain.number + 1
         fragment, key = number % FRAGMENTS, RoundKey(number, self.chain.base_of(number))
         learned = self.rng.standard_normal(NUMEL, dtype=np.float32) * np.float32(0.01)
@@ -89,9 +101,21 @@ class Bench:
             handover = self.vault.contribute(HandedOver(want, snapshot, version, 1, 1, 0.0))
             assert handover is not None
             self.log.write(handover.updates)
-        record = self._record(number, key, included if give else (False, False), reducer=reducer)
-        self.follow(record)
-        return record
+            if handover.start is not None:
+                self.w[fragment] += handover.start.delta
+                started = self.store.parameters(fragment) - self.sent(handover.key)
+                np.testing.assert_allclose(self.w[fragment], started, atol=1e-6)
+        return key
+
+    def sent(self, key: RoundKey) -> Float32:
+        """What our payloads of a round hold."""
+        contribution = self.vault.contributions.get(key)
+        assert contribution is not None
+        parts = zip(contribution.payloads, (SLICE_ALIGNMENT, NUMEL - SLICE_ALIGNMENT), strict=True)
+        values = [np.empty(numel, dtype=np.float32) for _, numel in parts]
+        for payload, out in zip(contribution.payloads, values, strict=True):
+            self.store.codec.decode(payload, out)
+        return np.concatenate(values)
 
     def _record(
         self, number: int, key: RoundKey, included: Sequence[bool], *, reducer: bool
@@ -114,7 +138,10 @@ class Bench:
             **{**fields, "shares": shares, "slices": tuple(slices), "state_root": state_root}
         )
 
-    def abort(self) -> None:
+    def abort(self, *, give: bool = False) -> None:
+        """After a share of ours, if `give`."""
+        if give:
+            self._train(give=True)
         self.follow(following_record(self.chain.head))
 
     def give_up(self, count: int, record: Record) -> None:
@@ -136,8 +163,9 @@ class Bench:
 
     def owed(self, fragment: int) -> Float32:
         """What this peer has learned of a fragment that is not on its chain."""
-        store = self.store
-        owed: Float32 = store.residual(fragment) + store.parameters(fragment) - self.w[fragment]
+        store, ahead = self.store, self.store._fragments[fragment].ahead
+        counted = self.w[fragment] if ahead is None else self.w[fragment] - ahead
+        owed: Float32 = store.residual(fragment) + store.parameters(fragment) - counted
         return owed
 
     def land_on(self, other: Bench) -> None:
@@ -167,7 +195,8 @@ class Bench:
         """What comes up from a folder that this bench wrote at some time, and the head it stands at."""
         log = DurableLog(folder)
         try:
-            vault = Vault(store_of(optimizer=self.optimizer), log, ME, snapshot_every=self.every)
+            store = store_of(optimizer=self.optimizer, public=self.public)
+            vault = Vault(store, log, ME, snapshot_every=self.every)
             stored, chain = log.load(), Chain(GENESIS, open_rounds=1)
             path = self.chain.lineage(Digest(stored[HEAD]))
             for name_of_record in path[1:]:
@@ -184,6 +213,5 @@ class Bench:
             for f in range(FRAGMENTS):
                 assert found.store.root(f) == self.store.root(f)
                 owed = found.store.residual(f)
-                held = self.store.residual(f) + self.store.parameters(f) - self.w[f]
                 # handed over and not taken out; the newest steps of all are lost, and none were made
-                np.testing.assert_allclose(owed, held, atol=2e-4)
+                np.testing.assert_allclose(owed, self.owed(f), atol=2e-4)

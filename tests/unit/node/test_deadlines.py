@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from statistics import median
 
@@ -157,3 +158,15 @@ def test_slices_are_waited_for_half_of_the_time_between_rounds_if_that_is_longer
     for _ in range(8):
         deadlines.moved(500.0)
     assert deadlines.data_s == LIMITS.ceiling_s
+
+
+def test_rounds_that_come_together_are_timed_by_their_windows() -> None:
+    """Between them lies what their exchange takes: a slow link given half of that would get ever less."""
+    apart, together = Deadlines(LIMITS), Deadlines(replace(LIMITS, together=4))
+    for _ in range(3):
+        for interval_s in (17.0, 1.0, 1.0, 1.0):
+            apart.moved(interval_s)
+            together.moved(interval_s)
+    assert apart.interval_s == 1.0
+    assert together.interval_s == 5.0
+    assert together.sure_s == 2.5

@@ -39,6 +39,7 @@ ONLY_FOR_MACHINES = {
     "SetDecided",
     "InnerProgress",
     "MergeApplied",
+    "WindowStarted",
     "TrafficCounted",
 }
 

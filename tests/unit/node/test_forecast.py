@@ -103,3 +103,28 @@ def test_a_peer_alone_sends_nothing() -> None:
 def test_a_step_takes_some_time(step_s: float) -> None:
     with pytest.raises(ConfigError, match="expected more than 0"):
         forecast(spec_of(), [1_000], parse_crowds("home:2"), step_s)
+
+
+def test_public_windows_send_as_much_and_all_of_it_at_once() -> None:
+    settings = ("outer.every_steps=400", "rounds.open=2")
+    private = forecast_of(*settings, size=2_500_000)
+    public = forecast_of(*settings, "outer.windows=public", size=2_500_000)
+    assert public.sent_bytes == private.sent_bytes
+    (alone,), (together,) = private.links, public.links
+    assert together.up_bits_s == alone.up_bits_s
+    delays_s = 5 * 0.05
+    assert together.exchange_s == pytest.approx(4 * (alone.exchange_s - delays_s) + 2 * delays_s)
+    assert public.results_after_steps == pytest.approx(together.exchange_s / 0.1)
+
+
+def test_the_peak_is_what_is_sent_until_it_is_merged() -> None:
+    private, public = (
+        forecast_of(f"outer.windows={windows}", "outer.overlap_steps=30", "outer.every_steps=400")
+        for windows in ("private", "public")
+    )
+    for found, rounds in ((private, 1), (public, 4)):
+        link = found.links[0]
+        assert link.exchange_s < 3.0, "merged after the overlap"
+        assert link.peak_bits_s == pytest.approx(8 * rounds * found.sent_bytes / 3.0)
+    full = forecast_of("outer.overlap_steps=0", size=2_500_000).links[0]
+    assert full.up_bits_s <= full.peak_bits_s <= HOME.up_bits_s

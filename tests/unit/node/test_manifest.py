@@ -228,6 +228,10 @@ def test_several_wrong_fields_get_a_line_each(tmp_path: Path) -> None:
         ("[outer]\nfragments = 1", ["rounds.open is 2", "at most 1"]),
         ("[outer]\nevery_steps = 3", ["outer.fragments is 4"]),
         ("[outer]\noverlap_steps = 40", ["outer.overlap_steps is 40"]),
+        (
+            '[outer]\nwindows = "public"\nmixing = 0.5',
+            ["outer.mixing is 0.5 with outer.windows public", "set outer.mixing to 0"],
+        ),
         ('[outer]\noptimizer = "adam"', ["outer.lr is 0.7 with outer.optimizer adam"]),
         (
             '[inner]\noptimizer = "schedule-free"\nbeta1 = 0.0',
@@ -396,7 +400,7 @@ run: name=str description=str trust=str seed=int
 model: kind=str source=str layers=int heads=int width=int context=int vocab=int fingerprint=str
 data: text=str batch_size=int chunk_bytes=int validation_share=float
 inner: optimizer=str lr=float matrix_lr=float weight_decay=float beta1=float beta2=float warmup_share=float final_lr_share=float clip_norm=float
-outer: optimizer=str lr=float momentum=float beta2=float epsilon=float fragments=int every_steps=int overlap_steps=int mixing=float codec=str result_codec=str residual_decay=float residual_cap=float aggregator=str max_weight_tokens=int wait_s=float final_averaging=bool budget=str
+outer: optimizer=str lr=float momentum=float beta2=float epsilon=float windows=str fragments=int every_steps=int overlap_steps=int mixing=float codec=str result_codec=str residual_decay=float residual_cap=float aggregator=str max_weight_tokens=int wait_s=float final_averaging=bool budget=str
 seeds: method=str lr=float final_lr_share=float epsilon=float probes=int candidates=int uneven=bool local_steps=int directions=int spot_checks=float
 rounds: open=int deadline_floor_s=float deadline_ceiling_s=float stall_s=float snapshot_every=int max_members=int
 end: rounds=int tokens=int minutes=float

@@ -41,23 +41,23 @@ def bench() -> Iterator[Bench]:
 FLAGS = st.tuples(st.booleans(), st.booleans())
 EVENTS = st.one_of(
     st.tuples(st.just("round"), FLAGS, st.booleans()),
-    st.tuples(st.just("abort")),
+    st.tuples(st.just("abort"), st.booleans()),
 )
 
 
-@settings(max_examples=25)
-@given(st.lists(EVENTS, min_size=1, max_size=14))
+@settings(max_examples=40)
+@given(st.lists(EVENTS, min_size=1, max_size=14), st.booleans())
 def test_a_restart_at_any_round_finds_the_state_and_what_is_owed(
-    events: list[tuple[object, ...]],
+    events: list[tuple[object, ...]], public: bool
 ) -> None:
     with memory_folder() as place:
-        bench = Bench(place / "state")
+        bench = Bench(place / "state", public=public)
         try:
             for event in events:
                 if event[0] == "round":
                     bench.round(event[1], give=True, reducer=bool(event[2]))  # type: ignore[arg-type]
                 else:
-                    bench.abort()
+                    bench.abort(give=bool(event[1]))
             bench.check_restart()
         finally:
             bench.log.close()

@@ -99,3 +99,10 @@ def test_shares_out_of_range_are_config_errors(
 ) -> None:
     with pytest.raises(ConfigError, match="warmup_share"):
         lr_factor(progress, warmup_share=warmup_share, final_share=final_share)
+
+
+def test_public_windows_end_for_all_fragments_at_one_step() -> None:
+    schedule = WindowSchedule(4, 50, together=True)
+    assert [schedule.commit_step(r) for r in range(9)] == [50] * 4 + [100] * 4 + [150]
+    assert [schedule.steps_before(r) for r in range(6)] == [50, 0, 0, 0, 50, 0]
+    assert [step for step in range(1, 160) if schedule.due(step) is not None] == [50, 100, 150]

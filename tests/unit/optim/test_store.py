@@ -41,20 +41,35 @@ EVENTS = st.one_of(
 )
 
 
+PUBLIC_EVENTS = st.one_of(EVENTS, st.tuples(st.just("end_window")))
+
+
 @settings(max_examples=400)
 @given(st.lists(EVENTS, max_size=40))
 def test_what_a_peer_learned_is_never_lost_and_never_counted_twice(
     events: list[tuple[Any, ...]],
 ) -> None:
-    ledger = Ledger()
+    lead(Ledger(), events)
+
+
+@settings(max_examples=200)
+@given(st.lists(PUBLIC_EVENTS, max_size=40))
+def test_nor_is_it_where_windows_start_from_public_values(events: list[tuple[Any, ...]]) -> None:
+    lead(Ledger(public=True), events)
+
+
+def lead(ledger: Ledger, events: list[tuple[Any, ...]]) -> None:
+    """A life, checked after each event, and at its end once more by what is on the chain."""
     for name, *arguments in events:
         getattr(ledger, name)(*arguments)
         ledger.check()
+    ledger.settle()
 
 
+@pytest.mark.parametrize("public", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_long_random_life_loses_nothing_and_counts_nothing_twice(seed: int) -> None:
-    Ledger().live(Random(seed), events=600)
+def test_a_long_random_life_loses_nothing_and_counts_nothing_twice(seed: int, public: bool) -> None:
+    Ledger(public=public).live(Random(seed), events=600)
 
 
 def handed(learned: Pair = (5, -3)) -> Ledger:

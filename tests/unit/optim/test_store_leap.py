@@ -45,9 +45,11 @@ class LeapingLedger(Ledger):
 
 
 @settings(max_examples=300)
-@given(st.lists(EVENTS, max_size=30))
-def test_a_leap_loses_nothing_and_counts_nothing_twice(events: list[tuple[Any, ...]]) -> None:
-    ledger = LeapingLedger()
+@given(st.lists(EVENTS, max_size=30), st.booleans())
+def test_a_leap_loses_nothing_and_counts_nothing_twice(
+    events: list[tuple[Any, ...]], public: bool
+) -> None:
+    ledger = LeapingLedger(public=public)
     for name, *arguments in events:
         getattr(ledger, name)(*arguments)
         ledger.check()
