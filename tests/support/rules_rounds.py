@@ -252,6 +252,45 @@ ONE_RULE = (
         ("optim.test_store:test_a_record_given_up_is_owed_again",),
     ),
     Mutant(
+        "where a window starts counts as nothing learned",
+        "optim.fragment_state",
+        "        if self.ahead is None:\n            return values\n",
+        "        if self is not None:\n            return values\n",
+        (
+            "optim.test_store_public:test_after_an_abort_the_next_share_holds_what_the_last_one_held",
+        ),
+    ),
+    Mutant(
+        "a record that includes a share ends what its trainer is ahead by",
+        "optim.fragment_state",
+        "                self.ahead[low:high] = 0\n",
+        "                pass\n",
+        ("optim.test_store:test_a_long_random_life_loses_nothing_and_counts_nothing_twice",),
+    ),
+    Mutant(
+        "a result is added to what was learned since its window's start",
+        "optim.store",
+        "        handed.snapshot = start\n",
+        "",
+        ("optim.test_store_public:test_a_result_is_added_to_what_was_learned_since",),
+    ),
+    Mutant(
+        "where a window starts is a merge that must be taken up",
+        "optim.fragment_state",
+        "        self.version += 1\n",
+        "",
+        ("optim.test_store_public:test_without_its_start_a_trainer_hands_nothing_over_again",),
+    ),
+    Mutant(
+        "a late result moves what was read before it came",
+        "node.shares",
+        "            share.snapshot += merge.delta\n",
+        "            pass\n",
+        (
+            "node.test_public_windows:test_a_late_result_moves_what_was_read_since_and_is_merged_once",
+        ),
+    ),
+    Mutant(
         "what a late contribution held leaves the residual",
         "optim.store",
         "            taken += self._owing.by(outcome, -1, payloads=not in_trainer)\n",

@@ -48,7 +48,7 @@ class Trained:
     def train(self, peer: runnel.Peer) -> None:
         for inputs, wanted in peer.batches(DATASET, batch_size=16):
             loss = nn.functional.mse_loss(self.model(inputs), wanted)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
             peer.step(loss)
