@@ -135,6 +135,39 @@ def test_what_is_learned_between_hand_over_and_merge_stays_with_its_peer(text: T
     np.testing.assert_allclose(values_of(models[1]), before + learned + late, atol=1e-6)
 
 
+def test_public_windows_start_from_what_was_sent_and_are_merged_piece_by_piece(text: Text) -> None:
+    models = [CharGpt(TASK, text.vocab) for _ in range(TASK.peers)]
+    before = values_of(models[0])
+    outer = E3M0.model_copy(update={"windows": "public"})
+    rounds = SimulatedRounds(models, plan_model(models[0], 2), outer, 4, late=(1, 3))
+    learned = np.random.default_rng(0).standard_normal(before.size, dtype=np.float32) / 8
+    for model in models:
+        move(model, learned)
+    rounds.after_step(outer.every_steps, tokens=100)
+    started = values_of(models[0]) - before
+    assert not np.array_equal(started, learned)
+    assert len(np.unique(np.abs(started).round(6))) < before.size / 8, "few levels for each scale"
+    assert 0.1 < np.linalg.norm(started - learned) / np.linalg.norm(learned) < 0.25
+    moved = []
+    for step in range(1, 4):
+        held = values_of(models[0])
+        rounds.after_step(outer.every_steps + step, tokens=100)
+        moved.append(np.count_nonzero(values_of(models[0]) != held))
+    assert moved[0] > 0
+    assert moved[1] == 0
+    assert moved[2] > 0
+    assert moved[0] + moved[2] <= before.size
+    assert len(set(rounds.finish())) == 1
+
+
+def test_optimizers_start_public_windows_anew(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    outer = E3M0.model_copy(update={"windows": "public"})
+    done = simulate(TASK, text, outer, late=(1, 2))
+    assert len(set(done.states)) == 1
+    monkeypatch.setattr(learning, "forget", lambda optimizer: None)
+    assert simulate(TASK, text, outer, late=(1, 2)).states != done.states
+
+
 def test_batches_follow_from_seed_peer_and_step_alone(text: Text) -> None:
     first = batch_of(text, TASK, peer=1, step=5)
     batch_of(text, TASK, peer=2, step=9)
