@@ -199,4 +199,5 @@ def _summed(earlier: DecidedMerge, later: DecidedMerge) -> DecidedMerge:
     """Both as one; the later one holds nothing of the trainer's, so that only its change counts."""
     delta = earlier.merge.delta + later.merge.delta
     tokens = earlier.tokens + later.tokens
-    return replace(earlier, merge=replace(later.merge, delta=delta), tokens=tokens)
+    starts = earlier.starts and later.starts  # or what is decided would go for nothing
+    return replace(earlier, merge=replace(later.merge, delta=delta), tokens=tokens, starts=starts)

@@ -64,6 +64,19 @@ def test_merges_of_a_trainer_that_takes_none_are_summed_up() -> None:
     assert [waiting.number for waiting in merges if waiting.included] == [0, 1]
 
 
+def test_a_start_that_is_summed_up_with_a_round_counts_as_that_round() -> None:
+    box = mailbox()
+    for number in range(8):
+        box.deliver(decided(number))
+    ones = np.ones(3, dtype=np.float32)
+    start = DecidedMerge(8, Merge(4, 1, ones, ones), included=False, starts=True)
+    box.deliver(start)
+    box.deliver(DecidedMerge(8, Merge(4, 2, ones, ones), included=False, tokens=-5))
+    last = box.take_merges(lambda _: True)[-1]
+    assert (last.starts, last.tokens, last.merge.version) == (False, -5, 2)
+    assert last.merge.delta.tolist() == [2, 2, 2]
+
+
 def test_a_share_that_was_included_is_told_by_itself() -> None:
     box = mailbox()
     for number in range(40):
