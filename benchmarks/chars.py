@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from runnel.node.corpus import file_corpus, stdlib_corpus
-from runnel.node.manifest_spec import InnerSection
+from runnel.node.manifest_sections import InnerSection
 from runnel.optim import clip_gradients, inner_optimizer, lr_factor, set_learning_rates
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from benchmarks.report_line import Say, benchmark_parser, report
 from benchmarks.simulated_rounds import Draw, SimulatedRounds
 from runnel.clock import SystemClock
 from runnel.errors import ConfigError
-from runnel.node.manifest_spec import InnerSection, OuterSection
+from runnel.node.manifest_sections import InnerSection, OuterSection
 from runnel.optim import ScheduleFreeAdamW, plan_model
 from runnel.optim.inner import forget
 from runnel.types import Digest, short

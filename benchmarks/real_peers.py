@@ -17,7 +17,7 @@ from typing import Any, Self
 from benchmarks.chars import Task
 from benchmarks.processes import Children
 from benchmarks.simulated_rounds import Draw
-from runnel.node.manifest_spec import InnerSection, OuterSection
+from runnel.node.manifest_sections import InnerSection, OuterSection
 
 DEADLINE_S = 120.0
 """Nobody is left out of a round for being slower than the others: the simulation leaves nobody out."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from runnel.errors import BugError
 from runnel.hashing import digest
-from runnel.node.manifest_spec import OuterSection
+from runnel.node.manifest_sections import OuterSection
 from runnel.node.outer_parts import parts_of
 from runnel.node.rounds import slice_bounds
 from runnel.optim import FragmentPlan, ModelBinding, WindowSchedule

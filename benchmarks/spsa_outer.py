@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.simulated_rounds import SimulatedRounds
 from benchmarks.spsa_task import Halves, batch_of, cosine, losses, validation_loss
-from runnel.node.manifest_spec import OuterSection
+from runnel.node.manifest_sections import OuterSection
 from runnel.optim import plan_model
 
 Floats = npt.NDArray[np.float32]

@@ -16,7 +16,8 @@ from runnel.errors import ConfigError
 from runnel.node.forecast import LINKS, Crowd, Forecast, forecast
 from runnel.node.link_rate import parse_rate, rate_text
 from runnel.node.manifest_patterns import AUTO, BUDGET_WORDS
-from runnel.node.manifest_spec import MAX_MEMBERS, RunSpec
+from runnel.node.manifest_sections import MAX_MEMBERS
+from runnel.node.manifest_spec import RunSpec
 from runnel.node.wording import count_text
 
 MEMBERS = 8

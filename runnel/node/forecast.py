@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from runnel.errors import ConfigError
 from runnel.node.deadlines import BEHIND_SHARE
-from runnel.node.manifest_spec import MAX_MEMBERS, RunSpec
+from runnel.node.manifest_sections import MAX_MEMBERS
+from runnel.node.manifest_spec import RunSpec
 from runnel.node.membership import greeting_s
 from runnel.node.outer_parts import has_public_windows, optimizer_of
 from runnel.node.pace import MARGIN

@@ -17,7 +17,8 @@ from runnel.errors import BugError, InputFileError, PeerError
 from runnel.hashing import digest
 from runnel.node.atomic import write_atomically
 from runnel.node.manifest_patterns import AUTO
-from runnel.node.manifest_spec import MAX_MEMBERS, RunSpec
+from runnel.node.manifest_sections import MAX_MEMBERS
+from runnel.node.manifest_spec import RunSpec
 from runnel.node.manifest_text import (
     docs_table,
     load_spec,

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from runnel.errors import ConfigError, InputFileError
 from runnel.node.manifest_patterns import AUTO
-from runnel.node.manifest_spec import NAME_PATTERN, NAME_WORDS, RunSpec, section_kinds
+from runnel.node.manifest_sections import NAME_PATTERN, NAME_WORDS
+from runnel.node.manifest_spec import RunSpec, section_kinds
 from runnel.node.manifest_words import (
     error_lines,
     expected,

@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from runnel.node.manifest_spec import CONTRADICTION, MAX_INT, section_kinds
+from runnel.node.manifest_sections import MAX_INT
+from runnel.node.manifest_spec import CONTRADICTION, section_kinds
 
 if TYPE_CHECKING:
     from pydantic import ValidationError

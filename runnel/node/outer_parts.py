@@ -14,7 +14,8 @@ from runnel.optim.schedule import WindowSchedule
 from runnel.verification.aggregators import aggregator_named
 
 if TYPE_CHECKING:
-    from runnel.node.manifest_spec import OuterSection, RunSpec
+    from runnel.node.manifest_sections import OuterSection
+    from runnel.node.manifest_spec import RunSpec
     from runnel.protocols import OuterOptimizer
 
 

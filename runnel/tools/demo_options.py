@@ -10,7 +10,7 @@ from time import localtime, strftime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from runnel.errors import ConfigError
-from runnel.node.manifest_spec import MAX_INT
+from runnel.node.manifest_sections import MAX_INT
 from runnel.node.manifest_text import make_spec
 
 if TYPE_CHECKING:

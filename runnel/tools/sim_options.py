@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runnel.errors import ConfigError
-from runnel.node.manifest_spec import MAX_MEMBERS
+from runnel.node.manifest_sections import MAX_MEMBERS
 from runnel.tools.demo_options import OptionParser, check_out, check_seed
 from runnel.tools.sim_faults import Weather
 

@@ -18,7 +18,8 @@ from runnel.node.certificates import Certificate
 from runnel.node.invite import Invite
 from runnel.node.joining import genesis_blob
 from runnel.node.manifest import Genesis, SignedManifest
-from runnel.node.manifest_spec import RunSection, RunSpec
+from runnel.node.manifest_sections import RunSection
+from runnel.node.manifest_spec import RunSpec
 from runnel.node.message_types import (
     BranchCall,
     BranchSign,

@@ -14,7 +14,7 @@ from benchmarks.chars import CharGpt, Task, Text, batch_of, losses, read_text, v
 from benchmarks.learning import Method, measure, simulate
 from benchmarks.simulated_rounds import SimulatedRounds
 from runnel.errors import BugError, ConfigError
-from runnel.node.manifest_spec import OuterSection
+from runnel.node.manifest_sections import OuterSection
 from runnel.optim import ModelBinding, plan_model
 
 TASK = Task(steps=8, peers=3, batch_size=2, context=8)

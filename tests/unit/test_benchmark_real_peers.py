@@ -14,7 +14,7 @@ from benchmarks.chars import Task, read_text
 from benchmarks.learning import simulate
 from benchmarks.real_peers import Job, RealRun, draw_of, run_real_peers
 from benchmarks.simulated_rounds import Draw
-from runnel.node.manifest_spec import OuterSection
+from runnel.node.manifest_sections import OuterSection
 from runnel.node.place import local
 
 TASK = Task(steps=12, peers=3, batch_size=2, context=8)

@@ -8,7 +8,8 @@ import pytest
 
 from runnel.errors import ConfigError, InputFileError, StorageError
 from runnel.node.config import LaunchPlan, MachineConfig, default_home
-from runnel.node.manifest_spec import RunSection, RunSpec
+from runnel.node.manifest_sections import RunSection
+from runnel.node.manifest_spec import RunSpec
 
 SPEC = RunSpec(run=RunSection(name="demo"))
 

@@ -28,7 +28,8 @@ from runnel.node.manifest import (
     parse_overrides,
     spec_to_toml,
 )
-from runnel.node.manifest_spec import OuterSection, RunSection, section_kinds
+from runnel.node.manifest_sections import OuterSection, RunSection
+from runnel.node.manifest_spec import section_kinds
 from runnel.optim.codecs import CODECS, codec_named
 
 SPEC = RunSpec(run=RunSection(name="demo"))
