@@ -103,6 +103,7 @@ METHODS: Mapping[str, Method] = {
     "random_k": Method(_both("random-k:1024", 30, 1, optimizer="sgd", lr=1.0)),
     "hadamard_two_bit": Method(_both("hadamard+two-bit", 50)),
     "hadamard_sign": Method(_both("hadamard+sign", 50)),
+    "l_greco_e3m0": Method(_both("l-greco+e3m0", 50)),
     "data_parallel_schedule_free": Method(None, "schedule-free"),
     "schedule_free_e3m0": Method(_both("e3m0", 50), "schedule-free"),
     "data_parallel_muon": Method(None, "muon"),

@@ -208,7 +208,7 @@ def _store_of(binding: ModelBinding, outer: OuterSection) -> OuterStore:
     parameters = [binding.new_buffer(index) for index in range(binding.plan.num_fragments)]
     for index, buffer in enumerate(parameters):
         binding.read(index, buffer)
-    return OuterStore(parameters, parts_of(outer))
+    return OuterStore(parameters, parts_of(outer, binding.plan))
 
 
 def _drawn_order(number: int, peers: int) -> list[int]:

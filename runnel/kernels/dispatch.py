@@ -55,11 +55,13 @@ def warm_up(*names: str) -> str:
     Gives the name of the implementation.
 
     Those without kernels of their own (fp32, nesterov) are fine, and so are numbers behind a name (top-k:64).
+    l-greco chooses from all codecs with blocks.
     """
     loaded = implementation()
     for given in names:
         name = given.partition(":")[0]
-        for part in name.split("+"):
+        parts = [*name.split("+"), *(loaded.blocks if name.startswith("l-greco+") else ())]
+        for part in parts:
             for kind in (loaded.blocks, loaded.sparse, loaded.halves, loaded.rotations):
                 kind.get(part)
             loaded.steps.get(part)

@@ -152,7 +152,7 @@ def _outer_store(model: nn.Module, plan: FragmentPlan, spec: RunSpec) -> OuterSt
     values = [binding.new_buffer(fragment) for fragment in range(plan.num_fragments)]
     for fragment, buffer in enumerate(values):
         binding.read(fragment, buffer)
-    return OuterStore(values, parts_of(spec.outer))
+    return OuterStore(values, parts_of(spec.outer, plan))
 
 
 def _keeper(

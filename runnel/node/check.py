@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runnel.errors import ConfigError, RunnelError
-from runnel.optim.codecs import CODECS, codec_named
+from runnel.optim.codecs import CODECS, planned_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -174,9 +174,7 @@ def _report(
         frozen=found.frozen,
         float_buffers=found.float_buffers,
         other_buffers=found.other_buffers,
-        round_bytes={name: codec_named(name).max_bytes(max(sizes)) for name in CODECS}
-        if sizes
-        else {},
+        round_bytes={name: planned_bytes(name, max(sizes)) for name in CODECS} if sizes else {},
         fingerprint=plan.fingerprint().hex() if plan else "",
         problems=problems,
     )

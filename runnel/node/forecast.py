@@ -1,6 +1,7 @@
 """What a run will ask of its members' links, worked out before it begins. Pure.
 
-Bytes of payloads follow from the codecs' layouts and are exact. What comes with them (frames, proofs,
+Bytes of payloads follow from the codecs' layouts and are exact; where layers have bits of their own they are
+those of the uniform choice, which a share keeps to, and results on the whole. What comes with them (frames, proofs,
 acknowledgements) and control traffic (commitments, proposals, votes, greetings) are taken from what
 `benchmarks.control` counts. Times assume that a link carries what it is said to, and nothing else.
 """
@@ -19,7 +20,7 @@ from runnel.node.membership import greeting_s
 from runnel.node.outer_parts import has_public_windows, optimizer_of
 from runnel.node.pace import MARGIN
 from runnel.node.rounds import slice_bounds
-from runnel.optim.codecs import codec_named
+from runnel.optim.codecs import planned_bytes
 
 _BESIDE_PAYLOAD_BYTES = 211
 """With each slice or result that is sent: frames, proof, request and acknowledgement."""
@@ -282,5 +283,5 @@ class _Load:
 
 def _mean_bytes(codec: str, bounds: Sequence[Sequence[tuple[int, int]]]) -> float:
     """Of a fragment's payloads, the mean of the fragments."""
-    size = codec_named(codec).max_bytes
-    return sum(size(high - low) for each in bounds for low, high in each) / len(bounds)
+    sizes = (planned_bytes(codec, high - low) for each in bounds for low, high in each)
+    return sum(sizes) / len(bounds)

@@ -39,6 +39,13 @@ def _round_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
             " outer.budget",
         ),
         (
+            outer.result_codec.startswith("l-greco+")
+            and outer.codec not in (outer.result_codec, AUTO),
+            f"outer.result_codec is {outer.result_codec} with outer.codec {outer.codec}, expected the"
+            " same because results take each layer's bits from contributions: set outer.codec to"
+            f" {outer.result_codec}, or change outer.result_codec",
+        ),
+        (
             outer.fragments > outer.every_steps,
             f"outer.fragments is {outer.fragments} with outer.every_steps {outer.every_steps},"
             " expected at most one fragment per step: lower outer.fragments or raise"

@@ -183,13 +183,14 @@ class OuterSection(Section):
     codec: str = Field(
         default="e3m0",
         pattern=CODEC_PATTERN.replace("fp32", f"{AUTO}|fp32", 1),
-        description="how contributions are encoded; auto = chosen by the budget, with all that matters to bytes",
+        description="how contributions are encoded; auto = chosen by the budget, with all that matters to bytes;"
+        " l-greco+ = by layer, for fewest bytes at the error of the one behind it",
         json_schema_extra={"expected": f"{AUTO}, {CODEC_WORDS}"},
     )
     result_codec: str = Field(
         default="e3m0",
         pattern=CODEC_PATTERN,
-        description="how results are encoded",
+        description="how results are encoded; l-greco+ with the same for contributions",
         json_schema_extra={"expected": CODEC_WORDS},
     )
     residual_decay: float = Field(

@@ -16,6 +16,7 @@ from runnel.verification.aggregators import aggregator_named
 if TYPE_CHECKING:
     from runnel.node.manifest_sections import OuterSection
     from runnel.node.manifest_spec import RunSpec
+    from runnel.optim.fragments import FragmentPlan
     from runnel.protocols import OuterOptimizer
 
 
@@ -30,8 +31,8 @@ def optimizer_of(outer: OuterSection) -> OuterOptimizer:
     )
 
 
-def parts_of(outer: OuterSection) -> StoreParts:
-    """What an outer store is made of."""
+def parts_of(outer: OuterSection, plan: FragmentPlan) -> StoreParts:
+    """What an outer store of so planned fragments is made of."""
     return StoreParts(
         codec=codec_named(outer.codec),
         result_codec=codec_named(outer.result_codec),
@@ -42,6 +43,7 @@ def parts_of(outer: OuterSection) -> StoreParts:
         cap=outer.residual_cap,
         seed_of=_seed_of,
         public_start=outer.windows == "public",
+        edges=plan.edges,
     )
 
 

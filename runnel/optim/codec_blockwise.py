@@ -261,6 +261,14 @@ class BlockwiseCodec:
             total += sum_of_squares(some_codes, some_scales, rest)
         return math.sqrt(total)
 
+    def require(self, payload: Buffer, numel: int) -> None:
+        """Refuses what cannot be decoded.
+
+        Raises:
+            PeerError: not one encoding of `numel` values.
+        """
+        self._checked(payload, numel)
+
     @property
     def _kernels(self) -> BlockKernels:
         return implementation(self._by).blocks[self._layout.name]

@@ -54,6 +54,12 @@ numbers are little-endian, as is every machine this runs on. n values take:
     number, and by a Hadamard matrix over 4096 (`runnel.kernels.hadamard_reference`); the last block, of L
     values, is padded with zeros to the next power of two, all of which is sent. To be read, values are
     rotated back, and those in the padding's place left out.
+``l-greco+int8``, ``l-greco+int4``, ``l-greco+e3m0``, ``l-greco+two-bit``
+    Cells of at most 65,536 values, none across a multiple of that, each with a codec of its own. First three
+    bytes for each cell: 0 to 4 for sign, two-bit, e3m0, int4, int8; then its number of values, less one, in
+    two bytes. Then what its codec makes of each cell, one after the other. A cell has at least 512 values, or
+    all that are left before the next multiple of 65,536 or the end. Which codecs are chosen is told in
+    `runnel.optim.layer_bits`: so that the squared error is not above that of the codec behind the plus.
 
 Means are sums in a fixed order (`runnel.kernels.few_bits_reference`, `runnel.kernels.top_k_reference`).
 
@@ -72,6 +78,7 @@ from functools import partial
 from runnel.errors import ConfigError
 from runnel.optim.codec_blockwise import BlockFormat, BlockwiseCodec
 from runnel.optim.codec_hadamard import HadamardCodec
+from runnel.optim.codec_layers import LayersCodec
 from runnel.optim.codec_plain import FloatCodec, HalfCodec
 from runnel.optim.codec_random_k import RandomKCodec
 from runnel.optim.codec_top_k import TopKCodec
@@ -111,6 +118,9 @@ SIGN = BlockFormat(
     exact_residual=False,
 )
 
+LADDER = (SIGN, TWO_BIT, E3M0, INT4, INT8)
+"""What layers are given codecs from, by rising bits."""
+
 Maker = Callable[..., Codec]
 """Makes a codec; ``by`` forces an implementation of the arithmetic, see `runnel.kernels.implementation`."""
 
@@ -129,6 +139,10 @@ CODECS: Mapping[str, Maker] = {
     "hadamard+e3m0": partial(HadamardCodec, E3M0),
     "hadamard+two-bit": partial(HadamardCodec, TWO_BIT),
     "hadamard+sign": partial(HadamardCodec, SIGN),
+    "l-greco+int8": partial(LayersCodec, INT8, LADDER),
+    "l-greco+int4": partial(LayersCodec, INT4, LADDER),
+    "l-greco+e3m0": partial(LayersCodec, E3M0, LADDER),
+    "l-greco+two-bit": partial(LayersCodec, TWO_BIT, LADDER),
 }
 """Every codec by the name under which manifests choose it."""
 
@@ -152,3 +166,15 @@ def codec_named(name: str, *, by: str | None = None) -> Codec:
         expected = f"{word}:{low} to {word}:{high}" if low <= high else f"{word} alone"
         raise ConfigError(f"codec {name!r} is unknown; expected {expected}")
     return CODECS[word](int(number), by=by)
+
+
+def planned_bytes(name: str, numel: int) -> int:
+    """What `numel` values take by the codec called `name`: exactly, or where layers have bits of their own at most.
+
+    That is of all slices of a contribution together; one of them may take more, and another one less.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    codec = codec_named(name)
+    return codec.uniform_bytes(numel) if isinstance(codec, LayersCodec) else codec.max_bytes(numel)

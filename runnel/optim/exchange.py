@@ -31,7 +31,8 @@ class StoreParts:
     a record that includes this peer leaves of its residual there: 1 forgets nothing; `cap` is how many times
     the norm of what it sent there that may then have, 0 for any. `seed_of` a round's
     key is what its encoders draw from, so that all draw alike. `public_start`: a contribution moves the
-    trainer's values to the outer ones less what its payloads hold.
+    trainer's values to the outer ones less what its payloads hold. `edges` are where the layers of each
+    fragment begin, ascending; only encoders that tell them apart ask.
     """
 
     codec: Codec
@@ -43,6 +44,7 @@ class StoreParts:
     cap: float = 0.0
     seed_of: SeedOf = no_seed
     public_start: bool = False
+    edges: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True, slots=True)

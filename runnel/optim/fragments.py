@@ -96,6 +96,11 @@ class FragmentPlan:
         """Values in all fragments."""
         return sum(self.sizes)
 
+    @property
+    def edges(self) -> tuple[tuple[int, ...], ...]:
+        """Where the pieces of each fragment begin in it, ascending."""
+        return tuple(tuple(piece.offset for piece in pieces) for pieces in self.fragments)
+
     def homes(self, parameter: str) -> tuple[int, ...]:
         """The fragments that hold values of `parameter`, ascending; empty for an unknown name."""
         return tuple(

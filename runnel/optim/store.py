@@ -38,6 +38,7 @@ from runnel.optim.exchange import (
     raw,
 )
 from runnel.optim.fragment_state import FragmentState
+from runnel.optim.layer_bits import chosen, voted
 from runnel.optim.owing import Owed, Owing
 from runnel.optim.parts import Bounds
 from runnel.optim.passes import owing, summed
@@ -180,13 +181,14 @@ class OuterStore:
         if version != own.version or key in self._handed:
             return None
         after, trained = self.take_buffer(snapshot.size), own.trained(snapshot, self.take_buffer)
+        known = (own.theta, trained, own.residual)
+        edges = self._parts.edges[fragment] if self._parts.edges else ()
+        codecs = chosen(codec, known, after, bounds, edges)
         sizes = [high - low for low, high in bounds]
         rooms = self.take_rooms([codec.max_bytes(size) for size in sizes])
         payloads = tuple(
-            codec.encode_parts(
-                owing((own.theta, trained, own.residual), after, span, keep), size, room
-            )
-            for span, size, room in zip(bounds, sizes, rooms, strict=True)
+            each.encode_parts(owing(known, after, span, keep), size, room)
+            for each, span, size, room in zip(codecs, bounds, sizes, rooms, strict=True)
         )
         norms = tuple(
             codec.norm(payload, high - low)
@@ -265,6 +267,7 @@ class OuterStore:
         share = float(factors[own]) if own >= 0 else 0.0
         room = self.take_rooms([parts.result_codec.max_bytes(numel)])[0]
         codec = parts.result_codec.seeded(parts.seed_of(key))
+        codec = voted(codec, parts.codec, payloads, numel)
         encoded = codec.encode_parts(summed(total, share), numel, room)
         return Reduced(encoded, total if own >= 0 else None)
 

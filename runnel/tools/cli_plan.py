@@ -135,8 +135,8 @@ def plan_lines(spec: RunSpec, found: Forecast) -> list[str]:
     return [
         f"{spec.run.name}: {found.parameters:,} parameters in {count_text(outer.fragments, 'fragment')},"
         f" {count_text(found.members, 'peer')}; {rounds} at {found.step_s:.3g} s a step)",
-        f"a round: share {size_text(found.share_bytes)} ({outer.codec}), results"
-        f" {size_text(found.result_bytes)} ({outer.result_codec}), control"
+        f"a round: share {_measured(outer.codec, 'up to ')}{size_text(found.share_bytes)} ({outer.codec}), results"
+        f" {_measured(outer.result_codec, 'about ')}{size_text(found.result_bytes)} ({outer.result_codec}), control"
         f" {size_text(found.control_bytes)}; a peer sends {size_text(found.sent_bytes)} in all,"
         f" {found.fewer:,.0f} times less than data parallel",
         f"results are merged {found.results_after_steps:.1f} steps after handing over; trainers wait for"
@@ -147,6 +147,11 @@ def plan_lines(spec: RunSpec, found: Forecast) -> list[str]:
 
 def _peak_text(each: LinkForecast) -> str:
     return f"{rate_text(each.peak_bits_s)} over {each.crowd.link.name}"
+
+
+def _measured(codec: str, words: str) -> str:
+    """`words` for the bytes of a codec that measures before it chooses, nothing for others."""
+    return words if codec.startswith("l-greco+") else ""
 
 
 def plan_table(found: Forecast) -> Table:

@@ -18,8 +18,9 @@ FLOAT_MAX = float(np.finfo(np.float32).max)
 every_codec = pytest.mark.parametrize(
     "name",
     [
-        *(name for name in CODECS if not name.startswith("hadamard+")),
+        *(name for name in CODECS if not name.startswith(("hadamard+", "l-greco+"))),
         "hadamard+int4",
+        "l-greco+e3m0",
         "top-k:7",
         "random-k:7",
     ],

@@ -49,6 +49,13 @@ def test_payload_bytes_are_those_of_the_codecs() -> None:
     assert (found.slices, found.parameters, found.members) == (4, 4 * 90_001, 4)
 
 
+def test_bytes_of_layers_with_bits_of_their_own_are_those_of_the_uniform_choice() -> None:
+    uniform = forecast_of(size=90_001)
+    found = forecast_of("outer.codec=l-greco+e3m0", "outer.result_codec=l-greco+e3m0", size=90_001)
+    assert uniform.share_bytes < found.share_bytes <= uniform.share_bytes + 4 * 3
+    assert found.result_bytes == found.share_bytes
+
+
 def test_it_says_what_sixteen_peers_were_counted_to_send() -> None:
     """10 million values at 4 bits, a round each 10.4 s: see the control benchmark."""
     spec = spec_of("outer.codec=e3m0", "outer.result_codec=e3m0", "outer.every_steps=40")

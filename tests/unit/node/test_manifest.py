@@ -193,7 +193,7 @@ def test_an_override_cannot_smuggle_in_a_second_setting(tmp_path: Path) -> None:
         (
             '[outer]\ncodec = "e3"',
             'run.toml: outer.codec is "e3", expected auto, fp32, fp16, bf16, int8, int4, e3m0, two-bit, sign'
-            " (the last four also as hadamard+int4 and so on), top-k or random-k, or top-k:N or random-k:N for N of 4096 values: edit the file or use --set outer.codec=e3m0",
+            " (the last four also as hadamard+int4 and so on), top-k or random-k, or top-k:N or random-k:N for N of 4096 values, or l-greco+ before int8, int4, e3m0 or two-bit: edit the file or use --set outer.codec=e3m0",
         ),
         (
             "[outer]\nmomentm = 1",
@@ -232,6 +232,10 @@ def test_several_wrong_fields_get_a_line_each(tmp_path: Path) -> None:
         (
             '[outer]\nwindows = "public"\nmixing = 0.5',
             ["outer.mixing is 0.5 with outer.windows public", "set outer.mixing to 0"],
+        ),
+        (
+            '[outer]\nresult_codec = "l-greco+e3m0"',
+            ["outer.result_codec is l-greco+e3m0 with outer.codec e3m0", "set outer.codec to"],
         ),
         ('[outer]\noptimizer = "adam"', ["outer.lr is 0.7 with outer.optimizer adam"]),
         (

@@ -7,7 +7,9 @@ import pytest
 
 from runnel.hashing import digest
 from runnel.kernels import Float32
+from runnel.optim.codec_layers import LayersCodec
 from runnel.optim.codecs import codec_named
+from runnel.optim.exchange import Payload
 from runnel.optim.outer import Momentum
 from runnel.optim.store import Outcome, OuterStore, StoreParts
 from runnel.verification.aggregators import aggregator_named
@@ -22,7 +24,7 @@ WEIGHTS = np.array([3, 1, 2], np.float32)
 class Replicas:
     """Peers that hand over, reduce and adopt; each outer step subtracts the weighted mean."""
 
-    def __init__(self, codec: str, result_codec: str) -> None:
+    def __init__(self, codec: str, result_codec: str, edges: tuple[int, ...] = ()) -> None:
         parts = StoreParts(
             codec=codec_named(codec),
             result_codec=codec_named(result_codec),
@@ -30,11 +32,13 @@ class Replicas:
             optimizer=Momentum(lr=1.0, momentum=0.0),
             root_of=lambda buffers: digest(*buffers),
             seed_of=hash,
+            edges=(edges,),
         )
         self.start = values_of(SIZE, seed=1)
         self.stores = [OuterStore([self.start.copy()], parts) for _ in range(PEERS)]
         self.w = [self.start.copy() for _ in range(PEERS)]
         self.learned = np.zeros((PEERS, SIZE))
+        self.results: list[Payload] = []
 
     def train(self, peer: int, change: Float32) -> None:
         before = self.w[peer].copy()
@@ -61,6 +65,7 @@ class Replicas:
                     key=number,
                 )
             )
+        self.results = [result.payload for result in results]
         roots = set()
         for peer, store in enumerate(self.stores):
             payloads = [result.payload for result in results]
@@ -107,4 +112,29 @@ def test_what_all_learn_alike_arrives_in_the_end(name: str) -> None:
     arrived = replicas.start - replicas.stores[0].parameters(0)
     wanted = 60 * steady
     assert np.linalg.norm(arrived - wanted) < 0.5 * np.linalg.norm(wanted)
+    assert np.abs(replicas.unaccounted()).max() < 1e-5
+
+
+def test_layers_with_bits_of_their_own_leave_equal_bits_and_lose_nothing() -> None:
+    edges = (0, 2_048, 4_608)
+    replicas = Replicas("l-greco+e3m0", "l-greco+e3m0", edges)
+    codec, loud = codec_named("l-greco+e3m0"), np.full(SIZE, 0.003, np.float32)
+    assert isinstance(codec, LayersCodec)
+    loud[2_048:4_608] = 0.1
+    for number in range(6):
+        for peer in range(PEERS):
+            replicas.train(peer, values_of(SIZE, seed=10 * number + peer) * loud)
+        replicas.round(number)
+        sizes = [len(payload) for payload in replicas.results]
+        assert sum(sizes) < 0.9 * sum(codec.uniform_bytes(high - low) for low, high in BOUNDS)
+        cells = [
+            cell
+            for payload, (low, high) in zip(replicas.results, BOUNDS, strict=True)
+            for cell in codec.cells_in(payload, high - low)
+        ]
+        assert [cell.numel for cell in cells] == [2_048, 2_048, 512, 4_284]
+        choices = [cell.choice for cell in cells]
+        assert min(choices[1:3]) > max(choices[0], choices[3])
+    for store in replicas.stores[1:]:
+        assert np.array_equal(store.parameters(0), replicas.stores[0].parameters(0))
     assert np.abs(replicas.unaccounted()).max() < 1e-5

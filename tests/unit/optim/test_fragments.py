@@ -200,3 +200,19 @@ def test_a_name_twice_is_a_config_error() -> None:
 def test_a_plan_that_skips_or_repeats_values_cannot_exist(pieces: tuple[Piece, ...]) -> None:
     with pytest.raises(BugError):
         FragmentPlan((ParameterShape("a", (3,)),), (pieces,))
+
+
+@given(shapes=PARAMETERS, num_fragments=st.integers(1, 5))
+def test_edges_are_where_another_parameter_begins(
+    shapes: list[ParameterShape], num_fragments: int
+) -> None:
+    try:
+        plan = plan_fragments(shapes, num_fragments)
+    except ConfigError:
+        return
+    for pieces, edges in zip(plan.fragments, plan.edges, strict=True):
+        owners = [piece.parameter for piece in pieces for _ in range(piece.numel)]
+        changes = [i for i in range(len(owners)) if i == 0 or owners[i] != owners[i - 1]]
+        assert set(changes) <= set(edges)
+        assert list(edges) == sorted(set(edges))
+        assert len(edges) == len(pieces)

@@ -31,6 +31,20 @@ def test_people_see_what_each_kind_of_link_is_asked_for(
     assert all("all" in row for row in rows)
 
 
+def test_what_a_codec_that_measures_first_may_take_is_said_so(
+    run_toml: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    codec = ("--set", "outer.codec=l-greco+int4", "--step-s", "0.5")
+    assert main(["plan", run_toml, *TINY, *codec]) == 0
+    line = next(each for each in capsys.readouterr().out.splitlines() if "a round:" in each)
+    assert line.startswith("a round: share up to ")
+    assert " B (l-greco+int4), results " in line
+    assert "about" not in line
+    assert main(["plan", run_toml, *TINY, *codec, "--set", "outer.result_codec=l-greco+int4"]) == 0
+    assert "results about " in capsys.readouterr().out
+
+
 def test_programs_get_one_object(run_toml: str, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["plan", run_toml, *TINY, "--json"]) == 0  # measures a step

@@ -1,0 +1,214 @@
+"""Bits where they matter: which codec each layer of a fragment gets, by dynamic programming over measured errors.
+
+Who contributes measures what each codec of the ladder would lose of each cell of what it is about to
+send, and takes the choice of the fewest bytes whose errors, squared and summed over the fragment, are no
+more than those of the reference for everything, to a hundredth. Payloads say what was chosen, so nobody else has to
+choose alike. Who reduces a slice sees a part of a fragment only, where there is little to choose from: it
+gives each cell of the result the upper median of the bits that its contributors gave it, which few of
+them cannot move far.
+
+Source: *L-GreCo: Layerwise-Adaptive Gradient Compression* (Alimohammadi et al. 2022), section 4 and
+algorithm 1: errors in steps of a part of the allowed one, and a table of the fewest bytes by error.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from runnel.kernels import Float32, first_non_finite, sum_of_squares
+from runnel.optim.codec_layers import LEAST, Cell, LayersCodec
+from runnel.optim.parts import Bounds, parts_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from runnel.optim.exchange import Array, Payload
+    from runnel.protocols import Codec
+
+Integers = npt.NDArray[np.int64]
+
+SPARE = 1.01
+"""What may be lost, over what the reference for everything loses: without any, nothing could be saved on quiet
+layers beside one that takes all there is."""
+
+STEPS = 1 << 14
+"""Into which the allowed error is cut; a cell's error is rounded up to them."""
+
+MOST_GROUPS = 512
+"""Of a fragment, or as many as it has layers and slices if these are more: each gets one choice."""
+
+_NO_BYTES = np.iinfo(np.int64).max // 2
+"""More than any payload."""
+
+
+def chosen(
+    codec: Codec,
+    known: tuple[Array, Array, Array],
+    out: Array,
+    bounds: Bounds,
+    edges: Sequence[int],
+) -> Sequence[Codec]:
+    """The codec of each slice of a contribution; `codec` itself if it has nothing to choose.
+
+    Args:
+        codec: of contributions.
+        known: outer parameters theta, the trainer's values w and the residual e of a fragment, [values].
+        out: [values], to be overwritten.
+        bounds: the slices.
+        edges: where the fragment's layers begin, ascending.
+    """
+    if not isinstance(codec, LayersCodec):
+        return [codec] * len(bounds)
+    theta, snapshot, residual = known
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        np.add(np.subtract(theta, snapshot, out=out), residual, out=out)
+    return fitted(codec, out, bounds, edges)
+
+
+def fitted(
+    codec: LayersCodec, values: Float32, bounds: Bounds, edges: Sequence[int]
+) -> list[LayersCodec]:
+    """The codec of each slice with which `values`, a whole fragment, take the fewest bytes.
+
+    The squared error of all slices together is at most `SPARE` times that of `codec` as it is, which is given
+    back where nothing is cheaper, and for values that it will refuse as they are not finite. Encodes
+    everything once by each codec of the ladder.
+    """
+    plain = [codec] * len(bounds)
+    if first_non_finite(values) >= 0:
+        return plain
+    cells = [cells_of(low, high, edges) for low, high in bounds]
+    spans = [span for each in cells for span in each]
+    each_error, starts = _measured(codec, values, spans), groups_of(cells, edges)
+    allowed = SPARE * float(each_error[:, codec.reference].sum())
+    if not allowed:
+        return plain
+    errors = np.add.reduceat(each_error, starts, axis=0)
+    with np.errstate(over="ignore"):
+        steps = np.ceil(np.minimum(errors / allowed, 2.0) * STEPS).astype(np.int64)
+    sizes = np.add.reduceat(_sizes(codec, spans), starts, axis=0)
+    found = cheapest(steps, sizes, STEPS)
+    uniform = sum(codec.uniform_bytes(high - low) for low, high in bounds)
+    if found is None or sizes[np.arange(len(found)), found].sum() >= uniform:
+        return plain
+    counts = np.diff([*starts, len(spans)])
+    choices = iter(np.repeat(found, counts).tolist())
+    return [codec.cut(Cell(next(choices), stop - start) for start, stop in each) for each in cells]
+
+
+def voted(codec: Codec, sent: Codec, payloads: Sequence[Payload], numel: int) -> Codec:
+    """The codec of a slice's result: of the cells that most contributions have, the upper median of each.
+
+    `codec` itself if it has nothing to choose, or contributions say nothing of layers.
+
+    Args:
+        codec: of results.
+        sent: of contributions.
+        payloads: of the slice, in the order of the decided set.
+        numel: values in the slice.
+
+    Raises:
+        PeerError: a payload is not an encoding of so many values.
+    """
+    if not (isinstance(codec, LayersCodec) and isinstance(sent, LayersCodec) and payloads):
+        return codec
+    votes = [sent.cells_in(payload, numel) for payload in payloads]
+    layouts = Counter(tuple(cell.numel for cell in cells) for cells in votes)
+    sizes = layouts.most_common(1)[0][0]
+    counted = [c for c in votes if tuple(cell.numel for cell in c) == sizes]
+    ranks = np.array([[cell.choice for cell in cells] for cells in counted], np.int64)
+    middle = np.sort(ranks, axis=0)[len(counted) // 2]
+    return codec.cut(map(Cell, middle.tolist(), sizes))
+
+
+def cheapest(errors: Integers, sizes: Integers, allowed: int) -> list[int] | None:
+    """A choice for each row with the fewest bytes whose errors add up to `allowed` at most; None if there is none.
+
+    Exact. Among choices of equal bytes one of the smallest error.
+
+    Args:
+        errors: [rows, choices], at least 0.
+        sizes: in bytes, [rows, choices], at least 0.
+        allowed: at least 0; time and memory grow with it.
+    """
+    best = np.full(allowed + 1, _NO_BYTES)
+    best[0] = 0
+    taken = np.zeros((len(errors), allowed + 1), np.int8)
+    for row, (row_errors, row_sizes) in enumerate(zip(errors, sizes, strict=True)):
+        before, best = best, np.full(allowed + 1, _NO_BYTES)
+        for choice, (error, size) in enumerate(zip(row_errors, row_sizes, strict=True)):
+            if error > allowed:
+                continue
+            offered = before[: allowed + 1 - error] + size
+            better = offered < best[error:]
+            best[error:][better] = offered[better]
+            taken[row, error:][better] = choice
+    spent = int(np.argmin(best))
+    if best[spent] >= _NO_BYTES:
+        return None
+    choices = []
+    for row in range(len(errors) - 1, -1, -1):
+        choices.append(int(taken[row, spent]))
+        spent -= int(errors[row, choices[-1]])
+    return choices[::-1]
+
+
+def cells_of(low: int, high: int, edges: Iterable[int]) -> list[tuple[int, int]]:
+    """The cells of a slice: cut where layers begin, to the nearest multiple of `LEAST`, and at its parts.
+
+    So blocks are those of a slice that is not cut, and the reference loses as much either way. A layer of
+    few values is in a cell with its neighbours.
+    """
+    cells, inside = list[tuple[int, int]](), [edge for edge in edges if low < edge < high]
+    for part in parts_of(low, high):
+        last = part.start
+        for edge in inside:
+            border = _border(low, edge)
+            if last < border < part.stop:
+                cells.append((last, border))
+                last = border
+        cells.append((last, part.stop))
+    return cells
+
+
+def groups_of(cells: Sequence[Sequence[tuple[int, int]]], edges: Iterable[int]) -> list[int]:
+    """The first cell of each group that gets one choice: neighbours in a layer and slice, alone if cells are few."""
+    together = -(-sum(map(len, cells)) // MOST_GROUPS)
+    starts, index, layers = list[int](), 0, tuple(edges)
+    for each in cells:
+        borders = {_border(each[0][0], edge) for edge in layers} if each else set()
+        for place, (start, _) in enumerate(each):
+            if not place or start in borders or index - starts[-1] >= together:
+                starts.append(index)
+            index += 1
+    return starts
+
+
+def _border(low: int, edge: int) -> int:
+    """Where cells of a slice that begins at `low` are told apart for the sake of a layer's edge."""
+    return low + (edge - low + LEAST // 2) // LEAST * LEAST
+
+
+def _measured(
+    codec: LayersCodec, values: Float32, spans: Sequence[tuple[int, int]]
+) -> npt.NDArray[np.float64]:
+    """What each codec of the ladder loses of each span: squares summed, [spans, codecs]."""
+    errors = np.zeros((len(spans), len(codec.ladder)))
+    lost = np.empty(max((stop - start for start, stop in spans), default=0), np.float32)
+    for row, (start, stop) in enumerate(spans):
+        left = lost[: stop - start]
+        for choice, each in enumerate(codec.ladder):
+            each.encode(values[start:stop], left)
+            errors[row, choice] = sum_of_squares(left)
+    return errors
+
+
+def _sizes(codec: LayersCodec, spans: Sequence[tuple[int, int]]) -> Integers:
+    """Bytes of each span by each codec of the ladder, [spans, codecs]."""
+    choices = range(len(codec.ladder))
+    rows = [[codec.size_of([Cell(c, stop - start)]) for c in choices] for start, stop in spans]
+    return np.array(rows, np.int64)
