@@ -63,8 +63,8 @@ class LayersCodec:
     A codec that was cut (`cut`) encodes so; one that was not takes its reference for everything. Any of
     them reads all payloads: who encodes needs nobody's consent to a choice.
 
-    Source: *L-GreCo: Layerwise-Adaptive Gradient Compression* (Alimohammadi et al. 2022), whose choices
-    all must share, as it adds up what is encoded; a reducer here decodes first.
+    Source: *L-GreCo: Layerwise-Adaptive Gradient Compression for Efficient and Accurate Deep Learning*
+    (Alimohammadi et al. 2022), whose workers share one choice; a reducer here decodes before it adds up.
     """
 
     def __init__(

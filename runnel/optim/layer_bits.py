@@ -1,4 +1,4 @@
-"""Bits where they matter: which codec each layer of a fragment gets, by dynamic programming over measured errors.
+"""Bits where they matter: which codec each layer of a fragment, or piece of one, gets, by dynamic programming over measured errors.
 
 Who contributes measures what each codec of the ladder would lose of each cell of what it is about to
 send, and takes the choice of the fewest bytes whose errors, squared and summed over the fragment, are no
@@ -7,8 +7,10 @@ choose alike. Who reduces a slice sees a part of a fragment only, where there is
 gives each cell of the result the upper median of the bits that its contributors gave it, which few of
 them cannot move far.
 
-Source: *L-GreCo: Layerwise-Adaptive Gradient Compression* (Alimohammadi et al. 2022), section 4 and
-algorithm 1: errors in steps of a part of the allowed one, and a table of the fewest bytes by error.
+Source: *L-GreCo: Layerwise-Adaptive Gradient Compression for Efficient and Accurate Deep Learning*
+(Alimohammadi et al. 2022), as its authors' code has it: errors in steps of a part of the allowed one, rounded
+up, and a table of the fewest bytes by error. There one worker chooses for all, from gradients added up over
+some steps, and norms of errors are summed; squares are here, as they add up to that of the whole.
 """
 
 from __future__ import annotations
@@ -37,6 +39,12 @@ layers beside one that takes all there is."""
 
 STEPS = 1 << 14
 """Into which the allowed error is cut; a cell's error is rounded up to them."""
+
+_PIECE = 4096
+"""Values of a piece of a layer, or a multiple in a large fragment."""
+
+PIECES = 256
+"""Of a fragment, at most: large layers are cut into pieces, as they are quiet here and loud there."""
 
 MOST_GROUPS = 512
 """Of a fragment, or as many as it has layers and slices if these are more: each gets one choice."""
@@ -81,6 +89,7 @@ def fitted(
     plain = [codec] * len(bounds)
     if first_non_finite(values) >= 0:
         return plain
+    edges = pieces_of(values.size, edges)
     cells = [cells_of(low, high, edges) for low, high in bounds]
     spans = [span for each in cells for span in each]
     each_error, starts = _measured(codec, values, spans), groups_of(cells, edges)
@@ -155,6 +164,12 @@ def cheapest(errors: Integers, sizes: Integers, allowed: int) -> list[int] | Non
         choices.append(int(taken[row, spent]))
         spent -= int(errors[row, choices[-1]])
     return choices[::-1]
+
+
+def pieces_of(numel: int, edges: Iterable[int]) -> list[int]:
+    """Where the layers of a fragment begin, and the pieces that large ones are cut into; ascending."""
+    every = _PIECE * max(1, -(-numel // (_PIECE * PIECES)))
+    return sorted({*edges, *range(0, numel, every)})
 
 
 def cells_of(low: int, high: int, edges: Iterable[int]) -> list[tuple[int, int]]:

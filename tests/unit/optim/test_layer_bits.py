@@ -15,12 +15,14 @@ from runnel.optim.codec_layers import LEAST, Cell, LayersCodec
 from runnel.optim.codecs import codec_named, planned_bytes
 from runnel.optim.layer_bits import (
     MOST_GROUPS,
+    PIECES,
     SPARE,
     cells_of,
     cheapest,
     chosen,
     fitted,
     groups_of,
+    pieces_of,
     voted,
 )
 from runnel.optim.parts import PART, parts_of
@@ -126,8 +128,22 @@ def test_the_error_is_that_of_the_uniform_choice_at_most_and_so_are_the_bytes(
 def test_loud_layers_get_more_bits_than_quiet_ones() -> None:
     (codec,) = fitted(codec_of(), layered(), [(0, SIZE)], LAYERS)
     cells = codec_of().cells_in(codec.encode(layered()), SIZE)
-    assert [cell.numel for cell in cells] == [6_144, 16_384, 4_096, 13_376]  # 64 of a short layer
-    assert cells[1].choice > cells[0].choice >= cells[2].choice >= cells[3].choice == 0
+    assert [cell.numel for cell in cells][:4] == [4_096, 2_048, 2_048, 4_096]
+    choices = np.repeat([cell.choice for cell in cells], [cell.numel for cell in cells])
+    loud = slice(6_144, 22_528)  # borders are at multiples of 512
+    assert choices[loud].min() > choices[: loud.start].max()
+    assert choices[loud].min() > choices[loud.stop : 26_624].max()
+    assert choices[26_624:].max() == 0
+
+
+@given(numel=st.integers(0, 1 << 27), edges=st.sets(st.integers(0, 1 << 27), max_size=9))
+@settings(max_examples=25, deadline=None)
+def test_pieces_are_few_and_begin_where_layers_do_too(numel: int, edges: set[int]) -> None:
+    found = pieces_of(numel, edges)
+    assert found == sorted(set(found))
+    assert edges <= set(found)
+    assert len(found) <= PIECES + len(edges)
+    assert all(place % 4_096 == 0 for place in set(found) - edges)
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 700])
