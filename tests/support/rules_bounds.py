@@ -6,6 +6,27 @@ from tests.support.mutants import Mutant
 
 BOUNDS = (
     Mutant(
+        "a payload has few cells, however long it is",
+        "optim.codec_layers",
+        "not min(LEAST, left) <= last + 1 <= left",
+        "not 1 <= last + 1 <= left",
+        ("optim.test_codec_layers:test_other_cells_are_refused",),
+    ),
+    Mutant(
+        "nothing is added up before all cells of a payload are checked",
+        "optim.codec_layers",
+        "        for place in places:\n            place.codec.require(place.payload, place.values.stop - place.values.start)\n",
+        "",
+        ("optim.test_codec_layers:test_a_bad_cell_behind_good_ones_changes_nothing",),
+    ),
+    Mutant(
+        "one member moves the bits of a result by a rank at most",
+        "optim.layer_bits",
+        "middle = np.sort(ranks, axis=0)[len(counted) // 2]",
+        "middle = ranks.max(axis=0)",
+        ("optim.test_layer_bits:test_a_result_gets_the_upper_median_of_its_contributors_bits",),
+    ),
+    Mutant(
         "what was told of and never followed is forgotten beyond its room",
         "node.chain",
         "if self._aside.total_bytes <= MAX_ASIDE_BYTES:",
