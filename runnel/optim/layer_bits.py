@@ -2,10 +2,10 @@
 
 Who contributes measures what each codec of the ladder would lose of each cell of what it is about to
 send, and takes the choice of the fewest bytes whose errors, squared and summed over the fragment, are no
-more than those of the reference for everything, to a hundredth. Payloads say what was chosen, so nobody else has to
-choose alike. Who reduces a slice sees a part of a fragment only, where there is little to choose from: it
-gives each cell of the result the upper median of the bits that its contributors gave it, which few of
-them cannot move far.
+more than those of the reference for everything, to a hundredth. Payloads say what was chosen, so nobody
+else has to choose alike. Who reduces a slice sees a part of a fragment only, which may be the loud or the
+quiet one. It learns from its contributors' choices what a slice like this may lose: as much as the choice
+of the median one of them would lose of the result. Then it takes the fewest bytes, too.
 
 Source: *L-GreCo: Layerwise-Adaptive Gradient Compression for Efficient and Accurate Deep Learning*
 (Alimohammadi et al. 2022), as its authors' code has it: errors in steps of a part of the allowed one, rounded
@@ -16,6 +16,7 @@ some steps, and norms of errors are summed; squares are here, as they add up to 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,46 +93,53 @@ def fitted(
     edges = pieces_of(values.size, edges)
     cells = [cells_of(low, high, edges) for low, high in bounds]
     spans = [span for each in cells for span in each]
-    each_error, starts = _measured(codec, values, spans), groups_of(cells, edges)
-    allowed = SPARE * float(each_error[:, codec.reference].sum())
-    if not allowed:
+    errors = _measured(codec, values, spans)
+    allowed = SPARE * float(errors[:, codec.reference].sum())
+    choices = _cheapest_of(codec, spans, errors, groups_of(cells, edges), allowed)
+    if choices is None:
         return plain
-    errors = np.add.reduceat(each_error, starts, axis=0)
-    with np.errstate(over="ignore"):
-        steps = np.ceil(np.minimum(errors / allowed, 2.0) * STEPS).astype(np.int64)
-    sizes = np.add.reduceat(_sizes(codec, spans), starts, axis=0)
-    found = cheapest(steps, sizes, STEPS)
+    found = iter([Cell(c, stop - start) for c, (start, stop) in zip(choices, spans, strict=True)])
     uniform = sum(codec.uniform_bytes(high - low) for low, high in bounds)
-    if found is None or sizes[np.arange(len(found)), found].sum() >= uniform:
+    cuts = [list(islice(found, len(each))) for each in cells]
+    if sum(map(codec.size_of, cuts)) >= uniform:
         return plain
-    counts = np.diff([*starts, len(spans)])
-    choices = iter(np.repeat(found, counts).tolist())
-    return [codec.cut(Cell(next(choices), stop - start) for start, stop in each) for each in cells]
+    return [codec.cut(each) for each in cuts]
 
 
-def voted(codec: Codec, sent: Codec, payloads: Sequence[Payload], numel: int) -> Codec:
-    """The codec of a slice's result: of the cells that most contributions have, the upper median of each.
+def fitted_like(codec: Codec, sent: Codec, payloads: Sequence[Payload], values: Float32) -> Codec:
+    """The codec of a slice's result: the fewest bytes at the error that its contributors' choices allow.
 
-    `codec` itself if it has nothing to choose, or contributions say nothing of layers.
+    Each of them would lose something of `values`; the lower median of that is allowed, so that a few who lie
+    about their choice sway it no further than the others' choices go. Cells that most payloads have count,
+    and so do those payloads only.
 
     Args:
-        codec: of results.
+        codec: of results; given back if it has nothing to choose, or contributions say nothing of layers.
         sent: of contributions.
         payloads: of the slice, in the order of the decided set.
-        numel: values in the slice.
+        values: of the slice, aggregated.
 
     Raises:
         PeerError: a payload is not an encoding of so many values.
     """
     if not (isinstance(codec, LayersCodec) and isinstance(sent, LayersCodec) and payloads):
         return codec
-    votes = [sent.cells_in(payload, numel) for payload in payloads]
+    votes = [sent.cells_in(payload, values.size) for payload in payloads]
     layouts = Counter(tuple(cell.numel for cell in cells) for cells in votes)
-    sizes = layouts.most_common(1)[0][0]
-    counted = [c for c in votes if tuple(cell.numel for cell in c) == sizes]
-    ranks = np.array([[cell.choice for cell in cells] for cells in counted], np.int64)
-    middle = np.sort(ranks, axis=0)[len(counted) // 2]
-    return codec.cut(map(Cell, middle.tolist(), sizes))
+    numels = layouts.most_common(1)[0][0]
+    counted = [c for c in votes if tuple(cell.numel for cell in c) == numels]
+    stops = accumulate(numels)
+    spans = [(stop - numel, stop) for stop, numel in zip(stops, numels, strict=True)]
+    errors = _measured(codec, values, spans)
+    rows = np.arange(len(spans))
+    lost = sorted(
+        (errors[rows, [c.choice for c in cells]].sum(), i) for i, cells in enumerate(counted)
+    )
+    allowed, like = lost[(len(lost) - 1) // 2]
+    choices = _cheapest_of(codec, spans, errors, groups_of([spans], ()), SPARE * float(allowed))
+    if choices is None:
+        return codec.cut(counted[like])
+    return codec.cut(map(Cell, choices, numels))
 
 
 def cheapest(errors: Integers, sizes: Integers, allowed: int) -> list[int] | None:
@@ -206,6 +214,23 @@ def groups_of(cells: Sequence[Sequence[tuple[int, int]]], edges: Iterable[int]) 
 def _border(low: int, edge: int) -> int:
     """Where cells of a slice that begins at `low` are told apart for the sake of a layer's edge."""
     return low + (edge - low + LEAST // 2) // LEAST * LEAST
+
+
+def _cheapest_of(
+    codec: LayersCodec,
+    spans: Sequence[tuple[int, int]],
+    errors: npt.NDArray[np.float64],
+    starts: Sequence[int],
+    allowed: float,
+) -> list[int] | None:
+    """The choice of each span for the fewest bytes at this error, one for each group; None if there is none."""
+    if not allowed:
+        return None
+    with np.errstate(over="ignore"):
+        parts = np.minimum(np.add.reduceat(errors, starts, axis=0) / allowed, 2.0)
+    sizes = np.add.reduceat(_sizes(codec, spans), starts, axis=0)
+    found = cheapest(np.ceil(parts * STEPS).astype(np.int64), sizes, STEPS)
+    return None if found is None else np.repeat(found, np.diff([*starts, len(spans)])).tolist()
 
 
 def _measured(

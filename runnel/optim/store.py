@@ -38,7 +38,7 @@ from runnel.optim.exchange import (
     raw,
 )
 from runnel.optim.fragment_state import FragmentState
-from runnel.optim.layer_bits import chosen, voted
+from runnel.optim.layer_bits import chosen, fitted_like
 from runnel.optim.owing import Owed, Owing
 from runnel.optim.parts import Bounds
 from runnel.optim.passes import owing, summed
@@ -267,7 +267,7 @@ class OuterStore:
         share = float(factors[own]) if own >= 0 else 0.0
         room = self.take_rooms([parts.result_codec.max_bytes(numel)])[0]
         codec = parts.result_codec.seeded(parts.seed_of(key))
-        codec = voted(codec, parts.codec, payloads, numel)
+        codec = fitted_like(codec, parts.codec, payloads, total)
         encoded = codec.encode_parts(summed(total, share), numel, room)
         return Reduced(encoded, total if own >= 0 else None)
 

@@ -20,11 +20,13 @@ BOUNDS = (
         ("optim.test_codec_layers:test_a_bad_cell_behind_good_ones_changes_nothing",),
     ),
     Mutant(
-        "one member moves the bits of a result by a rank at most",
+        "a result loses what the median contributor's choice would",
         "optim.layer_bits",
-        "middle = np.sort(ranks, axis=0)[len(counted) // 2]",
-        "middle = ranks.max(axis=0)",
-        ("optim.test_layer_bits:test_a_result_gets_the_upper_median_of_its_contributors_bits",),
+        "lost[(len(lost) - 1) // 2]",
+        "lost[-1]",
+        (
+            "optim.test_layer_bits:test_a_result_loses_what_the_lower_median_contributors_choice_would_for_no_more_bytes",
+        ),
     ),
     Mutant(
         "what was told of and never followed is forgotten beyond its room",
