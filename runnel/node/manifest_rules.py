@@ -16,23 +16,13 @@ MAX_ADAM_LR = 0.1
 
 def contradictions(spec: RunSpec) -> tuple[str, ...]:
     """One line for each set of fields that cannot hold together; empty for a sound spec."""
-    return tuple(
-        line
-        for wrong, line in (*_round_rules(spec), *_seed_rules(spec), *_model_rules(spec))
-        if wrong
-    )
+    rules = (_round_rules, _outer_rules, _seed_rules, _model_rules)
+    return tuple(line for rule in rules for wrong, line in rule(spec) if wrong)
 
 
-def _round_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
-    inner, outer, rounds = spec.inner, spec.outer, spec.rounds
-    most_open = max(1, outer.fragments - 1)
+def _outer_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
+    outer = spec.outer
     return (
-        (
-            rounds.open > most_open,
-            f"rounds.open is {rounds.open} with outer.fragments {outer.fragments}, expected at"
-            f" most {most_open} because no fragment can be in two rounds at once: lower"
-            " rounds.open or raise outer.fragments",
-        ),
         (
             outer.codec == AUTO and not outer.budget,
             'outer.codec is auto without a budget, expected one such as "1/1000 of data parallel": set'
@@ -65,6 +55,19 @@ def _round_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
             outer.optimizer == "adam" and outer.lr > MAX_ADAM_LR,
             f"outer.lr is {outer.lr:g} with outer.optimizer adam, expected at most {MAX_ADAM_LR:g}"
             " because each value moves by about that in a round: lower outer.lr, to 0.02 to begin with",
+        ),
+    )
+
+
+def _round_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
+    inner, outer, rounds = spec.inner, spec.outer, spec.rounds
+    most_open = max(1, outer.fragments - 1)
+    return (
+        (
+            rounds.open > most_open,
+            f"rounds.open is {rounds.open} with outer.fragments {outer.fragments}, expected at"
+            f" most {most_open} because no fragment can be in two rounds at once: lower"
+            " rounds.open or raise outer.fragments",
         ),
         (
             inner.optimizer == "schedule-free" and inner.beta1 == 0,

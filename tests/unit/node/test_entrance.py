@@ -33,11 +33,13 @@ def test_a_peer_trains_while_its_arithmetic_is_loading(
         assert stepped.wait(60)
         return "numba"
 
-    monkeypatch.setattr("runnel.node.peer.warm_up", slow)
+    monkeypatch.setattr("runnel.node.first_step.warm_up", slow)
     model = nn.Linear(3, 2)
     place = runnel.local("outer.every_steps=4", home=tmp_path / "home", host="127.0.0.1")
     with runnel.Peer(place, model=model) as peer:
-        assert loading.wait(60)
+        assert not loading.is_set()
+        peer.step(1.0)
+        assert loading.wait(60), "it begins after the first step"
         peer.step(1.0)
         stepped.set()
         clock = SystemClock()
