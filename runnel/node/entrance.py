@@ -23,7 +23,7 @@ from runnel.dht.socket_folder import remove_stale
 from runnel.errors import NetworkError, PeerError, RunMismatchError
 from runnel.hashing import digest
 from runnel.kernels import require_arithmetic
-from runnel.node.announcer import find_peers
+from runnel.node.announcer import Announcer, find_peers
 from runnel.node.atomic import write_atomically
 from runnel.node.budget import settled_like
 from runnel.node.config import ANY_HOST, MachineConfig
@@ -57,7 +57,7 @@ class Entrance:
     """A started runtime and network, and what is known of the run.
 
     `manifest` is None for a run that is yet to be founded. `owner` is set if this machine holds the
-    owner's key; `metrics` if it serves figures for monitoring.
+    owner's key; `metrics` if it serves figures for monitoring; `announcer` once this peer takes part.
     """
 
     place: Place
@@ -69,6 +69,7 @@ class Entrance:
     lock: DirectoryLock
     clock: Clock = field(default_factory=SystemClock)
     metrics: MetricsEndpoint | None = None
+    announcer: Announcer | None = None
 
     @property
     def peers(self) -> tuple[PeerId, ...]:

@@ -227,6 +227,7 @@ class PeerNode:
         runtime.call(self._start, timeout_s=_CALL_S)
         runtime.own(self._keep_status)
         announcer = Announcer(self._entrance.network, self.run_id, self._driver.contacts.seed)
+        self._entrance.announcer = announcer
         runtime.own(first_step.then, announcer.run)
         middle = self._entrance.network.middle
         if middle is not None:
@@ -249,6 +250,8 @@ class PeerNode:
                 # whoever is still fetching the last results needs somebody who has them
                 timeout_s = max(timeout_s, self.spec.rounds.deadline_ceiling_s)
             self._entrance.runtime.call(self._driver.leave, timeout_s, timeout_s=timeout_s + 5)
+            if self._entrance.announcer is not None:
+                self._entrance.runtime.call(self._entrance.announcer.withdraw, timeout_s=_CALL_S)
         except Exception as error:  # noqa: BLE001 - whatever ended the loop, what follows must be done
             logger.warning("left without the others' consent: %s", error)
         self.close("left")
