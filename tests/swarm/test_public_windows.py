@@ -18,7 +18,7 @@ from tests.swarm.test_founding import peer_at
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
 
-FRAGMENTS, WINDOWS, EVERY = 4, 6, 8
+FRAGMENTS, WINDOWS, EVERY = 4, 4, 8
 POINTS = torch.randn(256, 4, generator=torch.Generator().manual_seed(0))
 DATASET = torch.utils.data.TensorDataset(POINTS, POINTS.sum(dim=1, keepdim=True))
 SETTINGS = (

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
 LIAR = Path(__file__).parents[1] / "support" / "liar_program.py"
 
 METHODS = [
-    ("spsa", False),
+    pytest.param("spsa", False, marks=pytest.mark.slow),
     pytest.param("spsa", True, marks=pytest.mark.slow),
     pytest.param("fedkseed", True, marks=pytest.mark.slow),
     pytest.param("ferret", True, marks=pytest.mark.slow),

@@ -44,10 +44,9 @@ def test_a_sweep_prints_every_seed_and_keeps_what_fails(
 
 
 def test_a_calm_schedule_has_neither_aborts_nor_branches() -> None:
-    for seed in (3, 12):
-        stats = run_seed(seed, calm=True)
-        assert stats["round"] > 50
-        assert not stats["abort"] + stats["branch"] + stats["given up"]
+    stats = run_seed(12, calm=True)
+    assert stats["round"] > 50
+    assert not stats["abort"] + stats["branch"] + stats["given up"]
 
 
 def test_equal_seeds_give_equal_runs() -> None:

@@ -281,7 +281,12 @@ print(daemon.pid, flush=True)
 
 @pytest.mark.swarm
 @pytest.mark.parametrize(
-    ("end", "code"), [("", 0), ("raise KeyboardInterrupt", None), ("raise SystemExit(3)", 3)]
+    ("end", "code"),
+    [
+        ("", 0),
+        ("raise KeyboardInterrupt", None),
+        pytest.param("raise SystemExit(3)", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_program_that_forgets_to_leave_ends_with_its_daemon(
     end: str, code: int | None, tmp_path: Path
