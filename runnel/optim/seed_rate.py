@@ -3,7 +3,7 @@
 A step along n directions z_i with slopes g_i changes the loss by ``-lr * |G|^2`` (the mean over directions: what
 descending along the true gradient G gains) plus ``lr^2 / (2 n) * E[g^2] * tr(H)`` (what the directions' noise costs;
 H holds the second derivatives). The best rate is ``n / tr(H)`` times ``|G|^2 / E[g^2]``, the part of a
-slope that other batches share; an eighth is right within a factor of two on what was tried
+slope that other batches share; an eighth was the best, or a quarter of the best, on what was tried
 (docs/spsa.md). For signs, tr(H) is the mean of z' H z, which three losses give.
 """
 
