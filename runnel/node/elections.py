@@ -161,6 +161,7 @@ class Elections:
         decided: Decided | None = None
         for result in results:
             if isinstance(result, StoreVote):
+                self._expect(result.vote)
                 actions.append(Store(self._keep_vote(result)))
             elif isinstance(result, StoreProposal):
                 actions.append(Store(self._keep_proposal(result.proposal)))
@@ -172,6 +173,12 @@ class Elections:
                 decided = result
                 self.close(agreement.instance)
         return actions, decided
+
+    def _expect(self, vote: Vote) -> None:
+        """A set that this peer votes for is likely to be decided."""
+        place = self._state.round_of(vote.instance)
+        if place is not None and vote.instance.kind == "set" and vote.value:
+            place.expect(place.sets[vote.value])
 
     def _keep_proposal(self, proposal: Proposal) -> storage_keys.Updates:
         """Notes a proposal and its value; what must be durable of them."""
@@ -193,7 +200,6 @@ class Elections:
         if place is None:
             return {}
         if instance.kind == "set":
-            place.expect(place.sets[value])
             proposed = saved.proposed.setdefault(place.key, {})
             if value in proposed:
                 return {}

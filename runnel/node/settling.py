@@ -12,6 +12,7 @@ from runnel.node.budget import settle
 from runnel.node.entrance import Entrance
 from runnel.node.manifest_patterns import AUTO
 from runnel.node.place import Local
+from runnel.optim.seed_rate import rate_for
 
 if TYPE_CHECKING:
     from runnel.node.manifest_spec import RunSpec
@@ -58,8 +59,6 @@ def settle_place(entrance: Entrance, numel: int, trials: Trials | None) -> None:
 
 
 def _with_rate(spec: RunSpec, trials: Trials | None) -> RunSpec:
-    from runnel.optim.seed_rate import rate_for  # torch takes seconds to load
-
     if trials is None:
         raise ConfigError(
             "seeds.lr is 0, which `runnel launch` measures for the built-in model and those of kind hf: set"

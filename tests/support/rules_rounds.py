@@ -43,6 +43,13 @@ CARRIED = (
         (_CARRIED + "test_everybody_reduces_the_whole_set_at_once_and_the_same_way",),
     ),
     Mutant(
+        "what a peer votes for is made beside the votes",
+        "node.elections",
+        "            place.expect(place.sets[vote.value])\n",
+        "            pass\n",
+        (_CARRIED + "test_whoever_votes_for_a_set_takes_it_for_the_one_that_will_be_decided",),
+    ),
+    Mutant(
         "what was made of another set is no result",
         "node.rounds",
         "tuple(sender.id for sender in job.senders) == known",

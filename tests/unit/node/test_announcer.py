@@ -99,8 +99,10 @@ def test_a_directory_that_fails_keeps_nobody_from_leaving() -> None:
         async with asyncio.TaskGroup() as group:
             running = group.create_task(leaver.run())
             await asyncio.sleep(1)
+            before = dict(shared.values[directory_key(RUN)])
             shared.works = False
             await leaver.withdraw()
+            assert shared.values[directory_key(RUN)] == before
             running.cancel()
 
     run_virtual(test)

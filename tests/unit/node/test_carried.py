@@ -251,3 +251,16 @@ def test_nothing_is_made_of_a_set_before_its_votes_where_payloads_travel_in_slic
     place.expect((commitment(ME, 0, GENESIS.hash),))
     assert advance_data(place, ME, set(), wait=LATE) == []
     assert place.shares == ()
+
+
+def test_whoever_votes_for_a_set_takes_it_for_the_one_that_will_be_decided() -> None:
+    expected, whole = list[tuple[Commitment, ...]](), some(ME, OTHER, THIRD)
+    for me in (ME, OTHER, THIRD):
+        state = carrying_state(me)
+        elections, place = Elections(state), taking_part.open_round(state, KEY, 0.0)
+        inbox = Inbox(state, elections)
+        for one in whole:
+            inbox.note(place, one, 0.0)
+        elections.advance_set(place, 0.1)
+        expected += [place.expected] if place.expected else []
+    assert expected == [whole], "one of them proposes, and votes for it"
