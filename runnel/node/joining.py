@@ -23,6 +23,7 @@ from runnel.node.chain import Chain
 from runnel.node.disk import storage_error
 from runnel.node.events import StateFetched
 from runnel.node.messages import Records, decode, encode
+from runnel.node.pins import pins
 from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import Record, digest_of, items
 from runnel.node.run_service import GENESIS, RECORDS, ask
@@ -165,14 +166,6 @@ def _read_into(file: Path, both: Float32) -> None:
         raise StorageError(f"{file} cannot be read back ({error}): check the disk") from error
 
 
-def pins(path: Sequence[Digest], every: int) -> tuple[int, ...]:
-    """Numbers of the two newest pinned records of a path; -1 is genesis."""
-    number = len(path) - 2
-    newest = (number // every) * every if number >= every else -1
-    older = newest - every if newest - every >= every else -1
-    return (newest, older) if newest >= 0 else (-1,)
-
-
 async def catch_up(
     source: Source,
     state: ProtocolState,
@@ -296,15 +289,14 @@ async def fetch_state(
         NetworkError: neither can be had.
     """
     problem: Exception | None = None
+    pinned = pins(chain, path, every)
     newest = [
-        record
-        for pin in pins(path, every)
-        for record in _newest(chain, path[: pin + 2], len(store.sizes))
+        record for pin in pinned for record in _newest(chain, path[: pin + 2], len(store.sizes))
     ]
     wanted = {record.state_root for record in newest if record is not None}
     if None not in newest:  # what a first state is called is not known here
         await download.keep_only(wanted)
-    for pin in pins(path, every):
+    for pin in pinned:
         try:
             fetched = await _fetch_pin(source, store, chain, path[: pin + 2], download)
         except (NetworkError, PeerError, TimeoutError) as error:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from runnel.dht.blob_fetch import BlobFetcher
 from runnel.errors import NetworkError, PeerError
-from runnel.node.joining import Fetched, Source, StateDownload, pins
+from runnel.node.joining import Fetched, Source, StateDownload
+from runnel.node.pins import pins
 from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import Record, RecordKind
 from runnel.protocols import Float32
@@ -50,7 +51,7 @@ class Leaper:
             self._gone.clear()
             return []
         meet = chain.common(target)
-        pin = pins(target, self._every)[0]
+        pin = pins(chain, target, self._every)[0]
         first = chain.record(target[meet])
         settings = self._state.settings
         replayed = max(REPLAYED_WINDOWS * len(settings.fragment_sizes), settings.deepest_fork)

@@ -26,8 +26,17 @@ from runnel.node.keepsakes import result_name
 from runnel.node.manifest import SignedManifest
 from runnel.node.outcomes import genesis_record
 from runnel.node.outer_parts import optimizer_of
+from runnel.node.pins import named_part
 from runnel.node.rounds import slice_bounds
-from runnel.node.saved_states import StateKey, Step, state_key, state_name, steps_of, steps_since
+from runnel.node.saved_states import (
+    StateKey,
+    Step,
+    newest_step,
+    state_key,
+    state_name,
+    steps_of,
+    steps_since,
+)
 from runnel.node.seed_parts import blank_store
 from runnel.node.storage_keys import HEAD, Updates, restore
 from runnel.optim.codecs import codec_named
@@ -150,15 +159,19 @@ def seed_state(
         InputFileError, RunMismatchError: as `outer_state` does.
     """
     chain, plan, roots = _newest(manifest, stored, read)
-    store, record = blank_store(plan, manifest.spec), chain.last_update(0, 1)
-    number, root = (record.number, record.state_root) if record else (-1, roots[0])
+    store = blank_store(plan, manifest.spec)
+    newest, before = newest_step(chain, chain.path, 0, 1)
+    number, root = (newest.record.number, newest.record.state_root) if newest else (-1, roots[0])
     words = _values(stored, read, 0, number)
     if words.size == sum(store.shared_sizes[0]):
         state, steps = (words[: plan.numel], words[plan.numel :]), _steps_to(stored, chain, 0, 1)
         entries = (read(result_name(step.record.slices[0].root)) for step in steps)
         store.replay(state, (RoundResults((), (entry,)) for entry in entries))
         store.load(0, *state)
-    if store.root(0) != root:
+    every, part = manifest.spec.rounds.snapshot_every, None
+    if newest is not None:
+        part = named_part(plan.numel, number, before, every=every, final=newest.final)
+    if store.root_of(store.shared(0), part) != root:
         raise _not_named(0, number, root)
     return store, chain
 

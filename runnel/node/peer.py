@@ -316,7 +316,8 @@ class PeerNode:
             keep_rounds=parts.protocol.state.settings.deepest_fork,
         )
         self._pinning = pinning
-        await self._renew_pins(chain, chain.path)
+        if pinning.is_due(chain, chain.path):
+            await self._renew_pins(chain, chain.path)
         self._driver.contacts.seed(self._entrance.peers)
         self._tell(chain.path)
         await self._driver.start()
@@ -367,7 +368,7 @@ class PeerNode:
         self._tell(path)
         number = len(path) - 2
         chain = self._parts.protocol.state.chain
-        if number % self.spec.rounds.snapshot_every == 0:
+        if self._pinning.is_due(chain, path):
             self._entrance.runtime.own(self._renew_pins, chain, path)
         if self.mailbox.chain.is_over:
             why, root = "its end is reached", digest(*self._parts.vault.state_roots()).hex()

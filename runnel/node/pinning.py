@@ -9,7 +9,6 @@ from runnel.dht.blob_shelf import BlobShelf
 from runnel.node.archive import block_blob
 from runnel.node.chain import Chain
 from runnel.node.durable import DurableLog
-from runnel.node.joining import pins
 from runnel.node.keeper import Keeper
 from runnel.node.keepsakes import (
     contribution_name,
@@ -18,6 +17,7 @@ from runnel.node.keepsakes import (
     result_name,
     round_key,
 )
+from runnel.node.pins import pins
 from runnel.node.saved_states import StateKey, state_name, steps_of
 from runnel.node.storage_keys import Updates
 from runnel.types import Digest
@@ -43,6 +43,7 @@ class Pinning:
         self._unneeded: set[str] = set()
         self._strays: dict[Digest, int] = {}
         self._aged = 1
+        self._newest: tuple[int, ...] = ()
 
     @property
     def every(self) -> int:
@@ -54,6 +55,11 @@ class Pinning:
         """States of fragments that are ready for newcomers; any thread."""
         return len(self._shown)
 
+    def is_due(self, chain: Chain, path: Sequence[Digest]) -> bool:
+        """Whether the pins of `path` are others than the last time; from one thread."""
+        before, self._newest = self._newest, pins(chain, path, self._every)
+        return self._newest != before
+
     def renew(
         self, chain: Chain, path: Sequence[Digest], in_use: Collection[Digest] = frozenset()
     ) -> None:
@@ -64,7 +70,7 @@ class Pinning:
             path: from its beginning.
             in_use: results that rounds not decided yet may need; they stay.
         """
-        newest = pins(path, self._every)
+        newest = pins(chain, path, self._every)
         kept, wanted = self._log.blob_names(), dict[str, int]()
         for pin in newest:
             state = self._state_after(chain, path, pin)

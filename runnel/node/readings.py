@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from runnel.node.contacts import Contacts
-from runnel.node.joining import pins
 from runnel.node.metrics import Figures
 from runnel.node.pinning import Pinning
+from runnel.node.pins import pins
 from runnel.node.protocol_state import ProtocolState
 
 
@@ -26,7 +26,7 @@ def read_protocol(
         ("arithmetic", deadlines.finish),
     ):
         figures.put("runnel_deadline_seconds", window.deadline_s(), (what,))
-    figures.put("runnel_pinned_round", pins(state.chain.path, pinning.every)[0])
+    figures.put("runnel_pinned_round", pins(state.chain, state.chain.path, pinning.every)[0])
     figures.put("runnel_pinned_states", pinning.shown)
 
 

@@ -19,11 +19,16 @@ from runnel.errors import InputFileError, PeerError
 from runnel.hashing import digest
 from runnel.node.chain import Chain
 from runnel.node.keepsakes import Disk
+from runnel.node.pins import is_pin
 from runnel.node.records import Record, RecordKind
 from runnel.node.rounds import slice_bounds
 from runnel.node.storage_keys import Updates
 from runnel.optim.exchange import Array, RoundResults, StateStore, raw
 from runnel.types import Digest
+
+State = tuple[Array, Array]
+NameAfter = Callable[[State, "Step", int], Digest]
+"""What the record of a round calls the state after it, from that and the number of the round before (-1: none)."""
 
 _MAX_KEY_BYTES = 256
 _ADVICE = "move this peer's folder away and join again"
@@ -88,6 +93,15 @@ def steps_of(chain: Chain, path: Sequence[Digest], fragment: int, fragments: int
                 yield Step(record, chain.record(chain.base_of(number, path)).closing)
 
 
+def newest_step(
+    chain: Chain, path: Sequence[Digest], fragment: int, fragments: int
+) -> tuple[Step | None, int]:
+    """The newest round of `path` that changed a fragment, and the number of the one before it (-1: none)."""
+    steps = steps_of(chain, path, fragment, fragments)
+    newest, earlier = next(steps, None), next(steps, None)
+    return newest, earlier.record.number if earlier else -1
+
+
 def steps_since(
     steps: Iterator[Step], is_base: Callable[[int], bool]
 ) -> tuple[int, tuple[Step, ...]]:
@@ -108,24 +122,28 @@ class SavedStates:
         store: StateStore,
         disk: Disk,
         results_of: Callable[[Step], tuple[Sequence[bytes | memoryview], bool]],
+        name_after: NameAfter | None = None,
         *,
         every: int,
     ) -> None:
-        """`results_of` gives a round's results and whether they are averaged plainly; pins are `every` records apart."""
-        self._store, self._disk, self._results_of, self._every = store, disk, results_of, every
-        self._keys = [StateKey(-1, -1, "")] * len(store.sizes)
-        self._head = -1
+        """See the class; records name whole states if there is no `name_after`.
 
-    def keep(self, changed: Mapping[int, tuple[int, bool]], head: int) -> Updates:
+        `results_of` gives a round's results and whether they are averaged plainly; there is a pin in
+        each `every` records.
+        """
+        self._store, self._disk, self._results_of, self._every = store, disk, results_of, every
+        self._name_after = name_after
+        self._keys = [StateKey(-1, -1, "")] * len(store.sizes)
+
+    def keep(self, changed: Mapping[int, tuple[int, bool]]) -> Updates:
         """Durably keeps what changed; what to write together with the new head.
 
-        Args:
-            changed: by fragment, the record its state comes from, and whether results alone led there.
-            head: number of the chain's head.
+        `changed` has by fragment the record its state comes from, and whether results alone led there.
         """
         updates: Updates = {}
-        pinned = head // self._every != self._head // self._every
-        self._head = head
+        before = max(key.number for key in self._keys)
+        newest = max(changed.get(f, (key.number,))[0] for f, key in enumerate(self._keys))
+        pinned = is_pin(newest, before, self._every)
         for fragment, key in enumerate(self._keys):
             number, plain = changed.get(fragment, (key.number, True))
             # a blob of that name would be of a branch that was given up
@@ -139,7 +157,6 @@ class SavedStates:
 
     def keep_all(self, numbers: Sequence[int]) -> Updates:
         """Durably keeps everything; `numbers[f]` is the record that fragment f comes from."""
-        self._head = max(self._head, *numbers)
         return {
             state_key(fragment): self._write(fragment, number)
             for fragment, number in enumerate(numbers)
@@ -149,7 +166,7 @@ class SavedStates:
         """The record that the state of a fragment comes from."""
         return self._keys[fragment].number
 
-    def read(self, chain: Chain, path: Sequence[Digest], fragment: int) -> tuple[Array, Array]:
+    def read(self, chain: Chain, path: Sequence[Digest], fragment: int) -> State:
         """The state of a fragment at the end of a path.
 
         Raises:
@@ -159,8 +176,7 @@ class SavedStates:
         base, since = steps_since(steps, lambda n: self._disk.has_blob(state_name(fragment, n)))
         state = self._read_full(fragment, base)
         self._replay(state, since)
-        newest = next(steps_of(chain, path, fragment, len(self._store.sizes)), None)
-        self._check(fragment, self._store.root_of(state), newest)
+        self._check(fragment, state, chain, path)
         return state
 
     def load(self, fragment: int, value: bytes, chain: Chain) -> tuple[Step, ...]:
@@ -177,22 +193,24 @@ class SavedStates:
         owed = np.frombuffer(self._disk.read_blob(key.residual), dtype=np.float32)
         self._store.load(fragment, *state, owed)
         self._keys[fragment] = key
-        newest = next(steps_of(chain, chain.path, fragment, len(self._store.sizes)), None)
         if base != key.base:
             raise _elsewhere(fragment, key.number)
-        self._check(fragment, self._store.root(fragment), newest)
+        self._check(fragment, self._store.shared(fragment), chain, chain.path)
         return since
 
-    @staticmethod
-    def _check(fragment: int, root: Digest, newest: Step | None) -> None:
-        if newest is not None and root != newest.record.state_root:
+    def _check(self, fragment: int, state: State, chain: Chain, path: Sequence[Digest]) -> None:
+        newest, before = newest_step(chain, path, fragment, len(self._store.sizes))
+        if newest is None:
+            return
+        name_after = self._name_after or (lambda state, *_: self._store.root_of(state))
+        if name_after(state, newest, before) != newest.record.state_root:
             raise _elsewhere(fragment, newest.record.number)
 
     def _is_near_pin(self, number: int) -> bool:
         """Whether the state after the next pin may still be this one."""
         return -number % self._every < len(self._store.sizes)
 
-    def _replay(self, state: tuple[Array, Array], since: Sequence[Step]) -> None:
+    def _replay(self, state: State, since: Sequence[Step]) -> None:
         self._store.replay(state, (self._results(state[0].size, step) for step in since))
 
     def _results(self, size: int, step: Step) -> RoundResults:
@@ -210,7 +228,7 @@ class SavedStates:
         self._keys[fragment] = StateKey(number, number, residual)
         return self._keys[fragment].encode()
 
-    def _read_full(self, fragment: int, number: int) -> tuple[Array, Array]:
+    def _read_full(self, fragment: int, number: int) -> State:
         data = np.frombuffer(self._disk.read_blob(state_name(fragment, number)), dtype=np.float32)
         words, rest = self._store.shared_sizes[fragment]
         if data.size != words + rest:

@@ -19,15 +19,16 @@ from runnel.node.chain import Chain, Fork
 from runnel.node.keepsakes import Codecs, Contributions, Disk, Results
 from runnel.node.mailbox import DecidedMerge, HandedOver
 from runnel.node.moves import Landing, Moves
+from runnel.node.pins import named_part
 from runnel.node.records import Record, RecordKind, SliceResult
-from runnel.node.saved_states import SavedStates, Step, steps_of
+from runnel.node.saved_states import SavedStates, State, Step, steps_of
 from runnel.node.seed_entries import EntryFile
 from runnel.node.spot_rounds import SpotRound
 from runnel.node.storage_keys import Updates
 from runnel.optim.codecs import codec_named
 from runnel.optim.exchange import Merge
 from runnel.optim.seed_rounds import RoundEntry
-from runnel.optim.seed_store import SeedStore
+from runnel.optim.seed_store import Part, SeedStore
 from runnel.types import Decision, Digest, PeerId, Verdict
 
 _HELD_BYTES = 1 << 22
@@ -63,7 +64,9 @@ class SeedVault:
         codecs = Codecs(sent=plain, kept=plain)
         self.contributions = Contributions(disk, codecs)
         self.results = Results(disk, codecs, max_held_bytes=_HELD_BYTES)
-        self.states = SavedStates(store, disk, self._results_of, every=snapshot_every)
+        self.states = SavedStates(
+            store, disk, self._results_of, self._name_after, every=snapshot_every
+        )
         self._me, self._every = me, snapshot_every
         self._landing: Landing | None = None
         self._secret = secret
@@ -119,7 +122,8 @@ class SeedVault:
 
     def prepare(self, action: Prepare) -> Digest:
         """The name of the state after this result."""
-        return self._prepare(action.key.number, action.slices)
+        part = self._part(action.key.number, self.states.number(0), final=action.final)
+        return self._prepare(action.key.number, action.slices, part)
 
     # -- the chain's steps
 
@@ -145,7 +149,7 @@ class SeedVault:
                 meeting = path[: len(path) - len(fork.adopted)]
                 self.store.load(0, *self.states.read(chain, meeting, 0))
                 self._moved(moves, self._newest(chain, meeting), plain=False)
-            merges = self._adopt_all(taken, moves)
+            merges = self._adopt_all(chain, path, taken, moves)
         if self.store.version == before:
             self.store.retract()  # an abort: what was tried is not decided
         if landing is not None and len(path) - 2 >= landing.number:
@@ -156,26 +160,34 @@ class SeedVault:
         number = len(path) - 2
         if number % self._every == 0:
             self.store.weights.require_room()
-        return merges, moves.updates | self.states.keep(moves.changed, number)
+        return merges, moves.updates | self.states.keep(moves.changed)
 
     def land(self, landing: Landing) -> None:
         """Takes the state after a record further on in place of results."""
         self._landing = landing
 
-    def _adopt_all(self, taken: Sequence[Record], moves: Moves) -> list[DecidedMerge]:
+    def _adopt_all(
+        self, chain: Chain, path: Sequence[Digest], taken: Sequence[Record], moves: Moves
+    ) -> list[DecidedMerge]:
         """Several cost one pass over the weights and one name: whoever was away follows them together."""
+        if not taken:
+            return []
+        newest = taken[-1]
+        final = chain.record(chain.base_of(newest.number, path[: newest.number + 1])).closing
+        at, _ = moves.changed.get(0, (self.states.number(0), True))
+        before = taken[-2].number if len(taken) > 1 else at
+        part = self._part(newest.number, before, final=final)
         if len(taken) == 1:
-            return [self._adopt(taken[0], moves)]
-        if taken:
-            root = self.store.advance([self._entry(record.slices[0].root) for record in taken])
-            _require_root(taken[-1], root)
+            return [self._adopt(newest, part, moves)]
+        entries = [self._entry(record.slices[0].root) for record in taken]
+        _require_root(newest, self.store.advance(entries, part))
         for record in taken:
             self._entries.append(record.number, self._entry(record.slices[0].root))
             self._moved(moves, record.number, plain=True)
         return [self._merge(record.number, [record]) for record in taken]
 
-    def _adopt(self, record: Record, moves: Moves) -> DecidedMerge:
-        _require_root(record, self._prepare(record.number, record.slices))
+    def _adopt(self, record: Record, part: Part | None, moves: Moves) -> DecidedMerge:
+        _require_root(record, self._prepare(record.number, record.slices, part))
         self.store.adopt((record.number, record.slices))
         self._entries.append(record.number, self._entry(record.slices[0].root))
         self._moved(moves, record.number, plain=True)
@@ -210,8 +222,14 @@ class SeedVault:
         included = any(self._me == share.peer for record in taken for share in record.shares)
         return DecidedMerge(number, Merge(0, self.store.version, _NOTHING, _NOTHING), included)
 
-    def _prepare(self, number: int, slices: tuple[SliceResult, ...]) -> Digest:
-        return self.store.prepare((number, slices), self._entry(slices[0].root))
+    def _prepare(self, number: int, slices: tuple[SliceResult, ...], part: Part | None) -> Digest:
+        return self.store.prepare((number, slices), self._entry(slices[0].root), part)
+
+    def _part(self, number: int, before: int, *, final: bool) -> Part | None:
+        return named_part(self.store.sizes[0], number, before, every=self._every, final=final)
+
+    def _name_after(self, state: State, step: Step, before: int) -> Digest:
+        return self.store.root_of(state, self._part(step.record.number, before, final=step.final))
 
     def _entry(self, root: Digest) -> bytes | memoryview:
         payload = self.results.get(root)

@@ -179,7 +179,7 @@ class Vault:
         for record in taken:
             for piece in record.slices:
                 self.results.release(piece.root)
-        return merges, moves.updates | self.states.keep(moves.changed, len(path) - 2)
+        return merges, moves.updates | self.states.keep(moves.changed)
 
     def _prepare(self, number: int, slices: tuple[SliceResult, ...], *, final: bool) -> Digest:
         fragment = number % self.fragments

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runnel.errors import BugError, RunMismatchError
+from runnel.hashing import digest
 from runnel.optim.exchange import Array, Payload, RootOf, RoundResults, raw
 from runnel.optim.fixed_point import MasterWeights, Probe
 from runnel.optim.seed_methods import SeedMethod
@@ -32,6 +33,10 @@ _FUSED_DIRECTIONS = 1 << 14
 _KEPT_CHANGES = 8
 """Decided changes that can be looked behind: a few numbers per round and peer."""
 
+_PART_LABEL = b"runnel.part.1"
+
+Part = tuple[int, int]
+"""From which to which of a state's weights."""
 Shared = tuple[Array, Array]
 """Weights as int32 [n], then shifts and the method's state as bytes, both seen as float32."""
 
@@ -114,9 +119,11 @@ class SeedStore:
         """The name of the state; hashes it."""
         return self.root_of(self.shared(fragment))
 
-    def root_of(self, state: Shared) -> Digest:
-        """The name of a state; hashes it."""
-        return self._root_of([raw(part) for part in state])
+    def root_of(self, state: Shared, part: Part | None = None) -> Digest:
+        """The name of a state, or of a part of its weights with all that is beside them; hashes what it names."""
+        if part is None:
+            return self._root_of([raw(one) for one in state])
+        return digest(_PART_LABEL, raw(state[0][slice(*part)]), raw(state[1]))
 
     def load(
         self, _fragment: int, parameters: Array, rest: Array, _residual: Array | None = None
@@ -140,8 +147,8 @@ class SeedStore:
             self.version += 1
             self._changed()
 
-    def prepare(self, tag: Hashable, payload: Payload) -> Digest:
-        """Tries a round's result: the name of the state after it.
+    def prepare(self, tag: Hashable, payload: Payload, part: Part | None = None) -> Digest:
+        """Tries a round's result: the name of the state after it, or of a part of that.
 
         Raises:
             PeerError: the payload is no entry of a round.
@@ -156,7 +163,7 @@ class SeedStore:
             self.weights.apply(updates)
             before, self.state = (self.state, self.mark), after
             self._changed()
-            root = self.root_of((self._flat.view(np.float32), self._rest(after)))
+            root = self.root_of((self._flat.view(np.float32), self._rest(after)), part)
             self._trial = _Trial(tag, updates, before, root)
         return root
 
@@ -170,8 +177,8 @@ class SeedStore:
             self._trial = None
             self.version += 1
 
-    def advance(self, payloads: Sequence[Payload]) -> Digest:
-        """Takes the results of decided rounds, one after the other, in one pass; the name of the state.
+    def advance(self, payloads: Sequence[Payload], part: Part | None = None) -> Digest:
+        """Takes the results of decided rounds in their order, in one pass; the name of the state, or of a part.
 
         Raises:
             PeerError: one of them is no entry of a round; nothing has changed then.
@@ -189,7 +196,7 @@ class SeedStore:
             self._changes += changes
             self.version += len(changes)
             self._changed()
-        return self.root(0)
+        return self.root_of(self.shared(0), part)
 
     def retract(self) -> None:
         """Takes back what was tried and not adopted; not one bit stays changed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ from runnel.node.commitments import Commitment
 from runnel.node.durable import DurableLog
 from runnel.node.mailbox import HandedOver
 from runnel.node.moves import Landing
-from runnel.node.records import Record, RecordKind, Share
+from runnel.node.pins import pins
+from runnel.node.records import FULL_PROGRESS, Record, RecordKind, Share
 from runnel.node.seed_entries import EntryFile
 from runnel.node.seed_vault import SeedVault
 from runnel.node.storage_keys import HEAD
@@ -35,6 +36,7 @@ ME, OTHER = PEERS[0], PEERS[1]
 GENESIS = genesis(2)
 SHAPES = (ParameterShape("a", (3, 5)), ParameterShape("b", (4097,)))
 METHOD = OneByteMethod(2, LearningRate(0.01))
+EVERY = 4
 
 
 def store_of() -> SeedStore:
@@ -56,14 +58,20 @@ class Bench:
     def __post_init__(self) -> None:
         self.log = DurableLog(self.folder)
         self.entries = EntryFile(self.folder / "entries")
-        self.vault = SeedVault(store_of(), self.log, ME, self.entries, snapshot_every=4)
+        self.vault = SeedVault(store_of(), self.log, ME, self.entries, snapshot_every=EVERY)
         self.log.write({**self.vault.write_all([-1]), HEAD: GENESIS.hash})
 
     @property
     def root(self) -> Digest:
         return self.vault.store.root(0)
 
-    def record(self) -> Record:
+    def part(self, number: int) -> Digest:
+        """The name of the part of the state whose turn it is."""
+        size, turn = self.vault.store.sizes[0], number % EVERY
+        part = size * turn // EVERY, size * (turn + 1) // EVERY
+        return self.vault.store.root_of(self.vault.store.shared(0), part)
+
+    def record(self, *, final: bool = False) -> Record:
         """The next round's record, prepared; this peer and another one contributed."""
         head = self.chain.head
         key = RoundKey(head.number + 1, head.hash)
@@ -79,7 +87,7 @@ class Bench:
         assert size < 40
         self.log.write({f"result/{result.root.hex()}": b""})
         shares = (Share(ME, name("mine"), 7), Share(OTHER, name("other"), 1))
-        root = self.vault.prepare(Prepare(key, (result,), shares, final=False))
+        root = self.vault.prepare(Prepare(key, (result,), shares, final=final))
         empty = following_record(head, RecordKind.ROUND)
         fields = {f: getattr(empty, f) for f in empty.__dataclass_fields__}
         return Record(**{**fields, "shares": shares, "slices": (result,), "state_root": root})
@@ -97,7 +105,7 @@ class Bench:
     def restarted(self) -> SeedVault:
         self.log.close()
         self.log = DurableLog(self.folder)
-        vault = SeedVault(store_of(), self.log, ME, self.entries, snapshot_every=4)
+        vault = SeedVault(store_of(), self.log, ME, self.entries, snapshot_every=EVERY)
         self.log.write(vault.resume(self.log.load(), self.chain, lambda _: False))
         return vault
 
@@ -113,7 +121,61 @@ def bench() -> Iterator[Bench]:
 def test_rounds_are_followed_and_a_restart_has_the_same_bits(bench: Bench) -> None:
     for _ in range(7):
         assert bench.follow(bench.record()) == [True]
-    assert bench.restarted().store.root(0) == bench.root == bench.chain.head.state_root
+    assert bench.restarted().store.root(0) == bench.root
+
+
+def test_pins_name_the_whole_state_and_the_rounds_between_a_part_of_it(bench: Bench) -> None:
+    whole = []
+    for number in range(4 * EVERY):
+        aborts = number in {2, EVERY, EVERY + 1}
+        record = following_record(bench.chain.head) if aborts else bench.record()
+        bench.follow(record)
+        if aborts:
+            continue
+        assert record.state_root in {bench.root, bench.part(number)}
+        if record.state_root == bench.root:
+            whole.append(number)
+    assert whole == [EVERY + 2, 2 * EVERY, 3 * EVERY]
+    assert pins(bench.chain, bench.chain.path, EVERY) == (3 * EVERY, 2 * EVERY)
+
+
+def test_the_rounds_that_close_a_run_name_the_whole_state(bench: Bench) -> None:
+    bench.follow(replace(bench.record(), progress=FULL_PROGRESS))
+    assert bench.chain.head.state_root != bench.root
+    bench.follow(bench.record(final=True))
+    assert bench.chain.head.state_root == bench.root
+    assert bench.restarted().store.root(0) == bench.root
+
+
+def test_a_result_taken_twice_is_noticed_in_the_next_round(bench: Bench) -> None:
+    with memory_folder() as folder:
+        other = Bench(folder / "state")
+        for _ in range(2):
+            record = bench.record()
+            assert other.record().state_root == record.state_root
+            bench.follow(record)
+            other.follow(record)
+        update = other.vault.store.method.take(
+            other.vault.store.state, {0: pack_codes([9, None])}, 0
+        )
+        other.vault.store.weights.apply(update[0])
+        assert other.record().state_root != bench.record().state_root
+        other.log.close()
+
+
+def test_a_single_wrong_value_is_noticed_at_the_next_pin_at_the_latest(bench: Bench) -> None:
+    with memory_folder() as folder:
+        other = Bench(folder / "state")
+        other.vault.store.weights.tensors[1].values[4096] ^= 1
+        agreed = 0
+        while (
+            agreed <= EVERY and other.record().state_root == (record := bench.record()).state_root
+        ):
+            bench.follow(record)
+            other.follow(record)
+            agreed += 1
+        assert 1 <= agreed <= EVERY
+        other.log.close()
 
 
 def test_an_abort_takes_back_what_was_tried(bench: Bench) -> None:
@@ -226,7 +288,7 @@ def test_slices_that_somebody_sends_are_refused(bench: Bench) -> None:
 
 
 def test_a_result_that_the_disk_lost_is_named_at_the_restart(bench: Bench) -> None:
-    bench.follow(bench.record())  # in full, as it is a pin
+    bench.follow(bench.record())  # in full, as its number is one of a pin
     record = bench.record()
     bench.follow(record)
     bench.log.write({f"result/{record.slices[0].root.hex()}": None})
@@ -278,6 +340,6 @@ def test_a_disk_that_refuses_ends_the_history_and_not_the_peer(
     for _ in range(2):
         bench.follow(bench.record())
     assert len([line for line in caplog.messages if "cannot be written" in line]) == 1
-    assert bench.restarted().store.root(0) == bench.root == bench.chain.head.state_root
+    assert bench.restarted().store.root(0) == bench.root
     with pytest.raises(InputFileError, match="export the log from another peer"):
         bench.entries.all_of({0: digest(b"")})

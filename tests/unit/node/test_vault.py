@@ -15,6 +15,7 @@ from runnel.errors import InputFileError
 from runnel.hashing import digest
 from runnel.node.moves import Landing
 from runnel.node.pinning import Pinning
+from runnel.node.pins import pins
 from runnel.node.saved_states import StateKey, state_key, state_name
 from runnel.optim.outer import Adam, Sgd
 from runnel.protocols import Float32, OuterOptimizer
@@ -128,7 +129,9 @@ def test_a_fragment_whose_rounds_were_aborted_is_written_at_the_pin_all_the_same
     bench.round((True, True), give=True, reducer=False)
     for _ in range(EVERY):
         bench.abort()
-    assert bench.log.has_blob(state_name(0, 0))
+    bench.round((True, True), give=True, reducer=False)
+    assert pins(bench.chain, bench.chain.path, EVERY) == (EVERY + 2, -1)
+    assert bench.log.has_blob(state_name(0, EVERY + 2))
     assert bench.log.has_blob(state_name(1, 1))
     bench.check_restart()
 
