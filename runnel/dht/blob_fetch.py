@@ -72,10 +72,6 @@ class BlobFetcher:
         """Peers that sent something wrong, and what; the newest last."""
         return dict(self._around.bad)
 
-    def forgive(self, peer: PeerId) -> None:
-        """Lets a bad donor be asked again."""
-        self._around.bad.pop(peer, None)
-
     async def fetch_tree(
         self,
         root: Digest,

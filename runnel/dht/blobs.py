@@ -26,7 +26,6 @@ from runnel.types import DIGEST_BYTES, Digest
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from runnel.protocols import BlobSource
 
 CHUNK_BYTES = 1024 * 1024
 """Chunk length unless a tree says otherwise."""
@@ -124,21 +123,6 @@ def split(
 def tree_root(parts: Iterable[Buffer], *, chunk_bytes: int = CHUNK_BYTES) -> Digest:
     """The root of the concatenation of `parts`, as by `split`; copies nothing."""
     return digest(_tree(_chunk_pieces(parts, chunk_bytes), chunk_bytes).encode())
-
-
-class JoinedSources:
-    """Several sources as one: the first that has a blob gives it; implements `BlobSource`."""
-
-    def __init__(self, *sources: BlobSource) -> None:
-        self._sources = sources
-
-    def read(self, name: Digest) -> bytes | None:
-        """The bytes named `name`, or None."""
-        for source in self._sources:
-            content = source.read(name)
-            if content is not None:
-                return content
-        return None
 
 
 def _tree(chunks: Iterable[Sequence[memoryview]], chunk_bytes: int) -> Tree:

@@ -52,26 +52,6 @@ def step_seed(seed: bytes, step: int) -> bytes:
     return blake3(_STEP_CONTEXT + step.to_bytes(8, "little"), key=digest(seed)).digest()
 
 
-def window_chunks(
-    beacon: bytes, peer: PeerId, window: int, num_chunks: int, count: int
-) -> tuple[int, ...]:
-    """Which of `num_chunks` chunks a peer trains on: `count` distinct ones, or all if there are fewer."""
-    seed = window_seed(beacon, peer, window)
-    return tuple(islice(_permutation(seed, b"chunks", num_chunks), count))
-
-
-def shard_indices(
-    beacon: bytes, peer: PeerId, window: int, dataset_len: int, count: int
-) -> tuple[int, ...]:
-    """`count` indices into a dataset of `dataset_len` items; none twice before all came up once.
-
-    Raises:
-        ConfigError: an empty dataset.
-    """
-    seed = window_seed(beacon, peer, window)
-    return tuple(islice(endless_indices(seed, dataset_len), count))
-
-
 def endless_indices(seed: bytes, dataset_len: int) -> Iterator[int]:
     """One permutation of the indices after the other, drawn as they are asked for.
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from runnel.optim.byte_scale import LARGEST_CODE, ByteScale, scale_value, unit_of
+from runnel.optim.byte_scale import LARGEST_CODE, ByteScale, unit_of
 from runnel.optim.fixed_point import Probe
 from runnel.optim.seed_updates import Codes, SeedUpdate, Words
 
@@ -185,8 +185,3 @@ def unpack_steps(payload: bytes, *, max_steps: int) -> tuple[LocalStep, ...]:
             raise ValueError(f"code {code}, expected -127 to 127")
         steps.append(LocalStep(int.from_bytes(payload[start : start + 2], "little"), code))
     return tuple(steps)
-
-
-def scalar_of(code: int, scale: ByteScale) -> float:
-    """What a code says, for people and plots."""
-    return code * scale_value(scale.exponent) / 32

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from runnel.verification.aggregators import AGGREGATORS, aggregator_named
     from runnel.verification.screening import (
         NORM_TOLERANCE,
-        check_finite,
         check_norm_claim,
         check_weight,
         first_refusal,
@@ -22,7 +21,6 @@ __all__ = [
     "AGGREGATORS",
     "NORM_TOLERANCE",
     "aggregator_named",
-    "check_finite",
     "check_norm_claim",
     "check_weight",
     "first_refusal",
@@ -32,7 +30,6 @@ _HOMES = {
     "AGGREGATORS": "runnel.verification.aggregators",
     "NORM_TOLERANCE": "runnel.verification.screening",
     "aggregator_named": "runnel.verification.aggregators",
-    "check_finite": "runnel.verification.screening",
     "check_norm_claim": "runnel.verification.screening",
     "check_weight": "runnel.verification.screening",
     "first_refusal": "runnel.verification.screening",

@@ -5,23 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from runnel.kernels import Float32, first_non_finite
 from runnel.types import Decision, Verdict
 
 NORM_TOLERANCE = 1e-3
 """Relative difference allowed between a claimed norm and the decoded one."""
-
-
-def check_finite(values: Float32) -> Verdict:
-    """Gate ``finite``: no NaN, no Inf.
-
-    Args:
-        values: float32 [values], a decoded contribution.
-    """
-    index = first_non_finite(values)
-    if index >= 0:
-        return _reject("finite", f"value {index} of {values.size} is {values[index]}")
-    return _accept("finite")
 
 
 def check_weight(weight: float, *, cap: float) -> Verdict:

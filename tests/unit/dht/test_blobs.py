@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from runnel.dht.blob_board import BlobBoard
 from runnel.dht.blob_server import MAX_DIGESTS, MAX_REQUEST_BYTES, decode_request, encode_request
 from runnel.dht.blob_shelf import BlobShelf
-from runnel.dht.blobs import CHUNK_BYTES, MIN_CHUNK_BYTES, JoinedSources, Tree, split, tree_root
+from runnel.dht.blobs import CHUNK_BYTES, MIN_CHUNK_BYTES, Tree, split, tree_root
 from runnel.dht.identity import null_peer_id
 from runnel.dht.wire import pack
 from runnel.errors import InputFileError, PeerError, StorageError
@@ -216,13 +216,6 @@ def test_a_blob_can_have_a_name_of_another_kind() -> None:
     assert shelf.add_blob(b"leaves", name=name) == name
     assert shelf.read(name) == b"leaves"
     assert shelf.add_blob(b"plain") == digest(b"plain")
-
-
-def test_joined_sources_give_the_first_answer() -> None:
-    first, second = BlobShelf(), BlobShelf()
-    name = second.add_blob(b"only there")
-    assert JoinedSources(first, second).read(name) == b"only there"
-    assert JoinedSources(first, second).read(digest(b"nowhere")) is None
 
 
 # Requests

@@ -16,34 +16,22 @@ from runnel.errors import ConfigError
 from runnel.node.sampling import (
     batches,
     dataset_batches,
-    shard_indices,
+    endless_indices,
     validation_batches,
-    window_chunks,
     window_seed,
 )
 from runnel.types import PeerId
 
 PEERS = [PeerId(bytes([number]) * 38) for number in range(6)]
 BEACON = b"beacon"
+SEED = window_seed(BEACON, PEERS[2], 1)
 GOLDEN_SEED = "1b05961572023021"
-GOLDEN_CHUNKS = (33, 77, 72, 28, 35)
 GOLDEN_STARTS = [93, 107, 210]
-
-
-@given(st.integers(0, 50), st.integers(0, 60), st.integers(0, 2**64 - 1))
-def test_chunks_are_distinct_and_within_the_corpus(
-    num_chunks: int, count: int, window: int
-) -> None:
-    chosen = window_chunks(BEACON, PEERS[0], window, num_chunks, count)
-    assert len(chosen) == len(set(chosen)) == min(count, num_chunks)
-    assert all(0 <= index < num_chunks for index in chosen)
-    assert chosen == window_chunks(BEACON, PEERS[0], window, num_chunks, count)
 
 
 def test_the_draws_of_a_known_window_stay_as_they_are() -> None:
     """Auditors replay windows: a change of the draw is a change of the protocol."""
     assert window_seed(BEACON, PEERS[1], 7).hex()[:16] == GOLDEN_SEED
-    assert window_chunks(BEACON, PEERS[1], 7, 100, 5) == GOLDEN_CHUNKS
     rows = next(batches([bytes(range(256))], window_seed(BEACON, PEERS[1], 7), 3, 4))
     assert rows[:, 0].tolist() == GOLDEN_STARTS
 
@@ -58,32 +46,23 @@ def test_peer_window_and_beacon_all_change_the_draw() -> None:
     assert len(seeds) == 3 * len(PEERS) * 4
 
 
-def test_all_chunks_are_drawn_about_equally_often() -> None:
-    counts = Counter(
-        index for window in range(500) for index in window_chunks(BEACON, PEERS[0], window, 10, 3)
-    )
-    # 1,500 draws over 10 chunks: 150 each, deviation under 12.
-    assert all(100 < counts[index] < 200 for index in range(10))
-
-
 @given(st.integers(1, 40), st.integers(0, 100))
 def test_no_item_comes_twice_before_all_came_once(dataset_len: int, count: int) -> None:
-    indices = shard_indices(BEACON, PEERS[2], 1, dataset_len, count)
-    assert len(indices) == count
+    indices = tuple(islice(endless_indices(SEED, dataset_len), count))
     for start in range(0, count, dataset_len):
         epoch = indices[start : start + dataset_len]
         assert len(set(epoch)) == len(epoch)
 
 
 def test_a_huge_dataset_is_drawn_from_without_listing_it() -> None:
-    indices = shard_indices(BEACON, PEERS[2], 1, 10**12, 100)
+    indices = tuple(islice(endless_indices(SEED, 10**12), 100))
     assert len(set(indices)) == 100
     assert max(indices) > 10**11
 
 
 def test_an_empty_dataset_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="0 items"):
-        shard_indices(BEACON, PEERS[2], 1, 0, 1)
+        next(endless_indices(SEED, 0))
 
 
 def test_batches_are_stretches_of_the_chunks() -> None:

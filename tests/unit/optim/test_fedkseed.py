@@ -12,7 +12,6 @@ from runnel.optim.fedkseed import (
     SeedPool,
     pack_steps,
     pool_probe,
-    scalar_of,
     unpack_steps,
 )
 from runnel.optim.fixed_point import MasterWeights
@@ -125,4 +124,3 @@ def test_local_steps_take_three_bytes_and_bad_ones_are_refused() -> None:
 
 def test_probes_of_a_pool_are_its_directions() -> None:
     assert pool_probe(9, 5) == (POOL_COUNTER, 9, 5)
-    assert scalar_of(32, SeedPool.empty(1).scale) == 1.0
