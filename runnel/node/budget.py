@@ -1,7 +1,8 @@
 """A budget of bytes: ``codec = "auto"`` becomes a codec, windows and fragments that keep to it. Pure.
 
 What a choice costs in loss is read from measured runs, see `expected_cost`; what it costs in bytes is
-worked out by `runnel.node.forecast`, control traffic included.
+worked out by `runnel.node.forecast`, control traffic included. Where e3m0 is chosen and it pays, contributions
+give each layer bits of its own, see `_by_layer` and docs/decisions/0016.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from runnel.errors import ConfigError
@@ -19,6 +20,7 @@ from runnel.node.manifest_patterns import AUTO, BUDGET_WORDS
 from runnel.node.manifest_sections import MAX_MEMBERS
 from runnel.node.manifest_spec import RunSpec
 from runnel.node.wording import count_text
+from runnel.optim.layer_bits import FEWEST_PIECES, choosing_s, num_pieces
 
 MEMBERS = 8
 """Peers that a budget is meant for unless it says how many."""
@@ -26,6 +28,9 @@ MEMBERS = 8
 _FORM = re.compile(
     r"(?:1/(?P<fewer>\d+) of data parallel|(?P<rate>.+?bit/s))(?: for (?P<peers>\d+) peers)?"
 )
+
+Codecs = tuple[str, str]
+"""Of contributions and of results."""
 
 _LEAST_STEPS, _MOST_STEPS = 10, 100_000
 """Of a window: with fewer, more bytes buy nothing that was measured."""
@@ -42,6 +47,13 @@ _WORTH = 0.1
 
 _CODEC_COST = {"int8": 0.0, "e3m0": 0.05, "two-bit": 0.8}
 """Percent of loss that a codec both ways adds at windows of 100 steps."""
+
+_BY_LAYER, _UNIFORM = "l-greco+e3m0", "e3m0"
+"""The only codec off which bits by layer took bytes that are worth anything, and for contributions alone: of
+those who sends knows that they are no more than the uniform choice's, which results may be."""
+
+_MOST_OF_WINDOW = 0.02
+"""Of a processor's time during a window, that choosing bits by layer may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +93,43 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A spec without anything left open, what it will cost, and by how many percent it may raise the loss."""
+    """A spec without anything left open, what it will cost, and by how many percent it may raise the loss.
+
+    `layers` says why all of them have the same bits; it is empty if they have bits of their own.
+    """
 
     spec: RunSpec
     forecast: Forecast
     cost: float
+    layers: str = ""
 
     def line(self) -> str:
-        """What was chosen and what is expected, for whoever asked."""
+        """What was chosen, why, and what is expected, for whoever asked."""
         outer, found = self.spec.outer, self.forecast
         loss = f"{self.cost:.1f} %" if self.cost < _FAR else "far"
         rate = rate_text(float(f"{8 * found.sent_bytes / found.round_s:.3g}"))
         pace = f" ({rate} at {found.step_s:.3g} s a step)" if _budget_of(self.spec).bits_s else ""
+        codecs, least = f"{outer.codec} both ways", ""
+        if not self.layers:
+            codecs = f"{outer.codec} for contributions, {outer.result_codec} for results"
+            least = "at least "
         return (
-            f"budget {outer.budget!r}: {outer.codec} both ways,"
+            f"budget {outer.budget!r}: {codecs},"
             f" {count_text(outer.fragments, 'fragment')}, each every {outer.every_steps} steps; with"
-            f" {found.members} peers each sends {found.fewer:,.0f} times less than data parallel{pace};"
+            f" {found.members} peers each sends {least}{found.fewer:,.0f} times less than data"
+            f" parallel{pace}; {self._layers_text()};"
             f" runs of small models ended {loss} above its loss with such settings"
+        )
+
+    def _layers_text(self) -> str:
+        if self.layers:
+            return f"all layers have the same bits, as {self.layers}"
+        found = self.forecast
+        saved = 1 - found.expected_share_bytes / found.share_bytes
+        return (
+            "bits are by layer, more where the model changes more: that took"
+            f" {100 * saved:.0f} % off contributions of small models, which would make"
+            f" {found.expected_fewer:,.0f} times less, and never takes more than was counted, at the same error"
         )
 
 
@@ -105,10 +137,11 @@ def expected_cost(codec: str, every_steps: int) -> float:
     """Percent by which the loss ends above data parallel's, as runs of a model of 0.1 M parameters had it.
 
     8,000 steps of 4 peers, error feedback both ways: the table of long runs in benchmarks/README.md
-    and the measurements it was designed by.
+    and the measurements it was designed by. Bits by layer keep to the error of the codec behind the plus.
     """
     window = math.pow(every_steps / 100, _GROWTH)
-    return _LOSS_AT_100_STEPS * window + _CODEC_COST[codec] * math.sqrt(window)
+    cost = _CODEC_COST[_UNIFORM if codec == _BY_LAYER else codec]
+    return _LOSS_AT_100_STEPS * window + cost * math.sqrt(window)
 
 
 def settle(spec: RunSpec, numel: int, step_s: float | None) -> Settled:
@@ -132,7 +165,7 @@ def settle(spec: RunSpec, numel: int, step_s: float | None) -> Settled:
         shortest
         for codec in _CODEC_COST
         for fragments in _fragment_counts(spec, numel)
-        if (shortest := _shortest(spec, budget, numel, step_s or 1.0, (codec, fragments)))
+        if (shortest := _shortest(spec, budget, numel, step_s or 1.0, ((codec, codec), fragments)))
     ]
     if not found:
         raise ConfigError(
@@ -141,7 +174,37 @@ def settle(spec: RunSpec, numel: int, step_s: float | None) -> Settled:
         )
     least = min(each.cost for each in found)
     near = [each for each in found if each.cost <= least * (1 + _WORTH)]
-    return max(near, key=lambda each: (each.spec.outer.fragments, -each.cost))
+    best = max(near, key=lambda each: (each.spec.outer.fragments, -each.cost))
+    return _by_layer(best, spec, numel, step_s)
+
+
+def _by_layer(found: Settled, spec: RunSpec, numel: int, step_s: float | None) -> Settled:
+    """`found` with bits by layer in contributions where they pay; else with the reason why not.
+
+    Its windows may be a little longer, for what payloads say of their cells.
+    """
+    outer = found.spec.outer
+    size = numel // outer.fragments
+    if outer.codec != _UNIFORM:
+        return replace(found, layers=f"bits by layer save next to nothing beside {outer.codec}")
+    if num_pieces(size) < FEWEST_PIECES:
+        return replace(
+            found, layers=f"fragments of {size:,} values are too small for bits by layer"
+        )
+    if step_s is None:
+        return replace(
+            found,
+            layers="the speed of this model is not known, and choosing bits by layer takes time",
+        )
+    part = outer.fragments * choosing_s(size) / (outer.every_steps * step_s)
+    if part > _MOST_OF_WINDOW:
+        busy = f"choosing bits by layer would take {100 * part:.3g} % of a processor's time"
+        return replace(found, layers=f"{busy}, more than {100 * _MOST_OF_WINDOW:.0f} %")
+    choice = (_BY_LAYER, _UNIFORM), outer.fragments
+    chosen = _shortest(spec, _budget_of(spec), numel, step_s, choice)
+    if chosen is None or chosen.cost > found.cost * (1 + _WORTH):
+        return replace(found, layers="windows would be longer with bits by layer")
+    return chosen
 
 
 def _budget_of(spec: RunSpec) -> Budget:
@@ -156,18 +219,18 @@ def _fragment_counts(spec: RunSpec, numel: int) -> Iterator[int]:
 
 
 def _shortest(
-    spec: RunSpec, budget: Budget, numel: int, step_s: float, choice: tuple[str, int]
+    spec: RunSpec, budget: Budget, numel: int, step_s: float, choice: tuple[Codecs, int]
 ) -> Settled | None:
-    """The shortest windows that keep to the budget with a codec and a number of fragments."""
-    codec, fragments = choice
+    """The shortest windows that keep to the budget with codecs and a number of fragments."""
+    codecs, fragments = choice
     edges = [numel * i // fragments for i in range(fragments + 1)]
     sizes = [high - low for low, high in pairwise(edges)]
     crowds = (Crowd(LINKS["lab"], budget.members),)
 
     def at(steps: int) -> Settled:
-        chosen = _with(spec, codec, fragments, steps)
+        chosen = _with(spec, codecs, fragments, steps)
         expected = forecast(chosen, sizes, crowds, step_s)
-        return Settled(chosen, expected, expected_cost(codec, steps))
+        return Settled(chosen, expected, expected_cost(codecs[0], steps))
 
     low = max(_LEAST_STEPS, fragments, spec.outer.overlap_steps + 1)
     high = _MOST_STEPS
@@ -179,10 +242,10 @@ def _shortest(
     return at(low)
 
 
-def _with(spec: RunSpec, codec: str, fragments: int, steps: int) -> RunSpec:
+def _with(spec: RunSpec, codecs: Codecs, fragments: int, steps: int) -> RunSpec:
     outer = {
-        "codec": codec,
-        "result_codec": codec,
+        "codec": codecs[0],
+        "result_codec": codecs[1],
         "fragments": fragments,
         "every_steps": steps,
     }
@@ -203,4 +266,4 @@ def settled_like(spec: RunSpec, found: RunSpec) -> RunSpec:
     if spec.outer.codec != AUTO or spec.outer.budget != found.outer.budget:
         return spec
     outer = found.outer
-    return _with(spec, outer.codec, outer.fragments, outer.every_steps)
+    return _with(spec, outer.codecs, outer.fragments, outer.every_steps)

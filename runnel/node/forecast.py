@@ -1,7 +1,9 @@
 """What a run will ask of its members' links, worked out before it begins. Pure.
 
 Bytes of payloads follow from the codecs' layouts and are exact; where layers have bits of their own they are
-those of the uniform choice, which a share keeps to, and results on the whole. What comes with them (frames, proofs,
+those of the uniform choice, which a share as a whole keeps to, and results usually. (Which slice of it goes
+nowhere, as its sender reduces it, is drawn: one round may send more of it than their mean, as it may where
+slices differ in length.) What comes with them (frames, proofs,
 acknowledgements) and control traffic (commitments, proposals, votes, greetings) are taken from what
 `benchmarks.control` counts. Times assume that a link carries what it is said to, and nothing else.
 """
@@ -9,7 +11,7 @@ acknowledgements) and control traffic (commitments, proposals, votes, greetings)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from runnel.errors import ConfigError
@@ -21,6 +23,7 @@ from runnel.node.outer_parts import has_public_windows, optimizer_of
 from runnel.node.pace import MARGIN
 from runnel.node.rounds import slice_bounds
 from runnel.optim.codecs import planned_bytes
+from runnel.optim.layer_bits import expected_part
 
 _BESIDE_PAYLOAD_BYTES = 211
 """With each slice or result that is sent: frames, proof, request and acknowledgement."""
@@ -112,7 +115,8 @@ class Forecast:
         slices: of a share, at most.
         round_s: between two rounds.
         step_s: of an inner step.
-        share_bytes: of a contribution, the mean of the fragments.
+        share_bytes: of a contribution, the mean of the fragments; the most where layers have bits of their own.
+        expected_share_bytes: what was seen of that where it was measured.
         result_bytes: of all results of a round.
         control_bytes: sent by a member in a round, beside payloads and what comes with them.
         sent_bytes: by a member in a round, everything.
@@ -127,6 +131,7 @@ class Forecast:
     round_s: float
     step_s: float
     share_bytes: float
+    expected_share_bytes: float
     result_bytes: float
     control_bytes: float
     sent_bytes: float
@@ -138,6 +143,14 @@ class Forecast:
     def fewer(self) -> float:
         """How many times fewer bytes than data parallel training a member sends."""
         return self.data_parallel_bytes / self.sent_bytes if self.sent_bytes else math.inf
+
+    @property
+    def expected_fewer(self) -> float:
+        """The same with `expected_share_bytes`, where all links carry whole shares."""
+        others = (self.members - 1) / self.members
+        saved = (self.share_bytes - self.expected_share_bytes) * others
+        sent = self.sent_bytes - saved
+        return self.data_parallel_bytes / sent if sent else math.inf
 
 
 def parse_crowds(text: str) -> tuple[Crowd, ...]:
@@ -212,6 +225,7 @@ def forecast(
         round_s=load.round_s,
         step_s=step_s,
         share_bytes=load.share_bytes,
+        expected_share_bytes=_mean_bytes(outer.codec, bounds, expected_part),
         result_bytes=load.result_bytes,
         control_bytes=load.control_bytes,
         sent_bytes=sent_bytes,
@@ -281,7 +295,14 @@ class _Load:
         )
 
 
-def _mean_bytes(codec: str, bounds: Sequence[Sequence[tuple[int, int]]]) -> float:
-    """Of a fragment's payloads, the mean of the fragments."""
-    sizes = (planned_bytes(codec, high - low) for each in bounds for low, high in each)
+def _mean_bytes(
+    codec: str,
+    bounds: Sequence[Sequence[tuple[int, int]]],
+    part_of: Callable[[str, int], float] = lambda *_: 1.0,
+) -> float:
+    """Of a fragment's payloads, the mean of the fragments; of each the part that a codec and a size give."""
+    sizes = (
+        part_of(codec, each[-1][1]) * sum(planned_bytes(codec, high - low) for low, high in each)
+        for each in bounds
+    )
     return sum(sizes) / len(bounds)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runnel.errors import ConfigError
-from runnel.node.budget import settle
+from runnel.node.budget import Budget, settle
 from runnel.node.forecast import Forecast, LinkForecast, forecast, parse_crowds
 from runnel.node.manifest_patterns import AUTO
 from runnel.node.manifest_spec import RunSpec
@@ -58,10 +58,16 @@ def plan_run(
     assert step_s is not None  # given, or measured
     chosen = ""
     if spec.outer.codec == AUTO:
-        settled = settle(spec, parameters, step_s)
+        settled = settle(spec, parameters, _known_s(spec, step_s))
         spec, chosen = settled.spec, settled.line()
     sizes = _sizes(model, parameters, spec.num_fragments)
     return spec, forecast(spec, sizes, crowds, step_s), chosen
+
+
+def _known_s(spec: RunSpec, step_s: float) -> float | None:
+    """Seconds of a step if whoever founds the run knows them: an author's program tries none."""
+    needed = Budget.parse(spec.outer.budget).bits_s > 0
+    return step_s if needed or spec.model.kind != "custom" else None
 
 
 def _model_of(spec: RunSpec) -> Gpt | None:
@@ -135,7 +141,7 @@ def plan_lines(spec: RunSpec, found: Forecast) -> list[str]:
     return [
         f"{spec.run.name}: {found.parameters:,} parameters in {count_text(outer.fragments, 'fragment')},"
         f" {count_text(found.members, 'peer')}; {rounds} at {found.step_s:.3g} s a step)",
-        f"a round: share {_measured(outer.codec, 'up to ')}{size_text(found.share_bytes)} ({outer.codec}), results"
+        f"a round: share {_measured(outer.codec, 'up to ')}{size_text(found.share_bytes)} ({outer.codec}{_expected(found)}), results"
         f" {_measured(outer.result_codec, 'about ')}{size_text(found.result_bytes)} ({outer.result_codec}), control"
         f" {size_text(found.control_bytes)}; a peer sends {size_text(found.sent_bytes)} in all,"
         f" {found.fewer:,.0f} times less than data parallel",
@@ -147,6 +153,13 @@ def plan_lines(spec: RunSpec, found: Forecast) -> list[str]:
 
 def _peak_text(each: LinkForecast) -> str:
     return f"{rate_text(each.peak_bits_s)} over {each.crowd.link.name}"
+
+
+def _expected(found: Forecast) -> str:
+    """What a share of layers that differ takes, where that was measured to be less."""
+    if found.expected_share_bytes == found.share_bytes:
+        return ""
+    return f", expected {size_text(found.expected_share_bytes)}"
 
 
 def _measured(codec: str, words: str) -> str:

@@ -43,12 +43,13 @@ def test_what_is_no_budget_is_told_in_one_line(text: str) -> None:
     fewer=st.integers(20, 3_000),
     peers=st.integers(2, 32),
     numel=st.integers(2_000_000, 100_000_000),
+    step_s=st.sampled_from([None, 1.0]),
 )
 def test_a_choice_keeps_to_its_budget_and_a_shorter_window_would_not(
-    fewer: int, peers: int, numel: int
+    fewer: int, peers: int, numel: int, step_s: float | None
 ) -> None:
     spec = spec_of(f"1/{fewer} of data parallel for {peers} peers")
-    chosen = settle(spec, numel, None)
+    chosen = settle(spec, numel, step_s)
     outer = chosen.spec.outer
     assert chosen.forecast.fewer >= fewer
     assert RunSpec.model_validate(chosen.spec.model_dump()) == chosen.spec
@@ -60,7 +61,7 @@ def test_a_choice_keeps_to_its_budget_and_a_shorter_window_would_not(
         ]
         crowds = parse_crowds(f"lab:{peers}")
         spec = chosen.spec.model_copy(update={"outer": shorter})
-        assert forecast(spec, sizes, crowds, 1.0).fewer < fewer
+        assert forecast(spec, sizes, crowds, step_s or 1.0).fewer < fewer
 
 
 def test_more_bytes_cost_less_and_the_line_says_what_was_chosen() -> None:
@@ -71,6 +72,62 @@ def test_more_bytes_cost_less_and_the_line_says_what_was_chosen() -> None:
     for word in ("1/400 of data parallel", "two-bit both ways", "each every", "8 peers", "%"):
         assert word in line
     assert expected_cost("e3m0", 50) < expected_cost("e3m0", 100) < expected_cost("two-bit", 100)
+
+
+E3M0, BY_LAYER = ("e3m0", "e3m0"), ("l-greco+e3m0", "e3m0")
+
+
+@pytest.mark.parametrize(
+    ("fewer", "numel", "step_s", "codecs", "why"),
+    [
+        (150, NUMEL, 3.0, BY_LAYER, "bits are by layer"),
+        (150, NUMEL, 0.5, E3M0, "would take 5.45 % of a processor's time, more than 2 %"),
+        (150, NUMEL, None, E3M0, "the speed of this model is not known"),
+        (1500, NUMEL, 3.0, ("two-bit",) * 2, "save next to nothing beside two-bit"),
+        (15, NUMEL, 30.0, ("int8",) * 2, "save next to nothing beside int8"),
+        (30, 24_576, 9.0, E3M0, "fragments of 24,576 values are too small for bits by layer"),
+        (30, 24_577, 9.0, BY_LAYER, "bits are by layer"),
+    ],
+)
+def test_bits_are_by_layer_where_that_pays_and_why_is_said(
+    fewer: int, numel: int, step_s: float | None, codecs: tuple[str, str], why: str
+) -> None:
+    whole = () if numel == NUMEL else ("outer.fragments=1", "rounds.open=1")
+    chosen = settle(spec_of(f"1/{fewer} of data parallel for 2 peers", *whole), numel, step_s)
+    assert chosen.spec.outer.codecs == codecs
+    assert why in chosen.line()
+    assert (chosen.layers == "") == (codecs == BY_LAYER)
+
+
+def test_bits_by_layer_keep_to_the_budget_with_the_most_they_may_take() -> None:
+    spec = spec_of("1/150 of data parallel")
+    plain, chosen = settle(spec, NUMEL, None), settle(spec, NUMEL, 3.0)
+    assert plain.spec.outer.every_steps <= chosen.spec.outer.every_steps
+    assert chosen.cost <= 1.1 * plain.cost
+    found = chosen.forecast
+    assert 150 <= found.fewer < 0.97 * found.expected_fewer
+    for word in (
+        "l-greco+e3m0 for contributions, e3m0 for results",
+        f"each sends at least {found.fewer:,.0f} times less than data parallel;",
+        f"9 % off contributions of small models, which would make {found.expected_fewer:,.0f} times",
+        "never takes more than was counted",
+    ):
+        assert word in chosen.line()
+    assert "both ways" in plain.line()
+    assert "at least" not in plain.line()
+
+
+def test_bits_by_layer_are_not_worth_much_longer_windows() -> None:
+    whole = ("outer.fragments=1", "rounds.open=1")
+    tables = parse_overrides(
+        ["run.name=x", "outer.result_codec=e3m0", "outer.every_steps=10", *whole]
+    )
+    found = forecast(make_spec(tables, source="test"), [100_000], parse_crowds("lab:2"), 3.0)
+    kbit_s = 8 * found.sent_bytes / found.round_s / 1e3
+    for more, codecs in ((1e-6, E3M0), (0.01 * kbit_s, BY_LAYER)):
+        chosen = settle(spec_of(f"{kbit_s + more:.6f} kbit/s for 2 peers", *whole), 100_000, 3.0)
+        assert (chosen.spec.outer.codecs, chosen.spec.outer.every_steps) == (codecs, 10)
+        assert ("windows would be longer" in chosen.line()) == (codecs == E3M0)
 
 
 def test_a_rate_needs_the_speed_of_training() -> None:
@@ -106,6 +163,10 @@ def test_a_run_that_goes_on_keeps_what_was_chosen() -> None:
     spec = spec_of("1/400 of data parallel")
     settled = settle(spec, NUMEL, None).spec
     assert settled_like(spec, settled) == settled
+    lax = spec_of("1/150 of data parallel")
+    by_layer = settle(lax, NUMEL, 3.0).spec
+    assert by_layer.outer.codecs == BY_LAYER
+    assert settled_like(lax, by_layer) == by_layer
     other = spec_of("1/500 of data parallel")
     assert settled_like(other, settled) == other
 

@@ -56,6 +56,24 @@ def test_bytes_of_layers_with_bits_of_their_own_are_those_of_the_uniform_choice(
     assert found.result_bytes == found.share_bytes
 
 
+def test_what_is_expected_of_layers_with_bits_of_their_own_is_less_and_decides_nothing() -> None:
+    codec = "outer.codec=l-greco+e3m0"
+    uniform, found = forecast_of(size=90_001), forecast_of(codec, size=90_001)
+    assert uniform.expected_share_bytes == uniform.share_bytes
+    assert uniform.expected_fewer == uniform.fewer
+    assert found.expected_share_bytes == pytest.approx(0.91 * found.share_bytes)
+    saved = 0.09 * found.share_bytes * 3 / 4
+    assert found.expected_fewer == pytest.approx(
+        found.data_parallel_bytes / (found.sent_bytes - saved)
+    )
+    assert found.fewer <= uniform.fewer
+    for small in (
+        forecast_of(codec, size=20_000),
+        forecast_of("outer.codec=l-greco+int4", size=90_001),
+    ):
+        assert small.expected_share_bytes == small.share_bytes
+
+
 def test_it_says_what_sixteen_peers_were_counted_to_send() -> None:
     """10 million values at 4 bits, a round each 10.4 s: see the control benchmark."""
     spec = spec_of("outer.codec=e3m0", "outer.result_codec=e3m0", "outer.every_steps=40")

@@ -14,15 +14,19 @@ from runnel.node.rounds import slice_bounds
 from runnel.optim.codec_layers import LEAST, Cell, LayersCodec
 from runnel.optim.codecs import codec_named, planned_bytes
 from runnel.optim.layer_bits import (
+    FEWEST_PIECES,
     MOST_GROUPS,
     PIECES,
     SPARE,
     cells_of,
     cheapest,
+    choosing_s,
     chosen,
+    expected_part,
     fitted,
     fitted_like,
     groups_of,
+    num_pieces,
     pieces_of,
 )
 from runnel.optim.parts import PART, parts_of
@@ -124,6 +128,37 @@ def test_the_error_is_that_of_the_uniform_choice_at_most_and_so_are_the_bytes(
         uniform_lost += sum_of_squares(left)
     assert lost <= SPARE * uniform_lost
     assert sent < SAVED[reference] * uniform
+
+
+@given(
+    loudness=st.lists(st.integers(-12, 12), min_size=1, max_size=10),
+    size=st.integers(1, 60_000),
+    members=st.integers(2, 6),
+    seed=st.integers(0, 3),
+)
+@settings(max_examples=15, deadline=None)
+def test_a_contribution_never_takes_more_than_is_planned_whoever_reduces_what(
+    loudness: list[int], size: int, members: int, seed: int
+) -> None:
+    x, bounds = values_of(size, seed), slice_bounds(size, members)
+    edges = [size * i // len(loudness) for i in range(len(loudness))]
+    for start, power in zip(edges, loudness, strict=True):
+        x[start:] *= np.float32(2.0**power)
+    codecs = fitted(CODEC, x, bounds, edges)
+    sent = [len(each.encode(x[low:high])) for each, (low, high) in zip(codecs, bounds, strict=True)]
+    planned = sum(planned_bytes(CODEC.name, high - low) for low, high in bounds)
+    assert sum(sent) <= planned
+    kept = [sent[place] if place < len(sent) else 0 for place in range(members)]
+    left = [sum(sent) - own for own in kept]  # sent by a member if it reduces that slice, or none
+    assert sum(left) / members <= planned * (members - 1) / members
+
+
+def test_what_is_expected_of_a_contribution_is_measured_or_all_there_is() -> None:
+    assert expected_part("l-greco+e3m0", 7 * 4_096) < 1
+    assert num_pieces(6 * 4_096) == FEWEST_PIECES - 1
+    for codec, size in (("l-greco+e3m0", 6 * 4_096), ("l-greco+int4", 10**6), ("e3m0", 10**6)):
+        assert expected_part(codec, size) == 1
+    assert 0.01 < choosing_s(30_000) < choosing_s(10**6) < choosing_s(10**8) < 1
 
 
 def test_loud_layers_get_more_bits_than_quiet_ones() -> None:

@@ -45,6 +45,34 @@ def test_what_a_codec_that_measures_first_may_take_is_said_so(
     assert "results about " in capsys.readouterr().out
 
 
+def test_a_budget_is_settled_first_and_bits_by_layer_are_said_with_what_to_expect(
+    run_toml: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    auto = ("--set", "outer.codec=auto", "--set", "outer.budget=1/150 of data parallel for 4 peers")
+    size = ("--set", "model.width=128", "--set", "model.layers=3")
+    assert main(["plan", run_toml, *auto, *size, "--step-s", "9"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert "l-greco+e3m0 for contributions, e3m0 for results" in first
+    assert "bits are by layer, more where the model changes more" in first
+    line = next(each for each in lines if "a round:" in each)
+    assert "share up to " in line
+    assert "(l-greco+e3m0, expected " in line
+    assert "(e3m0), control" in line
+
+
+def test_an_authors_model_is_planned_as_its_program_settles_it(
+    run_toml: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    auto = ("--set", "outer.codec=auto", "--set", "model.kind=custom", "--set")
+    model = ("--parameters", "10000000", "--step-s", "9")
+    assert main(["plan", run_toml, *model, *auto, "outer.budget=1/150 of data parallel"]) == 0
+    assert "same bits, as the speed of this model is not known" in capsys.readouterr().out
+    assert main(["plan", run_toml, *model, *auto, "outer.budget=200 kbit/s"]) == 0
+    assert "bits are by layer" in capsys.readouterr().out
+
+
 def test_programs_get_one_object(run_toml: str, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["plan", run_toml, *TINY, "--json"]) == 0  # measures a step
