@@ -81,8 +81,8 @@ class DirectoryService:
         self._num_running += 1
         try:
             answer = await self._answer(stream.remote, question, deadline - ANSWER_S / 2)
-        except NetworkError as error:  # the directory is not there, or not any more
-            raise PeerError("busy", str(error)) from error
+        except (NetworkError, TimeoutError) as error:  # there is no directory yet, or none any more
+            raise PeerError("busy", str(error) or "no directory in time") from error
         finally:
             self._num_running -= 1
         await stream.send(pack([self._clock.unix_s(), answer]), deadline=deadline)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 _NEVER_TOGETHER = {"hivemind", "libp2p"}
 """Both describe libp2p's messages to protobuf under the same names: the second import fails."""
+
+_promised: Counter[str] = Counter()
+"""Which of them networks of this process import, perhaps later: as imports are, for good and of the process."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,8 +121,19 @@ def require_alone(library: str) -> None:
         ConfigError: it is; a process has one kind of network.
     """
     for other in _NEVER_TOGETHER - {library}:
-        if other in sys.modules:
+        if other in sys.modules or _promised[other]:
             raise ConfigError(
                 f"this process has imported {other}, beside which {library} cannot be imported: use"
                 " a process of its own for each kind of network"
             )
+
+
+def promise(library: str) -> None:
+    """Takes this process for networks that import `library`, now or later. Raises as `require_alone` does."""
+    require_alone(library)
+    _promised[library] += 1
+
+
+def take_back(library: str) -> None:
+    """A network that was promised this process has not started."""
+    _promised[library] -= 1

@@ -36,6 +36,7 @@ class Announcer:
     ) -> None:
         self._network, self._run, self._found = network, run, found
         self._published = float("-inf")
+        self._known = False
 
     async def run(self) -> None:
         """Goes on for ever; a directory that fails is tried again."""
@@ -43,16 +44,17 @@ class Announcer:
         while True:
             try:
                 if loop.time() - self._published > _PUBLISH_S:
+                    self._known = True  # to somebody, perhaps, however this ends
                     await self._publish(list(self._network.addresses())[:8], _DEADLINE_S)
-                    self._published = loop.time()
+                    self._published = max(self._published, loop.time())
                 await self._look()
             except (NetworkError, TimeoutError) as error:
                 logger.debug("directory: %s", error)
             await asyncio.sleep(_LOOKUP_S)
 
     async def withdraw(self) -> None:
-        """Says that this peer has left, if it ever said that it was there; in a few seconds at most."""
-        if self._published == float("-inf"):
+        """Says that this peer has left, if it ever began to say that it is there; in a few seconds at most."""
+        if not self._known:
             return
         self._published = float("inf")  # and nothing after it
         try:

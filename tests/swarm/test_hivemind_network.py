@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import multiprocessing  # noqa: TID251 - to see that nothing changed it
 import os
@@ -460,6 +461,31 @@ def test_the_dht_is_carried_from_when_it_is_first_needed(tmp_path: Path) -> None
             assert await b.directory.publish("run", b"b", ttl_s=60, deadline=in_s(20))
             assert b.directory.is_loaded
             assert [await num_neighbours(network) for network in (a, b)] == [1, 1]
+
+    run(test)
+
+
+def test_a_daemon_that_dies_while_the_directory_is_loaded_costs_one_try(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            a = await start_hivemind(settings(tmp_path, "a"), Identity.load(tmp_path / "a"))
+            stack.push_async_callback(a.aclose)
+            importlib.import_module("runnel.dht.hivemind.directory")  # takes longer than a restart
+            os.kill(a.daemon.pid, signal.SIGKILL)
+            with pytest.raises(NetworkError, match="does not carry the directory"):
+                await a.directory.publish("run", b"a", ttl_s=60, deadline=in_s(20))
+
+            async def held() -> bool:
+                with contextlib.suppress(NetworkError, TimeoutError):
+                    return await a.directory.publish("run", b"a", ttl_s=60, deadline=in_s(20))
+                return False
+
+            await until(held)
+            b = await started(tmp_path, "b", bootstrap=tuple(a.addresses()))
+            stack.push_async_callback(b.aclose)
+            await b.directory.whole(deadline=in_s(20))
+            found = await b.directory.lookup("run", deadline=in_s(10))
+            assert found == {a.transport.local_id: b"a"}
 
     run(test)
 

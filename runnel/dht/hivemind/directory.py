@@ -10,8 +10,9 @@ has found when its caller stops waiting, and trusts values of strangers to decod
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from runnel.dht.records import (
     value_of,
 )
 from runnel.dht.search import search
+from runnel.errors import NetworkError
 from runnel.types import PeerId, short
 
 _log = logging.getLogger(__name__)
@@ -128,7 +130,8 @@ class HivemindDirectory:
         `records` signs what is published here, and checks what others say.
 
         Raises:
-            TimeoutError: the daemon does not answer.
+            NetworkError: the daemon has gone, or refuses.
+            TimeoutError: it does not answer.
         """
         directory = cls(daemon, clock, records)
         try:
@@ -253,16 +256,17 @@ class HivemindDirectory:
 
     async def _begin(self) -> None:
         self._p2p = await _attach(self._daemon)
-        self._protocol = await DirectoryProtocol.create(
-            self._p2p,
-            DHTID.generate(),
-            SEARCH_WIDTH,
-            _DEPTH_MODULO,
-            REPLICAS,
-            CALL_S,
-            _MAX_CALLS,
-            record_validator=_Validator(self._records),
-        )
+        with _border():
+            self._protocol = await DirectoryProtocol.create(
+                self._p2p,
+                DHTID.generate(),
+                SEARCH_WIDTH,
+                _DEPTH_MODULO,
+                REPLICAS,
+                CALL_S,
+                _MAX_CALLS,
+                record_validator=_Validator(self._records),
+            )
         self._protocol.storage = BoundedStorage()
         self._protocol.cache.maxsize = 0  # nobody's records but those we are asked to hold
 
@@ -300,19 +304,35 @@ class HivemindDirectory:
         return True
 
     async def reattach(self) -> None:
-        """After a restart of the daemon, and before others are greeted: the same node over a new connection."""
+        """After a restart of the daemon, and before others are greeted: the same node over a new connection.
+
+        Raises as `start` does: the daemon has gone again, and its next start will be told here, too.
+        """
         old = self._p2p
         if old is None:
             return
         async with asyncio.timeout(_ATTACH_S):
             self._p2p = self._protocol.p2p = await _attach(self._daemon)
-            served = AuthRPCWrapper(self._protocol, AuthRole.SERVICER, None)
-            await self._protocol.add_p2p_handlers(self._p2p, served)
-        await _detach(old)
+            try:
+                with _border():
+                    served = AuthRPCWrapper(self._protocol, AuthRole.SERVICER, None)
+                    await self._protocol.add_p2p_handlers(self._p2p, served)
+            finally:
+                await _detach(old)
+
+
+@contextlib.contextmanager
+def _border() -> Iterator[None]:
+    """Turns whatever the library raises while the daemon is away into an error of ours."""
+    try:
+        yield
+    except Exception as error:
+        raise NetworkError(f"the daemon does not carry the directory: {error!r}") from error
 
 
 async def _attach(daemon: Daemon) -> P2P:
-    return await P2P.replicate(Multiaddr(f"/unix{daemon.folder.daemon_socket}"))
+    with _border():
+        return await P2P.replicate(Multiaddr(f"/unix{daemon.folder.daemon_socket}"))
 
 
 async def _detach(p2p: P2P) -> None:

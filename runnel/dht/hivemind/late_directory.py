@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from runnel.dht.asked_directory import AskedDirectory
 from runnel.dht.network import require_alone
 from runnel.dht.records import SignedRecordValidator
-from runnel.errors import NetworkError
+from runnel.errors import ConfigError, NetworkError
 
 if TYPE_CHECKING:
     from runnel.clock import Clock
@@ -44,7 +44,7 @@ class LateDirectory:
         self._joined: set[PeerId] = set()
         self._loaded: HivemindDirectory | None = None
         self._loading: asyncio.Task[HivemindDirectory] | None = None
-        self._closed = False
+        self._closed, self._never = False, ""
         daemon.on_restart(self._reattach)  # before whoever is told later greets others again
 
     @property
@@ -61,13 +61,16 @@ class LateDirectory:
         """The DHT's own directory, loaded at the first call.
 
         Raises:
-            NetworkError: hivemind cannot be imported, or this directory is closed.
+            NetworkError: hivemind cannot be imported, the daemon has gone (the next call tries again), or this
+                directory is closed.
             TimeoutError: it is not there by `deadline`, or the daemon does not answer; the next call tries again.
         """
         if self._closed:
             raise NetworkError("the directory is closed")
         if self._loaded is not None:
             return self._loaded
+        if self._never:
+            raise NetworkError(self._never)
         if self._loading is None or self._loading.done():
             self._loading = asyncio.get_running_loop().create_task(self._load())
             self._loading.add_done_callback(_note)  # who waited for it may have gone
@@ -118,22 +121,23 @@ class LateDirectory:
         return AskedDirectory(self._transport, control, identity, self._clock, only_joined=True)
 
     async def _load(self) -> HivemindDirectory:
-        loop = asyncio.get_running_loop()
-        require_alone("hivemind")
+        loop, restarts = asyncio.get_running_loop(), self._daemon.num_restarts
         try:
+            require_alone("hivemind")
             module = await loop.run_in_executor(
                 None, importlib.import_module, "runnel.dht.hivemind.directory"
             )
-        except ImportError as error:
-            _log.warning("nobody finds this peer: hivemind cannot be imported (%s)", error)
-            raise NetworkError(
-                f"hivemind cannot be imported ({error}): install runnel again"
-            ) from error
+        except (ConfigError, ImportError) as error:
+            self._never = f"hivemind cannot be imported: {error}"
+            _log.warning("%s: newcomers find this peer through others alone", self._never)
+            raise NetworkError(self._never) from error
         directory: HivemindDirectory = await module.HivemindDirectory.start(
             self._daemon, self._clock, self._records
         )
         directory.also_ask(self._asked())
         self._loaded = directory
+        if self._daemon.num_restarts != restarts:  # perhaps after it was attached to
+            await directory.reattach()
         await directory.join(await self._neighbours(), deadline=loop.time() + _JOIN_S)
         return directory
 

@@ -14,7 +14,7 @@ from runnel.dht.framing import TakeRoom, fresh_room
 from runnel.dht.hivemind.late_directory import LateDirectory
 from runnel.dht.identity import to_base58
 from runnel.dht.middle import Middle
-from runnel.dht.network import NetworkSettings, require_alone
+from runnel.dht.network import NetworkSettings, promise, take_back
 from runnel.dht.peer_cache import PeerCache
 from runnel.dht.tending import Tending, parsed
 from runnel.dht.throttle import Throttle
@@ -126,8 +126,9 @@ async def start_hivemind(
         NetworkError: the step that failed, for each address to join if it was that.
     """
     bootstrap = [parsed(text) for text in settings.bootstrap]
-    require_alone("hivemind")
     async with contextlib.AsyncExitStack() as stack:
+        promise("hivemind")
+        stack.callback(take_back, "hivemind")
         daemon = await Daemon.start(_options(settings))
         stack.push_async_callback(daemon.aclose)
         if daemon.identity.peer_id != identity.peer_id:

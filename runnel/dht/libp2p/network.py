@@ -13,7 +13,7 @@ from runnel.dht.daemon_process import free_port
 from runnel.dht.dialling import Dialler
 from runnel.dht.framing import TakeRoom, fresh_room
 from runnel.dht.libp2p.transport import Libp2pTransport
-from runnel.dht.network import NetworkSettings, require_alone
+from runnel.dht.network import NetworkSettings, promise, take_back
 from runnel.dht.peer_cache import PeerCache
 from runnel.dht.tending import Tending, parsed
 from runnel.dht.throttle import Throttle
@@ -102,11 +102,14 @@ async def start_libp2p(
         NetworkError: the port is taken, or the step that failed, for each address to join.
     """
     bootstrap = [parsed(text) for text in settings.bootstrap]
-    require_alone("libp2p")
     loop = asyncio.get_running_loop()
-    # Importing takes a second of CPU: the loop goes on meanwhile.
-    hosts: Any = await loop.run_in_executor(None, importlib.import_module, f"{__package__}.host")
     async with contextlib.AsyncExitStack() as stack:
+        promise("libp2p")
+        stack.callback(take_back, "libp2p")
+        # Importing takes a second of CPU: the loop goes on meanwhile.
+        hosts: Any = await loop.run_in_executor(
+            None, importlib.import_module, f"{__package__}.host"
+        )
         guest = await hosts.TrioGuest.start()
         stack.push_async_callback(guest.aclose)
         port = free_port(settings.listen_host, settings.port)

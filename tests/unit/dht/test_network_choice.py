@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from runnel.dht import network_choice
-from runnel.dht.network import require_alone
+from runnel.dht.network import promise, require_alone, take_back
 from runnel.dht.network_choice import AUTO, DAEMON, KINDS, LIBP2P, choose
 from runnel.errors import ConfigError, NetworkError
 from runnel.node.config import NETWORKS
@@ -78,6 +79,22 @@ def test_one_is_not_imported_where_the_other_is(
     monkeypatch.setitem(sys.modules, present, sys)
     with pytest.raises(ConfigError, match=f"imported {present}, beside which {wanted}"):
         require_alone(wanted)
+
+
+def test_a_network_that_imports_its_library_later_has_the_process_already(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("runnel.dht.network._promised", Counter())
+    monkeypatch.delitem(sys.modules, "hivemind", raising=False)
+    monkeypatch.delitem(sys.modules, "libp2p", raising=False)
+    promise("hivemind")
+    promise("hivemind")
+    take_back("hivemind")  # the second did not start
+    require_alone("hivemind")
+    with pytest.raises(ConfigError, match="imported hivemind, beside which libp2p"):
+        promise("libp2p")
+    take_back("hivemind")
+    promise("libp2p")
 
 
 def test_choosing_imports_neither() -> None:

@@ -24,6 +24,7 @@ class Shared:
     def __init__(self) -> None:
         self.values: dict[str, dict[PeerId, bytes]] = {}
         self.works = True
+        self.takes_s = 0.0
 
 
 class Network:
@@ -45,6 +46,7 @@ class Network:
 
     async def publish(self, key: str, value: bytes, *, ttl_s: float, deadline: float) -> bool:
         del ttl_s, deadline
+        await asyncio.sleep(self._shared.takes_s)
         if not self._shared.works:
             raise NetworkError("nobody holds it")
         self._shared.values.setdefault(key, {})[self._me] = value
@@ -62,6 +64,23 @@ async def found_by(network: Network) -> list[PeerId]:
 
 def announcer(network: Network) -> Announcer:
     return Announcer(network, RUN, lambda _: None)  # type: ignore[arg-type]
+
+
+def test_whoever_leaves_while_it_is_announced_for_the_first_time_says_so() -> None:
+    async def test() -> None:
+        shared = Shared()
+        mine, other = Network(shared, ME), Network(shared, OTHER)
+        leaver = announcer(mine)
+        async with asyncio.TaskGroup() as group:
+            shared.takes_s = 5.0
+            running = group.create_task(leaver.run())
+            await asyncio.sleep(1)
+            await leaver.withdraw()
+            await asyncio.sleep(200)
+            assert await found_by(other) == []
+            running.cancel()
+
+    run_virtual(test)
 
 
 def test_whoever_left_is_not_looked_for() -> None:
