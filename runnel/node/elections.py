@@ -28,6 +28,8 @@ from runnel.verification.agreement import (
 
 ABORT_ATTEMPTS = 3
 """From this attempt on an outcome may be an abort although results are held."""
+_STANDSTILL_ROUNDS = 9
+"""One in so many waits for members that are behind, too; no multiple of a usual number of fragments."""
 _SILENCE_S = 3.0
 
 
@@ -238,9 +240,18 @@ class Elections:
                 self._state.members.missed(peer, place.half_at, now, among=len(place.view))
             return True
         return not any(
-            self._expected(peer, now) and not self._state.lags(peer, place.key.number)
+            self._expected(peer, now) and not self._is_left_behind(peer, place.key.number)
             for peer in missing
         )
+
+    def _is_left_behind(self, peer: PeerId, number: int) -> bool:
+        """Whether round `number` does without `peer`, as that has not come so far.
+
+        Now and then it does not: where rounds are short, whoever is behind meets the others only if they stand
+        still for a moment.
+        """
+        turn = number % _STANDSTILL_ROUNDS == _STANDSTILL_ROUNDS - 1
+        return not turn and self._state.lags(peer, number)
 
     def _expected(self, peer: PeerId, now: float) -> bool:
         """Whether to wait for `peer`: one that fell silent costs a deadline once, not in each round."""

@@ -173,8 +173,11 @@ class ProtocolState:
         return len(near) >= majority(len(voters))
 
     def lags(self, peer: PeerId, number: int) -> bool:
-        """Whether `peer` is so far behind, as it says, that round `number` is not soon open for it."""
-        near = self.chain.open_rounds if self.settings.carries is None else CAUGHT_UP_ROUNDS
+        """Whether `peer` is so far behind, as it says, that round `number` is not soon open for it.
+
+        That it has the newest record, too, it may not have said yet.
+        """
+        near = self.chain.open_rounds + 1 if self.settings.carries is None else CAUGHT_UP_ROUNDS
         return self.members.reached(peer, number) + near < number
 
     def has_quorum_elsewhere(self, now: float) -> bool:

@@ -259,7 +259,7 @@ AGREEMENT = (
     Mutant(
         "a set waits for those who are expected",
         "node.elections",
-        "self._expected(peer, now) and not self._state.lags(peer, place.key.number)",
+        "self._expected(peer, now) and not self._is_left_behind(peer, place.key.number)",
         "False",
         (
             "node.test_elections:test_a_set_waits_for_whoever_was_just_heard_and_no_longer_than_its_deadline",
@@ -268,8 +268,22 @@ AGREEMENT = (
     Mutant(
         "a set does not wait for whom it is not open",
         "node.elections",
-        "self._expected(peer, now) and not self._state.lags(peer, place.key.number)",
+        "self._expected(peer, now) and not self._is_left_behind(peer, place.key.number)",
         "self._expected(peer, now)",
+        ("node.test_elections:test_a_set_does_not_wait_for_a_member_that_is_rounds_behind",),
+    ),
+    Mutant(
+        "now and then a set waits for members that are behind, too",
+        "node.elections",
+        "return not turn and self._state.lags(peer, number)",
+        "return self._state.lags(peer, number)",
+        ("node.test_slow_training:test_who_fell_behind_takes_part_again_however_short_the_rounds",),
+    ),
+    Mutant(
+        "who has not said yet that it has the newest record is not behind",
+        "node.protocol_state",
+        "near = self.chain.open_rounds + 1 if",
+        "near = self.chain.open_rounds if",
         ("node.test_elections:test_a_set_does_not_wait_for_a_member_that_is_rounds_behind",),
     ),
     Mutant(

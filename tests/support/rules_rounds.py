@@ -73,8 +73,8 @@ CARRIED = (
     Mutant(
         "who is a few short rounds behind is waited for",
         "node.protocol_state",
-        "near = self.chain.open_rounds if self.settings.carries is None else CAUGHT_UP_ROUNDS",
-        "near = self.chain.open_rounds",
+        "near = self.chain.open_rounds + 1 if self.settings.carries is None else CAUGHT_UP_ROUNDS",
+        "near = self.chain.open_rounds + 1",
         (_CARRIED + "test_a_member_some_rounds_behind_is_waited_for",),
     ),
 )

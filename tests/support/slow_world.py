@@ -54,7 +54,10 @@ class SlowJobs(Jobs):
 
 
 class SlowWorld(World):
-    """Peers whose shares of a round, transfers and arithmetic take these times; those in `idle` never step."""
+    """Peers whose shares of a round, transfers and arithmetic take these times; those in `idle` never step.
+
+    Shares of those in `slow` take so many times as long.
+    """
 
     def __init__(
         self,
@@ -64,13 +67,14 @@ class SlowWorld(World):
         transfer_s: float = 0.1,
         work_s: float = 0.05,
         idle: Collection[int] = (),
+        open_rounds: int = 2,
     ) -> None:
         self.share_s, self.transfer_s, self.work_s = share_s, transfer_s, work_s
         self.idle = set(idle)
         self.wants: dict[int, dict[RoundKey, WantHandover]] = {}
         self.steps: Counter[int] = Counter()
         self.rng = Random(1)
-        self.open_rounds, self.fragments, self.count = 2, 4, count
+        self.open_rounds, self.fragments, self.count = open_rounds, 4, count
         self.carried = False
         self.links = Links(0, 0, 0, 0.05)
         self.genesis = genesis_record(tuple(map(peer_name, range(count))), digest(b"zero"))
@@ -113,6 +117,7 @@ class SlowWorld(World):
         if self.peers.get(index) is not peer:
             return
         step_s = self.share_s / _SHARE_STEPS * self.rng.uniform(0.95, 1.05)
+        step_s *= self.slow.get(index, 1.0)
         self.at(self.now + step_s, "step", peer)
         if index in self.idle:
             return

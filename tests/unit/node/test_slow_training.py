@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from runnel.node.records import RecordKind
@@ -35,6 +37,19 @@ def test_transfers_near_the_ceiling_do_not_end_in_branches() -> None:
     world = SlowWorld(4, share_s=10.0, transfer_s=CEILING_S - 1).run_until(400)
     assert world.kinds()[RecordKind.BRANCH] == 0
     assert world.kinds()[RecordKind.ROUND] > 15
+
+
+@pytest.mark.parametrize("share_s", [0.05, 0.2])
+def test_who_fell_behind_takes_part_again_however_short_the_rounds(share_s: float) -> None:
+    world = SlowWorld(2, share_s=share_s, transfer_s=0.02, work_s=0.03, open_rounds=1)
+    world.slow = {1: 1.2}
+    world.links = replace(world.links, late=0.0)
+    world.blocked = frozenset({(0, 1)})
+    world.run_until(21)
+    world.blocked = frozenset()
+    world.run_until(41)
+    newest = world.path()[-20:]
+    assert all(len(record.shares) == 2 for record in newest)
 
 
 def test_a_peer_that_was_cut_off_does_not_take_the_others_along() -> None:
