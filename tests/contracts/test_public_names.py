@@ -17,13 +17,12 @@ ROOT = Path(__file__).parents[2]
 FACES = sorted((ROOT / "runnel").glob("*/__init__.py"))
 
 
-def cpu_and_modules(code: str, *, tries: int) -> tuple[float, set[str]]:
-    """CPU seconds (the least of `tries`: other processes can only add) and what was imported."""
+def cpu_and_modules(code: str, *, limit_s: float, tries: int = 5) -> tuple[float, set[str]]:
+    """CPU seconds and what was imported; tried again if it took too long: other processes can only add."""
     script = (
         f"import json, sys, time\nstart = time.process_time()\n{code}\n"
         "print(json.dumps([time.process_time() - start, sorted(sys.modules)]), file=sys.stderr)"
     )
-    outcomes = []
     for _ in range(tries):
         done = subprocess.run(
             [sys.executable, "-c", script],
@@ -33,8 +32,10 @@ def cpu_and_modules(code: str, *, tries: int) -> tuple[float, set[str]]:
             check=True,
             timeout=60,
         )
-        outcomes.append(json.loads(done.stderr.splitlines()[-1]))
-    return min(o[0] for o in outcomes), set(outcomes[-1][1])
+        seconds, modules = json.loads(done.stderr.splitlines()[-1])
+        if seconds < limit_s:
+            break
+    return seconds, set(modules)
 
 
 def test_the_public_names_are_few_and_each_one_is_there() -> None:
@@ -74,7 +75,7 @@ def test_each_folder_says_what_is_public(face: Path) -> None:
 
 
 def test_importing_runnel_is_light() -> None:
-    seconds, modules = cpu_and_modules("import runnel", tries=5)
+    seconds, modules = cpu_and_modules("import runnel", limit_s=0.05)
     assert modules.isdisjoint({"torch", "numpy", "hivemind", "numba", "typer", "pydantic"})
     assert seconds < 0.05
 
@@ -84,7 +85,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
         "from runnel.tools.cli import main\n"
         "sys.argv = ['runnel', '--help']\n"
         "try:\n    main()\nexcept SystemExit as exit:\n    assert not exit.code",
-        tries=5,
+        limit_s=0.4,
     )
     assert modules.isdisjoint({"torch", "hivemind", "numba"})
     assert seconds < 0.4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -66,12 +67,30 @@ def test_the_two_commands_are_on_the_first_screen() -> None:
     assert any(line.startswith("scripts/test") for line in first)
 
 
-@pytest.mark.parametrize(
-    "verb", sorted({w.split()[1] for w in SHELL if w.startswith("runnel ") and len(w.split()) > 1})
-)
-def test_each_verb_exists(verb: str) -> None:
+VERBS = sorted({w.split()[1] for w in SHELL if w.startswith("runnel ") and len(w.split()) > 1})
+HELP = """
+import contextlib, io, json, sys
+from runnel.tools.cli import main
+
+said = {}
+for verb in sys.argv[1:]:
+    sys.argv = ["runnel", verb, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code
+    said[verb] = code, out.getvalue()
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def helped() -> dict[str, tuple[int, str]]:
+    """By the verb: the exit code of `--help`, and what it printed; all in one process, asked in turn."""
     outcome = subprocess.run(
-        [sys.executable, "-c", "from runnel.tools.cli import main; main()", verb, "--help"],
+        [sys.executable, "-c", HELP, *VERBS],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -79,7 +98,15 @@ def test_each_verb_exists(verb: str) -> None:
         timeout=60,
     )
     assert outcome.returncode == 0, outcome.stderr
-    assert verb in outcome.stdout
+    answers: dict[str, tuple[int, str]] = json.loads(outcome.stdout)
+    return answers
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_exists(helped: dict[str, tuple[int, str]], verb: str) -> None:
+    code, said = helped[verb]
+    assert code == 0
+    assert verb in said
 
 
 @pytest.mark.parametrize(

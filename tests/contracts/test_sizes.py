@@ -35,12 +35,17 @@ def place(path: Path, node: ast.AST) -> str:
     return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
 
 
+@cache
+def definitions(path: Path) -> list[Function | ast.ClassDef]:
+    return [n for n in ast.walk(tree(path)) if isinstance(n, Function | ast.ClassDef)]
+
+
 def functions(path: Path) -> Iterator[Function]:
-    return (n for n in ast.walk(tree(path)) if isinstance(n, Function))
+    return (n for n in definitions(path) if isinstance(n, Function))
 
 
 def classes(path: Path) -> Iterator[ast.ClassDef]:
-    return (n for n in ast.walk(tree(path)) if isinstance(n, ast.ClassDef))
+    return (n for n in definitions(path) if isinstance(n, ast.ClassDef))
 
 
 def names_in(expression: ast.expr) -> list[str]:
