@@ -20,7 +20,7 @@ from tests.support.checks import Broken, Checks
 from tests.support.jobs import Jobs
 from tests.support.sim_peer import RUN, Disk, SimPeer, peer_name
 
-SETTLING_S = 220.0
+SETTLING_S = 140.0
 """How long a schedule goes on once nothing fails any more."""
 _MARK_S = 80.0
 _CODED_EVERY = 8

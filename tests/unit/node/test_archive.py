@@ -65,7 +65,7 @@ def kept_in_memory(rounds: int) -> tuple[int, int]:
 def test_a_run_of_any_length_takes_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an old round its name stays, 32 bytes; that of two members is some thousands of bytes in whole."""
     monkeypatch.setattr(witness, "_MAX_VERIFIED", 100)  # full before the first look
-    short, long = 200, 800
+    short, long = 200, 500
     size, records = kept_in_memory(short)
     later_size, later_records = kept_in_memory(long)
     assert abs(later_records - records) <= BLOCK

@@ -97,7 +97,7 @@ one_line = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=200)
     tokens=st.integers(0, 2**63 - 1),
     final_averaging=st.booleans(),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_spec_written_as_toml_reads_back_equal(
     name: str, description: str, lr: float, tokens: int, final_averaging: bool
 ) -> None:

@@ -40,7 +40,7 @@ def test_every_type_has_a_sample() -> None:
     assert {type(message) for message in MESSAGES.values()} == set(get_args(Message))
 
 
-@settings(max_examples=600)
+@settings(max_examples=300)
 @given(
     st.sampled_from(sorted(MESSAGES)),
     st.lists(
@@ -72,7 +72,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(st.integers(0, 15), VALUES)
 def test_fields_of_any_shape_are_refused_or_are_a_message(kind: int, fields: object) -> None:
     try:

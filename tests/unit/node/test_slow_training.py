@@ -28,13 +28,13 @@ def test_steps_may_take_as_long_as_they_like(share_s: float) -> None:
 
 
 def test_slow_arithmetic_is_learned_from() -> None:
-    world = SlowWorld(4, share_s=2.0, work_s=1.5).run_until(240)
+    world = SlowWorld(4, share_s=2.0, work_s=1.5).run_until(100)
     late = world.path()[-20:]
     assert all(record.kind is RecordKind.ROUND for record in late)
 
 
 def test_transfers_near_the_ceiling_do_not_end_in_branches() -> None:
-    world = SlowWorld(4, share_s=10.0, transfer_s=CEILING_S - 1).run_until(400)
+    world = SlowWorld(4, share_s=10.0, transfer_s=CEILING_S - 1).run_until(250)
     assert world.kinds()[RecordKind.BRANCH] == 0
     assert world.kinds()[RecordKind.ROUND] > 15
 
