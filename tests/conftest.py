@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
+import logging
 import os
 import signal
 import threading
@@ -167,3 +168,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="torch sees no accelerator"))
+
+
+def pytest_collection_finish() -> None:
+    """Lets torch's loggers pass on to the root what they log.
+
+    To each that does not, pytest adds handlers at every test and takes them off again: as long as a short test.
+    """
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("torch") and isinstance(logger, logging.Logger):
+            logger.propagate = True

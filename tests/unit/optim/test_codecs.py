@@ -31,7 +31,9 @@ def test_an_unknown_codec_is_a_config_error_that_lists_the_known_ones() -> None:
 
 
 @every_codec
-def test_both_implementations_give_the_same_bytes_and_bits_at_every_kind_of_length(name: str) -> None:
+def test_both_implementations_give_the_same_bytes_and_bits_at_every_kind_of_length(
+    name: str,
+) -> None:
     fast, slow = codec_named(name, by="numba"), codec_named(name, by="reference")
     everything = mixed(301)
     for size in (*range(140), *range(140, 301, 7), *range(255, 260)):
