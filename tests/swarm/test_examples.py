@@ -1,6 +1,6 @@
 """The examples run as they are and say what their docstrings promise.
 
-Those that are one process each run one after the other in one: what they import takes longer than what they do.
+They run one after the other in one process: what they import takes longer than what they do.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import contextlib, io, json, os, pathlib, runpy, sys
 
 said = {}
 for path in map(pathlib.Path, sys.argv[1:]):
+    sys.argv = [str(path)]
     os.environ["RUNNEL_HOME"] = str(pathlib.Path(path.stem).absolute() / "home")
     with contextlib.redirect_stdout(io.StringIO()) as out:
         runpy.run_path(str(path), run_name="__main__")
@@ -58,13 +59,9 @@ def output_of(folder: Path, *command: str) -> str:
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What each example printed, by its file's name."""
-    alone = ["two_peers.py"]  # it starts itself once more, as its other peer
-    paths = sorted((ROOT / "examples").glob("*.py"))
-    rest = [str(path) for path in paths if path.name not in alone]
+    paths = map(str, sorted((ROOT / "examples").glob("*.py")))
     folder = tmp_path_factory.mktemp("examples")
-    outputs: dict[str, str] = json.loads(output_of(folder, "-c", IN_TURN, *rest))
-    for name in alone:
-        outputs[name] = output_of(tmp_path_factory.mktemp("alone"), str(ROOT / "examples" / name))
+    outputs: dict[str, str] = json.loads(output_of(folder, "-c", IN_TURN, *paths))
     return outputs
 
 
