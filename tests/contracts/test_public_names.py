@@ -23,6 +23,7 @@ def cpu_and_modules(code: str, *, limit_s: float, tries: int = 5) -> tuple[float
         f"import json, sys, time\nstart = time.process_time()\n{code}\n"
         "print(json.dumps([time.process_time() - start, sorted(sys.modules)]), file=sys.stderr)"
     )
+    seconds, modules = limit_s, list[str]()
     for _ in range(tries):
         done = subprocess.run(
             [sys.executable, "-c", script],
