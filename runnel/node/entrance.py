@@ -20,7 +20,7 @@ from runnel.dht.identity import Identity
 from runnel.dht.network import Network, NetworkSettings
 from runnel.dht.network_choice import DAEMON, choose, start_network
 from runnel.dht.socket_folder import remove_stale
-from runnel.errors import NetworkError, PeerError, RunMismatchError
+from runnel.errors import InputFileError, NetworkError, PeerError, RunMismatchError
 from runnel.hashing import digest
 from runnel.kernels import require_arithmetic
 from runnel.node.announcer import Announcer, find_peers
@@ -208,16 +208,52 @@ def _keep_port(machine: MachineConfig, port: int) -> None:
 
 
 def known_manifest(place: Place, owner: Identity | None) -> SignedManifest | None:
-    """The manifest of a run this machine has taken part in before."""
-    runs = sorted((place.machine.home / "runs").glob("*/manifest.bin"))
-    for path in runs:
-        manifest = SignedManifest.read(path)
-        if isinstance(place, Joined):
-            if place.invite.names(manifest.run_id):
-                return manifest
-        elif owner is not None and manifest.owner == owner.peer_id and _same_run(place, manifest):
-            return manifest
-    return None
+    """The manifest of a run this machine has taken part in before.
+
+    Runs that cannot be read, as those of another version, do not keep others from theirs: one warning.
+    The one that an invite names is asked of members again.
+
+    Raises:
+        InputFileError: a run that cannot be read may be the one to go on with here.
+    """
+    unreadable: dict[Path, InputFileError] = {}
+    found = None
+    for path in sorted((place.machine.home / "runs").glob("*/manifest.bin")):
+        try:
+            manifest = SignedManifest.read(path)
+        except InputFileError as error:
+            unreadable[path.parent] = error
+            continue
+        if found is None and _is_wanted(place, owner, manifest):
+            found = manifest
+    if found is None:
+        for folder in [folder for folder in unreadable if _may_be_wanted(place, folder.name)]:
+            if isinstance(place, Local):  # to found a second one in its stead would split the run
+                raise InputFileError(
+                    f"{unreadable[folder]}; or move {folder} away to start a new run of this name"
+                )
+            del unreadable[folder]
+            logger.warning("%s holds a damaged manifest: members are asked for it", folder)
+    if unreadable:
+        count, first = len(unreadable), next(iter(unreadable.values()))
+        logger.warning(
+            "%d other runs cannot be read and are left alone; the first: %s", count, first
+        )
+    return found
+
+
+def _is_wanted(place: Place, owner: Identity | None, manifest: SignedManifest) -> bool:
+    if isinstance(place, Joined):
+        return place.invite.names(manifest.run_id)
+    return owner is not None and manifest.owner == owner.peer_id and _same_run(place, manifest)
+
+
+def _may_be_wanted(place: Place, name: str) -> bool:
+    """Whether a folder of this name may hold the run, see `MachineConfig.run_folder`."""
+    run, _, digits = name.rpartition("-")
+    if isinstance(place, Joined):
+        return place.invite.run_id.hex().startswith(digits)
+    return run == place.spec.run.name
 
 
 def _same_run(place: Local, manifest: SignedManifest) -> bool:
