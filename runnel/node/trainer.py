@@ -5,6 +5,7 @@ Runs in the caller's thread, at step boundaries only.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from runnel.node.shares import Share, public_windows
 from runnel.optim.binding import ModelBinding
 from runnel.optim.store import OuterStore
 
+logger = logging.getLogger(__name__)
+
 _REPORT_STEPS = 10
 """Steps between two reports, and whose losses one is the mean of; the first step is reported as well."""
 
@@ -35,6 +38,7 @@ class Window:
     """What lies behind the next hand-overs. Tokens are by fragment, since its last included one.
 
     `step_s` and `waited_s` are seconds in `Trainer.step`, and of these in waiting, since the last report.
+    `unshared` are trainable parameters that are not exchanged, of which a warning was given.
     """
 
     tokens: list[int]
@@ -48,6 +52,7 @@ class Window:
     withheld_round: int = -1
     step_s: float = 0.0
     waited_s: float = 0.0
+    unshared: set[str] = field(default_factory=set)
 
 
 class Trainer:
@@ -84,7 +89,7 @@ class Trainer:
 
         Raises:
             ConfigError: `tokens` is below 1.
-            RunMismatchError: a parameter of the model was replaced.
+            RunMismatchError: a parameter of the model was replaced, or has another shape.
             RunnelError: what ended the peer's network side, or that it has left.
         """
         self._node.check()
@@ -202,6 +207,7 @@ class Trainer:
     def _hand_over(self, want: WantHandover) -> None:
         window, public = self.window, self._public
         self._binding.require_same()
+        self._warn_of_unshared()
         share = public.shares.pop(want.fragment, None) if public is not None else None
         if share is None and public is not None and want.key.number > public.until:
             share = self._end_window(want.key)
@@ -223,6 +229,19 @@ class Trainer:
         if public is None:
             window.steps_since_commit, window.losses = 0, []
         self._node.mailbox.hand_over(contribution)
+
+    def _warn_of_unshared(self) -> None:
+        told = self.window.unshared
+        names = [name for name in self._binding.unshared() if name not in told]
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            logger.warning(
+                "parameter %r%s is trained here but not exchanged, as it was frozen or not there when this peer"
+                " joined: unfreeze it before joining, in a run whose owner does so too",
+                names[0],
+                more,
+            )
+        told.update(names)
 
     def _end_window(self, key: RoundKey) -> Share | None:
         """Reads what is left of the window that `key` belongs to, all at this step; the first share of it."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from runnel.errors import ConfigError, RunMismatchError
-from runnel.optim.check import exchanged_parameters, survey
+from runnel.optim.check import exchanged_parameters, plain_name, survey
 from runnel.optim.fragments import FragmentPlan, ParameterShape, Piece, plan_fragments
 from runnel.protocols import Float32
 
@@ -45,12 +45,14 @@ class ModelBinding:
         _check_shapes(found.exchanged, plan.shapes)
         self.plan = plan
         self._model, self._parameters = model, exchanged_parameters(model)
+        self._shapes = {shape.name: shape.shape for shape in plan.shapes}
 
     def require_same(self) -> None:
-        """Checks that the model still has the parameters that it had at first.
+        """Checks that the model still has the parameters that it had at first, in their shapes.
 
         Raises:
-            RunMismatchError: one was replaced or removed; its training would not reach the swarm.
+            RunMismatchError: one was replaced or removed, and its training would not reach the swarm; or
+                one has another shape, and its values would not be those that others take them for.
         """
         present = {id(parameter) for parameter in self._model.parameters()}
         for name, parameter in self._parameters.items():
@@ -59,6 +61,16 @@ class ModelBinding:
                     f"parameter {name!r} is not in the model any more, expected the parameters that"
                     " it had at first: change modules before joining, later only values in place"
                 )
+            self._require_shape(name, parameter)
+
+    def unshared(self) -> tuple[str, ...]:
+        """Trainable parameters that are not exchanged: unfrozen or added after this was made."""
+        known = {id(parameter) for parameter in self._parameters.values()}
+        return tuple(
+            plain_name(name)
+            for name, parameter in self._model.named_parameters()
+            if parameter.requires_grad and id(parameter) not in known
+        )
 
     def new_buffer(self, fragment: int) -> Float32:
         """A float32 array of a fragment's size, zeros."""
@@ -69,11 +81,12 @@ class ModelBinding:
         """Copies a fragment's parameters to `out`, float32 [size of the fragment], contiguous.
 
         Raises:
+            RunMismatchError: a parameter has another shape than at first.
             ValueError: `out` is not such an array.
         """
         target = self._tensor(fragment, out)
         for piece in self.plan.fragments[fragment]:
-            flat = self._parameters[piece.parameter].detach().reshape(-1)
+            flat = self._parameter(piece).reshape(-1)
             _span(target, piece).copy_(flat[piece.start : piece.stop])
 
     @torch.no_grad()
@@ -81,11 +94,12 @@ class ModelBinding:
         """Sets a fragment's parameters to `values`, rounded to their type.
 
         Raises:
+            RunMismatchError: a parameter has another shape than at first.
             ValueError: `values` is not a contiguous float32 array [size of the fragment].
         """
         source = self._tensor(fragment, values)
         for piece in self.plan.fragments[fragment]:
-            parameter = self._parameters[piece.parameter].detach()
+            parameter = self._parameter(piece)
             flat = parameter.reshape(-1)
             flat[piece.start : piece.stop].copy_(_span(source, piece))
             _put_back(parameter, flat)
@@ -95,17 +109,30 @@ class ModelBinding:
         """Adds `delta` to a fragment's parameters in place: one rounded addition per value.
 
         Raises:
+            RunMismatchError: a parameter has another shape than at first.
             ValueError: `delta` is not a contiguous float32 array [size of the fragment].
         """
         source = self._tensor(fragment, delta)
         for piece in self.plan.fragments[fragment]:
-            parameter = self._parameters[piece.parameter].detach()
+            parameter = self._parameter(piece)
             flat = parameter.reshape(-1)
             target = flat[piece.start : piece.stop]
             wide = torch.promote_types(parameter.dtype, torch.float32)
             change = _span(source, piece).to(device=parameter.device, dtype=wide)
             target.copy_(target.to(wide) + change)
             _put_back(parameter, flat)
+
+    def _parameter(self, piece: Piece) -> Tensor:
+        parameter = self._parameters[piece.parameter]
+        self._require_shape(piece.parameter, parameter)
+        return parameter.detach()
+
+    def _require_shape(self, name: str, parameter: Tensor) -> None:
+        if parameter.shape != self._shapes[name]:
+            raise RunMismatchError(
+                f"parameter {name!r} has shape {tuple(parameter.shape)} now, expected"
+                f" {self._shapes[name]} as at first: resize modules before joining, later change only values"
+            )
 
     def _tensor(self, fragment: int, array: Float32) -> Tensor:
         """The array as a tensor on the same memory (a copy if it is read-only)."""

@@ -348,6 +348,30 @@ def test_a_replaced_module_is_named_before_anything_is_sent() -> None:
     assert node.handed == []
 
 
+def test_a_parameter_of_another_shape_is_not_handed_over() -> None:
+    bench = Bench()
+    bench.model.weight.data = torch.full((1, 9), 100.0)
+    bench.node.want(0, urgent=True)
+    with pytest.raises(RunMismatchError, match=r"'weight' has shape \(1, 9\)"):
+        bench.steps(1)
+    assert bench.handed == []
+
+
+def test_a_parameter_that_is_unfrozen_after_joining_is_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    model[0].requires_grad_(False)
+    node = NotingNode(model, local("outer.fragments=1", "rounds.open=1").spec)
+    binding = ModelBinding(model, node.plan)
+    trainer = Trainer(cast(PeerNode, node), binding, cast(OuterStore, BUFFERS))
+    for number in range(3):
+        node.want(number, urgent=True)
+        trainer.step(1.0, 1)
+        model[0].requires_grad_(number == 0)
+    assert [record.message[:27] for record in caplog.records] == ["parameter '0.weight' and 1 "]
+
+
 def test_the_first_step_is_reported_and_then_every_tenth() -> None:
     bench = Bench()
     bench.trainer.lr = 0.1

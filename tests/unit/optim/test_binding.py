@@ -270,3 +270,33 @@ def test_values_may_be_replaced_in_place() -> None:
     model.load_state_dict(Net().state_dict())
     model.double()
     binding.require_same()
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (3, 6), (36,)])
+def test_a_parameter_of_another_shape_is_named_and_nothing_of_it_is_read(
+    shape: tuple[int, ...],
+) -> None:
+    model = Net()
+    binding = bound(model, num_fragments=1)
+    buffer, ones = binding.new_buffer(0), np.ones(binding.plan.sizes[0], np.float32)
+    model.first.weight.data = torch.full(shape, 100.0)
+    for use in (
+        binding.require_same,
+        lambda: binding.read(0, buffer),
+        lambda: binding.write(0, ones),
+        lambda: binding.add(0, ones),
+    ):
+        with pytest.raises(RunMismatchError, match=r"first\.weight.*expected \(6, 6\)"):
+            use()
+    assert not (buffer == 100).any()
+    assert (model.first.weight == 100).all()
+
+
+def test_what_is_unfrozen_or_added_later_is_told_of() -> None:
+    model = Net()
+    model.first.requires_grad_(False)
+    binding = bound(model)
+    assert binding.unshared() == ()
+    model.first.bias.requires_grad_(True)
+    model.adapter = nn.Linear(2, 2, bias=False)
+    assert binding.unshared() == ("first.bias", "adapter.weight")
