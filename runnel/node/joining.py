@@ -199,6 +199,7 @@ async def find_holders(source: Source, state: ProtocolState) -> tuple[PeerId, ..
 
     Raises:
         NetworkError: nobody answered.
+        StorageError: what was told could not be kept.
     """
     holders = await fetch_chain(source, state)
     if len(holders) >= _FEW_DONORS:
@@ -219,6 +220,7 @@ async def fetch_chain(source: Source, state: ProtocolState) -> tuple[PeerId, ...
 
     Raises:
         NetworkError: nobody answered.
+        StorageError: what was told could not be kept.
     """
     loop, reasons, answered = asyncio.get_running_loop(), list[str](), list[PeerId]()
     began_s = loop.time()
@@ -242,7 +244,10 @@ async def fetch_chain(source: Source, state: ProtocolState) -> tuple[PeerId, ...
     finally:
         for task in asked:
             task.cancel()
-        await asyncio.gather(*asked, return_exceptions=True)
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):  # of this machine: donors' own are among the reasons
+            raise outcome
     if not answered:
         told = "; ".join(reasons) or "none is known"
         raise NetworkError(

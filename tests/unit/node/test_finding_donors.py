@@ -9,7 +9,7 @@ import pytest
 
 from runnel.dht.memory import Link, MemoryNetwork, MemoryTransport
 from runnel.dht.virtual_loop import run_virtual
-from runnel.errors import NetworkError
+from runnel.errors import NetworkError, StorageError
 from runnel.node import joining
 from runnel.node.events import StateFetched
 from runnel.node.joining import Source, find_holders
@@ -72,6 +72,18 @@ def test_where_enough_told_the_chain_nobody_else_is_asked() -> None:
         async with Swarm() as swarm:
             donors = (STRANGER, MEMBERS[0], MEMBERS[1])
             assert await swarm.find(*donors) == set(donors)
+
+    run_virtual(main)
+
+
+def test_a_full_disk_is_told_of_as_that_and_not_as_members_that_are_not_there() -> None:
+    def full() -> None:
+        raise StorageError("cannot write the log: No space left on device")
+
+    async def main() -> None:
+        async with Swarm() as swarm:
+            with pytest.raises(StorageError, match="No space"):
+                await find_holders(Source(swarm.guest, MEMBERS, RUN, told=full), swarm.state)
 
     run_virtual(main)
 
