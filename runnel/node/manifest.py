@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from runnel.dht.identity import SIGNATURE_BYTES, Identity, public_key_of
 from runnel.dht.wire import pack, unpack
-from runnel.errors import BugError, InputFileError, PeerError
+from runnel.errors import BugError, ConfigError, InputFileError, PeerError
 from runnel.hashing import digest
 from runnel.node.atomic import write_atomically
 from runnel.node.manifest_patterns import AUTO
@@ -88,6 +88,7 @@ class SignedManifest:
 
         Raises:
             BugError: the genesis is malformed.
+            ConfigError: the spec holds what `decode` refuses, so that nobody could read the manifest.
         """
         members = tuple(sorted(set(genesis.members)))
         sorted_genesis = Genesis(
@@ -102,7 +103,14 @@ class SignedManifest:
             raise BugError("a run begins with a codec that was not chosen")
         body = _body(spec, owner.peer_id, sorted_genesis)
         signature = owner.sign(statement(digest(body)))
-        return cls(spec=spec, owner=owner.peer_id, genesis=sorted_genesis, signature=signature)
+        manifest = cls(spec=spec, owner=owner.peer_id, genesis=sorted_genesis, signature=signature)
+        try:
+            cls.decode(manifest.encode())
+        except PeerError as error:  # `model_copy`, by which settings are filled in, checks nothing
+            raise ConfigError(
+                f"the run's manifest would be read by nobody ({error}): correct this setting"
+            ) from None
+        return manifest
 
     @property
     def run_id(self) -> Digest:

@@ -19,6 +19,7 @@ from runnel.node.manifest_patterns import (
 
 NAME_PATTERN = r"^[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?$"
 NAME_WORDS = "1 to 40 lower-case letters, digits and inner hyphens"
+MAX_SEED_LR = 10
 MAX_MEMBERS = 64
 MAX_INT = 2**63 - 1
 
@@ -241,7 +242,7 @@ class SeedsSection(Section):
     lr: float = Field(
         default=1e-3,
         ge=0,
-        le=10,
+        le=MAX_SEED_LR,
         description="learning rate at the start; 0 = measured at the launch (not ferret)",
     )
     lr_per: Literal["step", "member"] = Field(

@@ -11,6 +11,7 @@ from runnel.errors import ConfigError
 from runnel.node.budget import settle
 from runnel.node.entrance import Entrance
 from runnel.node.manifest_patterns import AUTO
+from runnel.node.manifest_sections import MAX_SEED_LR
 from runnel.node.place import Local
 from runnel.optim.seed_rate import rate_for
 
@@ -68,6 +69,14 @@ def _with_rate(spec: RunSpec, trials: Trials | None) -> RunSpec:
     is_spsa = seeds.method == "spsa"
     scalars, per = (seeds.probes, "member") if is_spsa else (_WALK_SCALARS, "step")
     lr = rate_for(bend, scalars)
+    if lr > MAX_SEED_LR:
+        logger.warning(
+            "a loss that bends as little as this one would take steps of %g, and seeds.lr is at most %g: is the"
+            " model far from what it is to learn, or the loss nearly flat?",
+            lr,
+            MAX_SEED_LR,
+        )
+        lr = float(MAX_SEED_LR)
     logger.info(
         "the loss bends by %.2g along random directions: seeds.lr is %g%s",
         bend,

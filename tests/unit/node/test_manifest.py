@@ -522,6 +522,13 @@ def test_a_missing_or_damaged_file_is_an_input_file_error(tmp_path: Path) -> Non
         SignedManifest.read(path)
 
 
+def test_what_nobody_could_read_is_not_signed(owner: Identity) -> None:
+    seeds = SPEC.seeds.model_copy(update={"lr": 50.0})
+    with pytest.raises(ConfigError, match=r"read by nobody \(value: .*seeds\.lr") as caught:
+        SignedManifest.issue(owner, SPEC.model_copy(update={"seeds": seeds}), genesis(owner))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_genesis_without_members_is_our_own_bug(owner: Identity) -> None:
     with pytest.raises(BugError):
         SignedManifest.issue(owner, SPEC, replace(genesis(owner), members=()))

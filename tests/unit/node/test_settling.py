@@ -52,6 +52,16 @@ def test_an_open_rate_is_measured_for_one_members_scalars(tmp_path: Path) -> Non
     assert (found.lr, found.lr_per) == (5e-4, "step")
 
 
+def test_a_measured_rate_stays_in_its_range_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = spec_of("seeds.method=spsa", "seeds.lr=0", "seeds.probes=4")
+    found = settled(spec, Trials(never, lambda: 0.01), tmp_path)
+    assert found.seeds.lr == 10
+    assert "would take steps of 50, and seeds.lr is at most 10" in caplog.text
+    assert RunSpec.from_values(found.values()) == found
+
+
 def test_a_rate_that_was_set_stays(tmp_path: Path) -> None:
     spec = spec_of("seeds.method=spsa", "seeds.lr=0.002")
     assert settled(spec, Trials(never, never), tmp_path) == spec
