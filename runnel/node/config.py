@@ -309,7 +309,7 @@ def _check_host(host: str) -> None:
 
 def _check_ip(name: str, host: str) -> None:
     try:
-        ipaddress.ip_address(host)
+        ipaddress.ip_address(host if isinstance(host, str) else "")  # a number would be an address
     except ValueError:
         raise ConfigError(
             f"{name} is {host!r}, expected an IP address of this machine: use"

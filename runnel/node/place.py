@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,13 +72,21 @@ def local(
     Raises:
         ConfigError: an unknown setting, a value out of range, or a member that is no peer id.
     """
+    for setting in settings:
+        if not isinstance(setting, str):
+            raise ConfigError(
+                f'a setting is {setting!r}, expected a text such as "outer.every_steps=50"'
+            )
     tables = parse_overrides(["run.name=local", "model.kind=custom", *settings])
     spec = make_spec(tables, source="runnel.local")
-    for member in members:
+    if not isinstance(members, Iterable):
+        raise ConfigError(f"members is {members!r}, expected a list of peer ids")
+    founders = tuple(members)
+    for member in founders:
         _check_member(member)
-    folder = Path(home) if home is not None else _scratch_folder()
+    folder = _folder(home) or _scratch_folder()
     machine = MachineConfig.at(folder, host=host, port=port, network=network).serving(metrics)
-    return Local(spec=spec, machine=machine, members=tuple(members), scratch=home is None)
+    return Local(spec=spec, machine=machine, members=founders, scratch=home is None)
 
 
 def invited(
@@ -104,10 +113,13 @@ def invited(
         ConfigError: an unusable invite, or a value out of range.
     """
     parsed = Invite.parse(invite) if isinstance(invite, str) else invite
-    folder = Path(home) if home is not None else None
+    if not isinstance(parsed, Invite):
+        raise ConfigError(f'{invite!r} is given, expected an invite ("runnel:...")')
     return Joined(
         invite=parsed,
-        machine=MachineConfig.at(folder, host=host, port=port, network=network).serving(metrics),
+        machine=MachineConfig.at(_folder(home), host=host, port=port, network=network).serving(
+            metrics
+        ),
     )
 
 
@@ -127,6 +139,12 @@ def resolve(place: str | Invite | Place) -> Place:
     return place
 
 
+def _folder(home: str | Path | None) -> Path | None:
+    if home is None or isinstance(home, str | os.PathLike):
+        return None if home is None else Path(home)
+    raise ConfigError(f'home is {home!r}, expected the path of a folder, such as "~/swarm"')
+
+
 def _scratch_folder() -> Path:
     """A path of its own for a home that is made, private, when its peer starts."""
     return Path(tempfile.gettempdir()) / f"runnel-{secrets.token_hex(8)}"
@@ -134,9 +152,9 @@ def _scratch_folder() -> Path:
 
 def _check_member(member: PeerId) -> None:
     try:
-        public_key_of(member)
+        public_key_of(member if isinstance(member, bytes) else PeerId(b""))
     except ValueError as error:
         raise ConfigError(
-            f"a founding member is no peer id ({error}), expected an identity's peer_id: ask each"
+            f"the founding member {member!r:.40} is no peer id ({error}), expected an identity's peer_id: ask each"
             " member for theirs"
         ) from None

@@ -285,7 +285,7 @@ def apply_(
     """Rebuild the weights of a shared-seed run from its base and its log, bit for bit."""
     from runnel.tools.cli_run import apply_log
 
-    print(apply_log(base, log, out or log.with_suffix(".safetensors")))
+    print(apply_log(base, log, out or log.parent / f"{log.stem}.safetensors"))
 
 
 @app.command(

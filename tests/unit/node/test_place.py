@@ -88,3 +88,34 @@ def test_a_local_place_stays_as_it_is() -> None:
     place = local()
     assert resolve(place) is place
     assert isinstance(place, Local)
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "message"),
+    [
+        ((5,), {}, "a setting is 5, expected a text"),
+        ((None,), {}, "a setting is None"),
+        ((), {"home": 5}, "home is 5, expected the path"),
+        ((), {"host": 5}, "host is 5, expected an IP address"),
+        ((), {"host": None}, "host is None, expected an IP address"),
+        ((), {"port": "a"}, "port is 'a'"),
+        ((), {"network": 5}, "network is 5"),
+        ((), {"metrics": 0.5}, "metrics is 0.5"),
+        ((), {"members": ["a"]}, "member 'a' is no peer id"),
+        ((), {"members": 5}, "members is 5, expected a list"),
+    ],
+    ids=repr,
+)
+def test_what_is_of_another_type_is_named(settings: Any, given: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        local(*settings, **given)
+    assert "\n" not in str(caught.value)
+    if set(given) & {"home", "host", "port", "network", "metrics"}:
+        with pytest.raises(ConfigError, match=message):
+            invited(INVITE, **given)
+
+
+@pytest.mark.parametrize("given", [None, 5, b"runnel:"], ids=repr)
+def test_an_invite_of_another_type_is_named(given: Any) -> None:
+    with pytest.raises(ConfigError, match="expected an invite"):
+        invited(given)

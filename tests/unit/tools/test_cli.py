@@ -190,6 +190,7 @@ def test_launch_names_each_wrong_field_on_its_line(
         (["status"], 3, "no run under"),
         (["sample", "--tokens", "0"], 2, "--tokens"),
         (["checkpoint"], 3, "no run under"),
+        (["apply", "base", "."], 3, ". cannot be read (is a directory): name a log of seeds"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_its_exit_code(
