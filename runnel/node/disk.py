@@ -116,12 +116,17 @@ def _create(path: Path, *, direct: bool) -> tuple[bool, int]:
     return False, open_file(path, flags, 0o600)
 
 
+_NO_FOLDER = "a file is in the place of a folder: choose another path"
+
+
 def storage_error(action: str, path: Path, error: OSError) -> StorageError:
     """The error for a person: what failed where, why, and what helps."""
     remedies = {
         errno.ENOSPC: "free some space",
         errno.EDQUOT: "free some space of your quota",
         errno.EROFS: "mount the disk for writing or choose another folder",
+        errno.EEXIST: _NO_FOLDER,
+        errno.ENOTDIR: _NO_FOLDER,
         errno.EACCES: "give this user the right to write there or choose another folder",
     }
     remedy = remedies.get(error.errno or 0, "check the disk")

@@ -42,10 +42,15 @@ def save_checkpoint(folder: Path, out: Path) -> Path:
         The checkpoint's own folder, in `out`.
 
     Raises:
+        ConfigError: `out` is a file.
         InputFileError: there is no state yet, or it is damaged.
         RunMismatchError: the state is not the one that the run's records name.
         StorageError: the disk refused to read or write; what was in `out` is intact.
     """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(
+            f"{out} is a file, expected a folder of checkpoints: choose another --out"
+        )
     manifest, content = read_outer_state(folder)
     return write_checkpoint(out, content, run=manifest.encode(), keep=_KEEP_ALL)
 

@@ -232,8 +232,12 @@ def sample(
     from runnel.node.checkpoint import is_checkpoint
     from runnel.tools.cli_status import find_run
 
+    expected = (
+        "the name or folder of a run, or a folder that `runnel checkpoint` wrote, where the run's settings"
+        " are beside the weights: weights alone, as `apply` writes them, are for your own program"
+    )
     given = run and is_checkpoint(Path(run))
-    folder = Path(run) if given else find_run(_home(home), run).folder
+    folder = Path(run) if given else find_run(_home(home), run, expected=expected).folder
     from runnel.tools.cli_run import sample_text
 
     print(sample_text(folder, prompt=prompt, tokens=tokens, seed=seed))

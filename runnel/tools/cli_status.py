@@ -21,6 +21,7 @@ MAX_STATUS_BYTES = 2**20
 _MAX_DEPTH = 5
 _SILENT_S = 60.0
 _OVER = frozenset({"stopped", "ended", "left"})
+_EXPECTED = "the name of a run, or a folder of what launch or join leave"
 _HEADS = (
     "run",
     "peer",
@@ -62,22 +63,25 @@ class RunFolder:
         return _number(self.status.get("updated_unix_s")) or 0.0
 
 
-def find_runs(home: Path, name: str = "") -> list[RunFolder]:
+def find_runs(home: Path, name: str = "", *, expected: str = _EXPECTED) -> list[RunFolder]:
     """All runs below `home`, or those called `name` (also the path of a folder), newest first.
 
     Raises:
-        InputFileError: there is none.
+        InputFileError: there is none; of a path without one, what was `expected` there.
     """
     root = Path(name) if name and Path(name).is_dir() else home
     found = [_read(path) for path in _status_files(root)]
+    known = sorted({str(run.status.get("run", run.folder.name)) for run in found})
     if root is home and name:
-        known = sorted({str(run.status.get("run", run.folder.name)) for run in found})
         found = [run for run in found if run.is_called(name)]
-        if not found and known:
+    if not found:
+        if name and Path(name).exists():
+            kind = "folder without a run" if root is not home else "file"
+            raise InputFileError(f"{name} is a {kind}, expected {expected}")
+        if known:
             raise InputFileError(
                 f"no run {name!r} under {home}, expected one of {', '.join(known)}: name one of them"
             )
-    if not found:
         raise InputFileError(
             f"no run under {root}, expected what launch or join leave there: name its folder with"
             " --home"
@@ -85,14 +89,14 @@ def find_runs(home: Path, name: str = "") -> list[RunFolder]:
     return sorted(found, key=lambda run: (-run.updated_unix_s, str(run.folder)))
 
 
-def find_run(home: Path, name: str = "") -> RunFolder:
+def find_run(home: Path, name: str = "", *, expected: str = _EXPECTED) -> RunFolder:
     """The one run below `home` (called `name`); of several peers of one run the newest.
 
     Raises:
-        InputFileError: there is none.
+        InputFileError: there is none, see `find_runs`.
         ConfigError: there are several runs to choose from.
     """
-    found = find_runs(home, name)
+    found = find_runs(home, name, expected=expected)
     ids = {str(run.status.get("run_id", run.folder)) for run in found}
     if len(ids) > 1:
         names = ", ".join(sorted({run.folder.name for run in found}))

@@ -306,6 +306,18 @@ def test_rounds_that_were_aborted_afterwards_change_no_byte_of_a_checkpoint(
     assert read_checkpoint(first).meta.round == 0
 
 
+def test_a_file_in_the_place_of_the_folder_is_named_and_stays(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run, out = make_run(), tmp_path / "text.txt"
+    out.write_text("mine")
+    with pytest.raises(ConfigError, match="expected a folder of checkpoints: choose another --out"):
+        save_checkpoint(run.folder, out)
+    with pytest.raises(StorageError, match="a file is in the place of a folder: choose another"):
+        save_checkpoint(run.folder, out / "below")
+    assert out.read_text() == "mine"
+
+
 def test_checkpoints_of_earlier_rounds_stay(make_run: MakeRun, tmp_path: Path) -> None:
     run, written = make_run(), []
     for _ in range(5):

@@ -345,6 +345,23 @@ def test_sample_takes_a_folder_that_checkpoint_wrote(
     assert capsys.readouterr().out == "from demo-checkpoint\n"
 
 
+def test_sample_of_what_is_no_checkpoint_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "tuned.safetensors").touch()
+    for others in (False, True):
+        for given, kind in (("empty", "folder without a run"), ("tuned.safetensors", "file")):
+            code, [line] = failure(capsys, "sample", given)
+            assert code == 3
+            assert f"{given} is a {kind}, expected the name or folder of a run, or" in line
+            assert "`runnel checkpoint` wrote" in line
+        if not others:
+            write_status(tmp_path / "home/runs/demo-abababab")
+    code, [line] = failure(capsys, "status", "empty")
+    assert (code, "empty is a folder without a run" in line) == (3, True)
+
+
 def test_of_several_runs_one_must_be_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
