@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+_ADVICE = "restore it from a backup, or move this peer's folder away and join again"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -115,12 +116,12 @@ def _read(path: Path, name: str) -> bytes:
             content = file.read(max(size, 0))
             suffix = file.read()
     except FileNotFoundError as error:
-        raise InputFileError(f"{path} is missing: restore it from a backup") from error
+        raise InputFileError(f"{path} is missing: {_ADVICE}") from error
     except OSError as error:
         raise storage_error("read", path, error) from error
     if size < 0 or _checksum(name, content) != suffix:
         raise InputFileError(
-            f"{path} is damaged (its checksum is wrong): check the disk, restore the file"
+            f"{path} is damaged (its checksum is wrong): check the disk; {_ADVICE}"
         )
     return content
 

@@ -169,8 +169,13 @@ def parse_crowds(text: str) -> tuple[Crowd, ...]:
 def _crowd(part: str) -> Crowd:
     kind, _, count = part.rpartition(":")
     expected = f"expected KIND:PEERS with a kind of {', '.join(LINKS)} or UP/DOWN in Mbit/s"
-    if not (count.isascii() and count.isdecimal()) or not 0 < int(count) <= MAX_MEMBERS:
+    if not (count.isascii() and count.isdecimal()):
         raise ConfigError(f"--links has {part!r}, {expected}, such as home:18 or 20/100:4")
+    peers = (
+        int(count) if len(count) < 10 else math.inf
+    )  # Python refuses to read some thousand digits
+    if not 0 < peers <= MAX_MEMBERS:
+        raise ConfigError(f"--links has {part!r}, expected 1 to {MAX_MEMBERS} peers, as a run has")
     link = LINKS.get(kind)
     if link is None:
         up, _, down = kind.partition("/")
@@ -181,7 +186,7 @@ def _crowd(part: str) -> Crowd:
         if not all(0 < rate < math.inf for rate in rates):
             raise ConfigError(f"--links has {part!r}, expected rates above 0")
         link = Link(kind, *rates)
-    return Crowd(link, int(count))
+    return Crowd(link, int(peers))
 
 
 def forecast(

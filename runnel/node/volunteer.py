@@ -55,9 +55,11 @@ class Summary:
 
     def __str__(self) -> str:
         how = "the run has ended" if self.ended else "left the run"
+        where = f"at round {self.rounds}" if self.rounds >= 0 else "before its first round,"
+        loss = f"loss {self.loss:.3f}, " if self.steps else ""
         return (
-            f"{self.run}: {how} at round {self.rounds} after {self.steps} steps here; loss {self.loss:.3f},"
-            f" {self.sent_bytes / 1e6:.1f} MB sent, {self.received_bytes / 1e6:.1f} MB received;"
+            f"{self.run}: {how} {where} after {self.steps} steps here; {loss}"
+            f"{self.sent_bytes / 1e6:.1f} MB sent, {self.received_bytes / 1e6:.1f} MB received;"
             f" state in {self.folder}"
         )
 

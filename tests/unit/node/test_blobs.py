@@ -67,7 +67,7 @@ def test_a_blob_that_could_not_be_written_leaves_the_older_one(
 
 def test_missing_and_misnamed_blobs_are_told_apart(tmp_path: Path) -> None:
     log = DurableLog(tmp_path)
-    with pytest.raises(InputFileError, match="is missing"):
+    with pytest.raises(InputFileError, match=r"is missing: restore it .* or move .* join again"):
         log.read_blob("none")
     for name in ("../up", "", ".hidden", "a/b", "x.tmp"):
         with pytest.raises(BugError, match="no name for a blob"):

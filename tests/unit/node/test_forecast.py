@@ -41,6 +41,13 @@ def test_links_that_make_no_sense_are_config_errors(text: str) -> None:
         parse_crowds(text)
 
 
+@pytest.mark.parametrize("count", ["0", "65", "100", "9" * 5_000])
+def test_a_number_of_peers_that_no_run_has_is_told_as_that(count: str) -> None:
+    with pytest.raises(ConfigError, match="expected 1 to 64 peers, as a run has"):
+        parse_crowds(f"home:{count}")
+    assert parse_crowds("home:0064") == (Crowd(LINKS["home"], 64),)
+
+
 def test_payload_bytes_are_those_of_the_codecs() -> None:
     found = forecast_of("outer.codec=int8", "outer.result_codec=fp32", size=90_001)
     bounds = slice_bounds(90_001, 4)
