@@ -151,10 +151,14 @@ def _scratch_folder() -> Path:
 
 
 def _check_member(member: PeerId) -> None:
-    try:
-        public_key_of(member if isinstance(member, bytes) else PeerId(b""))
-    except ValueError as error:
+    problem = "" if isinstance(member, bytes) else f"a {type(member).__name__} in place of bytes"
+    if not problem:
+        try:
+            public_key_of(member)
+        except ValueError as error:
+            problem = str(error)
+    if problem:
         raise ConfigError(
-            f"the founding member {member!r:.40} is no peer id ({error}), expected an identity's peer_id: ask each"
-            " member for theirs"
-        ) from None
+            f"the founding member {member!r:.40} is no peer id ({problem}), expected an identity's peer_id:"
+            " ask each member for theirs"
+        )

@@ -90,7 +90,11 @@ class FixedPointModel:
             self.write()
 
     def write(self, probe: Probe | None = None) -> None:
-        """Sets the parameters to the weights, or to a probe beside them (module by module: when they run)."""
+        """Sets the parameters to the weights, or to a probe beside them (module by module: when they run).
+
+        Raises:
+            RunMismatchError: a parameter has another shape than at first.
+        """
         self._probe = probe
         if self._lent is None:
             for name, parameter in self._parameters.items():
@@ -129,6 +133,7 @@ class FixedPointModel:
 
         Raises:
             ConfigError: the parameters are not there, as they are materialised by module.
+            RunMismatchError: a parameter has another shape than at first.
         """
         if self._lent is not None:
             raise ConfigError(
@@ -137,6 +142,7 @@ class FixedPointModel:
         for number, tensor in enumerate(self.weights.tensors):
             before = np.empty(tensor.values.size, np.float32)
             self.weights.materialise(number, before)
+            self._require_shape(tensor.name, self._parameters[tensor.name])
             now = self._parameters[tensor.name].detach().to("cpu", torch.float32)
             yield number, before - now.reshape(-1).numpy()
 
@@ -163,7 +169,12 @@ class FixedPointModel:
 
     @torch.no_grad()
     def write_one(self, name: str, parameter: Tensor) -> None:
-        """Sets one parameter, in its own memory where that can be written to directly."""
+        """Sets one parameter, in its own memory where that can be written to directly.
+
+        Raises:
+            RunMismatchError: it has another shape than at first.
+        """
+        self._require_shape(name, parameter)
         number, materialise = self.weights.ids[name], self._source or self.weights.materialise
         flat = parameter.detach()
         if self._source is None and self._beside.holds(flat.device):
@@ -187,6 +198,14 @@ class FixedPointModel:
         )
         self.write_one(name, made)
         return made
+
+    def _require_shape(self, name: str, parameter: Tensor) -> None:
+        shape = self.weights.tensors[self.weights.ids[name]].shape
+        if parameter.shape != shape:
+            raise RunMismatchError(
+                f"parameter {name!r} has shape {tuple(parameter.shape)} now, expected {shape} as at first:"
+                " resize modules before joining, later change only values"
+            )
 
     def named(self) -> dict[int, str]:
         """The trainable parameters' names, by identity."""

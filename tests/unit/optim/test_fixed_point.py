@@ -320,3 +320,14 @@ def test_integers_are_rounded_to_even(values: list[int], shift: int) -> None:
 
     found: Any = round_shift(np.array(values, np.int64), shift)
     assert found.tolist() == [round(Fraction(value, 2**shift)) for value in values]
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (9, 4), (4, 8)])
+def test_a_parameter_of_another_shape_is_named(shape: tuple[int, int]) -> None:
+    model = nn.Linear(4, 8)
+    bound = FixedPointModel(model, master_of(model, KEY))
+    model.weight.data = torch.full(shape, 100.0)
+    for use in (bound.write, lambda: list(bound.differences())):
+        with pytest.raises(RunMismatchError, match=r"'weight' has shape .* expected \(8, 4\)"):
+            use()
+    assert (model.weight == 100).all()
