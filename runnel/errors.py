@@ -68,4 +68,4 @@ class BugError(RunnelError):
 
 
 EXIT_INTERRUPTED = 130
-"""Exit code after a second Ctrl-C."""
+"""Exit code after a second Ctrl-C, or one before the peer took part."""

@@ -34,7 +34,7 @@ class Approach:
 def approach(
     plan: LaunchPlan, stop: threading.Event, meanwhile: Callable[[], None] | None = None
 ) -> Approach:
-    """Reaches the run that `plan` founds or joins; setting `stop` ends the wait for its text.
+    """Reaches the run that `plan` founds or joins; setting `stop` ends every wait for others.
 
     `meanwhile` is called before the first wait for others, once nothing on this machine is wrong.
 
@@ -45,7 +45,7 @@ def approach(
     if plan.spec is not None:
         _check_kind(plan.spec, "launch")
     own = own_corpus(plan.spec) if plan.spec is not None else None
-    entrance = enter(_place(plan, own), meanwhile)
+    entrance = enter(_place(plan, own), meanwhile, stop)
     try:
         _check_kind(entrance.spec, "join")
         return Approach(entrance, _corpus(entrance, own, stop))

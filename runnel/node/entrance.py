@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -105,6 +106,7 @@ class Entrance:
 
     def close(self) -> None:
         """Takes the network and the runtime down."""
+        self.runtime.heed(None)
         try:
             self.runtime.call(self.network.aclose, timeout_s=10.0)
         except Exception as error:  # noqa: BLE001 - whatever ended the loop, its threads must go
@@ -116,12 +118,18 @@ class Entrance:
                 self.metrics.close()
 
 
-def enter(place: Place, meanwhile: Callable[[], None] | None = None) -> Entrance:
+def enter(
+    place: Place,
+    meanwhile: Callable[[], None] | None = None,
+    stop: threading.Event | None = None,
+) -> Entrance:
     """Starts the network; finds the run's manifest on disk or asks its members.
 
-    `meanwhile` is called before the network's start, once nothing on this machine is wrong.
+    `meanwhile` is called before the network's start, once nothing on this machine is wrong. `stop` ends
+    whatever waits for the network, from here on until the runtime heeds it no more, see `Runtime.heed`.
 
     Raises:
+        KeyboardInterrupt: `stop` was set; everything is closed again.
         ConfigError, InputFileError, StorageError: something on this machine is wrong.
         NetworkError: nobody of the run can be reached.
         RunMismatchError: who answers is not of the run that the invite names.
@@ -146,6 +154,7 @@ def enter(place: Place, meanwhile: Callable[[], None] | None = None) -> Entrance
             undo.callback(metrics.close)
         runtime = Runtime().start()
         undo.callback(runtime.close)
+        runtime.heed(stop)
         if meanwhile is not None:
             meanwhile()
         if kind == DAEMON:

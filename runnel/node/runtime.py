@@ -12,6 +12,7 @@ import concurrent.futures
 import functools
 import itertools
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from runnel.node.io_loop import CoroutineFunction, LoopFactory
 
 log = logging.getLogger(__name__)
+
+_LOOK_S = 0.1
+_UNDO_S = 5.0
+"""How long a call that was stopped may take to undo what it began: the network's daemon ends within three."""
 
 T = TypeVar("T")
 
@@ -48,6 +53,10 @@ class PeerRuntime(Protocol):
 
     def call(self, function: CoroutineFunction[T], *args: Any, timeout_s: float) -> T:
         """See `Runtime.call`."""
+        ...
+
+    def heed(self, stop: threading.Event | None) -> None:
+        """See `Runtime.heed`."""
         ...
 
     def own(self, function: CoroutineFunction[None], *args: Any) -> None:
@@ -94,6 +103,7 @@ class Runtime:
         self._io = IoLoop(loop_factory or _fastest_loop(), grace_s=grace_s)
         self._state = "new"
         self._lock = threading.Lock()
+        self._stop: threading.Event | None = None
         self._thread = threading.Thread(target=self._io.run, name="runnel-io", daemon=True)
 
     @property
@@ -133,9 +143,11 @@ class Runtime:
 
         Raises:
             TimeoutError: no result within `timeout_s`; the coroutine is cancelled.
+            KeyboardInterrupt: see `heed`; the coroutine is cancelled, and has ended.
             RuntimeClosedError, BugError, BaseException: see `submit`; and what the coroutine raises.
         """
         name = getattr(function, "__qualname__", repr(function))
+        ended = threading.Event()
 
         async def bounded() -> T:
             limit = asyncio.timeout(timeout_s)
@@ -146,11 +158,13 @@ class Runtime:
                 if limit.expired():
                     raise TimeoutError(f"{name} did not finish within {timeout_s:g} s") from error
                 raise
+            finally:
+                ended.set()
 
         bounded.__qualname__ = name  # by which a task is reported that does not end
         future = self.submit(bounded)
         try:
-            return future.result(timeout_s + self._grace_s)
+            return self._result(future, ended, timeout_s + self._grace_s)
         except TimeoutError:
             if future.done():
                 raise
@@ -161,6 +175,26 @@ class Runtime:
             raise RuntimeClosedError(f"the runtime closed while {name} ran") from error
         finally:
             future.cancel()
+
+    def heed(self, stop: threading.Event | None) -> None:
+        """From now on `call` ends with KeyboardInterrupt once `stop` is set, one time; None ends that."""
+        self._stop = stop
+
+    def _result(
+        self, future: concurrent.futures.Future[T], ended: threading.Event, limit_s: float
+    ) -> T:
+        stop = self._stop
+        if stop is None:
+            return future.result(limit_s)
+        for _ in range(math.ceil(limit_s / _LOOK_S)):
+            if stop.is_set():
+                self._stop = None  # what follows is for closing in order
+                future.cancel()
+                ended.wait(_UNDO_S)
+                raise KeyboardInterrupt
+            if concurrent.futures.wait([future], _LOOK_S).done:
+                break
+        return future.result(0)
 
     def own(self, function: CoroutineFunction[None], *args: Any) -> None:
         """Runs a coroutine for as long as it likes; any thread. If it fails, the runtime ends with it.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,11 +85,14 @@ def run_peer(
 ) -> Summary:
     """Trains until the run ends or `stop` is set; leaves in order either way, and closes `way`.
 
+    A `stop` before this peer takes part ends its start: a new run is not founded then.
+
     `on_event` gets every event, from several threads; `on_invite` the invite, if this machine is the
     owner's.
 
     Raises:
         RunnelError: nothing can be started, or what ended the node.
+        KeyboardInterrupt: `stop` was set before this peer took part.
     """
     torch.set_num_threads(1)
     entrance, spec, corpus = way.entrance, way.spec, way.corpus
@@ -96,18 +100,36 @@ def run_peer(
         model = language_model(spec, plan.source)
         if plan.base is not None and entrance.manifest is None:
             load_base(model, plan.base)
+        _go_on(stop)
     except BaseException:
         entrance.close()
         raise
-    trials = Trials(partial(_pace, spec, plan.source), partial(_bend, spec, model, corpus))
+    trials = Trials(
+        partial(_unless, stop, _pace, spec, plan.source),
+        partial(_unless, stop, _bend, spec, model, corpus),
+    )
     node = PeerNode.attach(entrance, model, trials)
     _serve(node, corpus)
     work = Workload(node.spec, corpus, model, _optimizer(model, node.spec))
     with Peer.on(node, model, work.optimizer, on_event) as peer:
+        entrance.runtime.heed(None)  # from here on it leaves in order
         if plan.spec is not None:
             on_invite(peer.invite)
         steps = _train(peer, work, stop)
     return _summary(peer, steps)
+
+
+def _go_on(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise KeyboardInterrupt
+
+
+def _unless(stop: threading.Event, trial: Callable[..., float], *args: Any) -> float:
+    """What a trial gives, if nobody asked to stop before or during it."""
+    _go_on(stop)
+    found = trial(*args)
+    _go_on(stop)
+    return found
 
 
 def _pace(spec: RunSpec, source: str) -> float:

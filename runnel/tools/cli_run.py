@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 from rich.console import Console
 
+from runnel.errors import EXIT_INTERRUPTED
 from runnel.node.config import LaunchPlan
 from runnel.tools.cli_screen import Screen
 from runnel.tools.cli_signals import exit_on_interrupt, stop_on_signals
+
+_LOOK_S = 0.1
 
 
 def run(plan: LaunchPlan) -> None:
@@ -20,23 +25,30 @@ def run(plan: LaunchPlan) -> None:
 
     Raises:
         RunnelError: what the peer could not do, sorted by who must act.
+        KeyboardInterrupt: a signal came before this peer took part; everything is closed again.
     """
     plan.machine.prepare()
     with exit_on_interrupt():
         from runnel.node.approach import approach
 
     stop, loading = threading.Event(), _Loading("runnel.node.volunteer")  # torch takes seconds
-    with (
-        stop_on_signals(stop),
-        Screen(Console(stderr=True), log_level=plan.machine.log_level) as it,
-    ):
-        way = approach(plan, stop, loading.begin)
-        try:
-            train = loading.result().run_peer
-        except BaseException:
-            way.entrance.close()
-            raise
-        summary = train(plan, way, stop=stop, on_event=it.on_event, on_invite=show_invite)
+    try:
+        with (
+            stop_on_signals(stop),
+            Screen(Console(stderr=True), log_level=plan.machine.log_level) as it,
+        ):
+            way = approach(plan, stop, loading.begin)
+            try:
+                train = loading.result(stop).run_peer
+            except BaseException:
+                way.entrance.close()
+                raise
+            summary = train(plan, way, stop=stop, on_event=it.on_event, on_invite=show_invite)
+    except KeyboardInterrupt:
+        print("runnel: interrupted before it took part in the run", file=sys.stderr, flush=True)
+        if loading.is_underway:  # nothing ends an import, and the interpreter would wait for it
+            os._exit(EXIT_INTERRUPTED)
+        raise
     print(summary)
 
 
@@ -53,11 +65,19 @@ class _Loading:
         self._module = pool.submit(import_module, self._name)
         pool.shutdown(wait=False)
 
-    def result(self) -> ModuleType:
-        """The module, once it is there."""
+    @property
+    def is_underway(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self._module is not None and not self._module.done()
+
+    def result(self, stop: threading.Event) -> ModuleType:
+        """The module, once it is there; KeyboardInterrupt once `stop` is set."""
         if self._module is None:
             self.begin()
         assert self._module is not None  # begun
+        while not wait([self._module], _LOOK_S).done:
+            if stop.is_set():
+                raise KeyboardInterrupt
         return self._module.result()
 
 

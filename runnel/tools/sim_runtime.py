@@ -249,6 +249,9 @@ class SimRuntime:
         except concurrent.futures.CancelledError as error:
             raise RuntimeClosedError("this peer's process has ended") from error
 
+    def heed(self, stop: threading.Event | None) -> None:
+        """See `Runtime.heed`; nobody interrupts a simulated peer."""
+
     def own(self, function: CoroutineFunction[None], *args: Any) -> None:
         """See `Runtime.own`."""
         self._check()

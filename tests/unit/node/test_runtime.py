@@ -80,6 +80,26 @@ def test_a_call_past_its_deadline_is_cancelled_and_named(runtime: Runtime) -> No
     assert ended.wait(10)
 
 
+def test_a_stop_that_is_heeded_ends_one_call_when_that_has_undone_what_it_began(
+    runtime: Runtime,
+) -> None:
+    stop, undone = threading.Event(), threading.Event()
+
+    async def patient() -> None:
+        stop.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.2)
+            undone.set()
+
+    runtime.heed(stop)
+    with pytest.raises(KeyboardInterrupt):
+        runtime.call(patient, timeout_s=60)
+    assert undone.is_set()
+    assert runtime.call(double, 21, timeout_s=10) == 42, "closing in order"
+
+
 def test_a_timeout_of_the_coroutine_itself_is_not_renamed(runtime: Runtime) -> None:
     async def inner() -> None:
         raise TimeoutError("the donor did not answer")
