@@ -20,8 +20,10 @@ from runnel.node.outer_parts import has_public_windows
 from runnel.node.wording import count_text, size_text
 
 if TYPE_CHECKING:
-    from runnel.node.gpt import Gpt
+    from runnel.optim.fragments import ParameterShape
 
+_STEP_BYTES = 16
+"""Of a value while a step is measured: its weight, gradient and two moments, float32."""
 
 _PRIVATE_PART, _PUBLIC_PART = 1 / 2, 1 / 5
 """Of a window, that results may be late by."""
@@ -39,7 +41,8 @@ def plan_run(
         parameters: of a model that is not built in; 0 if it is.
 
     Raises:
-        ConfigError: links that cannot be read, or an author's model without its size or speed.
+        ConfigError: links that cannot be read, an author's model without its size or speed, or a step that
+            cannot be measured here for want of memory.
     """
     crowds = parse_crowds(links)
     if spec.model.kind != "gpt" and (parameters < spec.num_fragments or step_s is None):
@@ -51,16 +54,16 @@ def plan_run(
         raise ConfigError(
             "--parameters is for a model that is not built in; set model.width instead"
         )
-    model = _model_of(spec)
-    if model is not None:
-        parameters = sum(_sizes(model, parameters, 1))
-        step_s = _measured_s(spec) if step_s is None else step_s
+    shapes = _shapes_of(spec)
+    if shapes is not None:
+        parameters = sum(_sizes(shapes, parameters, 1))
+        step_s = _measured_s(spec, parameters) if step_s is None else step_s
     assert step_s is not None  # given, or measured
     chosen = ""
     if spec.outer.codec == AUTO:
         settled = settle(spec, parameters, _known_s(spec, step_s))
         spec, chosen = settled.spec, settled.line()
-    sizes = _sizes(model, parameters, spec.num_fragments)
+    sizes = _sizes(shapes, parameters, spec.num_fragments)
     return spec, forecast(spec, sizes, crowds, step_s), chosen
 
 
@@ -70,30 +73,44 @@ def _known_s(spec: RunSpec, step_s: float) -> float | None:
     return step_s if needed or spec.model.kind != "custom" else None
 
 
-def _model_of(spec: RunSpec) -> Gpt | None:
-    """The built-in model; None for another one, which is not known here."""
+def _shapes_of(spec: RunSpec) -> list[ParameterShape] | None:
+    """Of the built-in model's parameters, which take no memory; None for a model that is not known here."""
     if spec.model.kind != "gpt":
         return None
-    from runnel.node.run_model import build_model  # torch takes seconds to load
+    import torch  # takes seconds to load
 
-    return build_model(spec)
+    from runnel.node.run_model import build_model
+    from runnel.optim.check import exchanged_parameters
+    from runnel.optim.fragments import ParameterShape
+
+    with torch.device("meta"):
+        found = exchanged_parameters(build_model(spec))
+    return [ParameterShape(name, tuple(value.shape)) for name, value in found.items()]
 
 
-def _sizes(model: Gpt | None, parameters: int, fragments: int) -> list[int]:
+def _sizes(shapes: list[ParameterShape] | None, parameters: int, fragments: int) -> list[int]:
     """Values of each fragment: about equal ones of a model that is not known here."""
-    if model is None:
+    if shapes is None:
         edges = [parameters * i // fragments for i in range(fragments + 1)]
         return [high - low for low, high in pairwise(edges)]
-    from runnel.optim import plan_model
+    from runnel.optim.fragments import plan_fragments
 
-    plan = plan_model(model, fragments)
+    plan = plan_fragments(shapes, fragments)
     return [sum(piece.numel for piece in fragment) for fragment in plan.fragments]
 
 
-def _measured_s(spec: RunSpec) -> float:
+def _measured_s(spec: RunSpec, parameters: int) -> float:
+    import psutil
+
     from runnel.node.run_model import build_model
     from runnel.node.step_time import measure_step
 
+    needed, free = _STEP_BYTES * parameters, psutil.virtual_memory().available
+    if needed > free:
+        raise ConfigError(
+            f"a step of this model takes over {size_text(needed)} of memory, {size_text(free)} are free"
+            " here: give --step-s SECONDS, measured where it is trained"
+        )
     return measure_step(build_model(spec), spec)
 
 

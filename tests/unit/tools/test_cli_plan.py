@@ -73,6 +73,20 @@ def test_an_authors_model_is_planned_as_its_program_settles_it(
     assert "bits are by layer" in capsys.readouterr().out
 
 
+def test_a_model_that_fits_no_memory_is_planned_if_its_step_is_known(
+    run_toml: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    huge = ("layers=100", "width=65536", "heads=2")
+    sets = [part for each in huge for part in ("--set", f"model.{each}")]
+    assert main(["plan", run_toml, *sets, "--step-s", "1"]) == 0
+    assert "5,153,990,705,152 parameters in 4 fragments" in capsys.readouterr().out
+    assert main(["plan", run_toml, *sets]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "takes over 82.5 TB of memory" in line
+    assert "give --step-s SECONDS" in line
+
+
 def test_programs_get_one_object(run_toml: str, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["plan", run_toml, *TINY, "--json"]) == 0  # measures a step
