@@ -7,11 +7,13 @@ from pathlib import Path
 from runnel.errors import ConfigError, InputFileError, PeerError
 from runnel.hashing import digest
 from runnel.node.joining import genesis_blob
-from runnel.node.manifest import SignedManifest
+from runnel.node.manifest import RunSpec, SignedManifest
 from runnel.node.outer_state import read_patiently, seed_state
 from runnel.node.records import RecordKind
+from runnel.node.run_model import build_model
 from runnel.node.seed_entries import ENTRIES_NAME, EntryFile
-from runnel.node.seed_history import save_log
+from runnel.node.seed_history import save_log, write_weights
+from runnel.optim.fixed_point_model import master_of
 from runnel.optim.seed_log import STEPS_PER_CHUNK, LogHead
 from runnel.optim.seed_rounds import RoundEntry
 from runnel.optim.seed_store import SeedStore
@@ -22,10 +24,11 @@ def export_log(folder: Path, out: Path) -> str:
     """Writes the log of the run in `folder` to the new file `out`; what was written, in words.
 
     Its updates are taken back from the newest weights, which must lead to the state that the run's
-    manifest names: so the log is whole, and whoever applies it to that base gets these weights.
+    manifest names: so the log is whole, and whoever applies it to that base gets these weights. Where
+    the run's seed drew the base, nobody has a file of it: it is written beside `out`.
 
     Raises:
-        ConfigError: the run exchanges values, or there is a file `out`.
+        ConfigError: the run exchanges values, or there is a file `out` or one where the base is to be.
         InputFileError: there is no state yet, something is damaged, or rounds from before this peer's
             time have not come from members yet.
         RunMismatchError: the state is not the one that the run's records name.
@@ -55,12 +58,21 @@ def export_log(folder: Path, out: Path) -> str:
             f"this peer's history of {steps} steps does not lead back to the state that the run began"
             " with: export the log from another peer"
         )
-    head = LogHead.of(store.weights)
+    head, beside = LogHead.of(store.weights), ""
+    if is_drawn(manifest.spec, head):
+        base = out.with_suffix(".base.safetensors")
+        write_weights(base, store.weights.arrays())
+        beside = f"; {base} is that base, which the run's seed drew"
     size = save_log(out, head, updates)
     return (
         f"wrote {out}: {steps} steps in {size:,} bytes, from base"
-        f" {head.base.hex()} to state {name.hex()}"
+        f" {head.base.hex()} to state {name.hex()}{beside}"
     )
+
+
+def is_drawn(spec: RunSpec, head: LogHead) -> bool:
+    """Whether a run began with what its seed gives the built-in model, and not with weights of somebody's."""
+    return spec.model.kind == "gpt" and master_of(build_model(spec), head.key).digest() == head.base
 
 
 def _updates(store: SeedStore, entries: list[bytes]) -> list[SeedUpdate]:

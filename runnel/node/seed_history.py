@@ -86,7 +86,7 @@ def apply_log(base: Path, log: Path, out: Path, *, spread: Spread | None = None)
         weights.apply(chunk)
         steps += len({update.step for update in chunk})
         directions += sum(len(update) for update in chunk)
-    _write(out, {**arrays, **weights.arrays()})
+    write_weights(out, {**arrays, **weights.arrays()})
     return Rebuilt(out, steps, directions, weights.digest())
 
 
@@ -117,6 +117,29 @@ def read_base(path: Path) -> dict[str, Float32]:
     return found
 
 
+def write_weights(out: Path, tensors: Mapping[str, Float32]) -> None:
+    """Writes tensors by name to a new file of safetensors.
+
+    Raises:
+        ConfigError: there is a file of that name; it stays.
+        StorageError: the disk refused.
+    """
+    part = part_beside(out)
+    try:
+        make_folder(out.parent)
+        write_tensors(part, tensors)
+        name_new(part, out)
+    except FileExistsError:
+        raise ConfigError(
+            f"{out} is there already, expected a new file: choose another --out"
+        ) from None
+    except OSError as error:
+        raise storage_error("write weights to", out, error) from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
 def _read(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_LOG_BYTES:
@@ -136,20 +159,3 @@ def _tuned(arrays: Mapping[str, Float32], head: LogHead, log: Path) -> dict[str,
             f" {head.base.hex()} that it was made from"
         )
     return {name: arrays[name] for name in head.tensors}
-
-
-def _write(out: Path, tensors: Mapping[str, Float32]) -> None:
-    part = part_beside(out)
-    try:
-        make_folder(out.parent)
-        write_tensors(part, tensors)
-        name_new(part, out)
-    except FileExistsError:
-        raise ConfigError(
-            f"{out} is there already, expected a new file: choose another --out"
-        ) from None
-    except OSError as error:
-        raise storage_error("write weights to", out, error) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
