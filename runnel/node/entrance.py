@@ -32,6 +32,7 @@ from runnel.node.disk import DirectoryLock, clear_parts
 from runnel.node.invite import Invite
 from runnel.node.manifest import RunSpec, SignedManifest
 from runnel.node.metrics_endpoint import MetricsEndpoint
+from runnel.node.namesakes import tell_of_namesake
 from runnel.node.place import Joined, Local, Place
 from runnel.node.run_service import MANIFEST, ask
 from runnel.node.runtime import PeerRuntime, Runtime
@@ -145,6 +146,8 @@ def enter(
     known = known_manifest(place, owner)
     if isinstance(place, Joined) and known is None:  # a member returns whenever it likes
         place.invite.require_valid(SystemClock().unix_s())
+    if isinstance(place, Local) and owner is not None and known is None:
+        tell_of_namesake(place, owner.peer_id)
     with ExitStack() as undo:
         lock = DirectoryLock(machine.home)  # one identity, one network: never two at once
         undo.callback(lock.close)
