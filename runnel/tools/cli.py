@@ -189,11 +189,11 @@ def status(
         status_lines,
     )
 
-    found = find_runs(_home(home), run)
+    found, now_unix_s = find_runs(_home(home), run), SystemClock().unix_s()
     if as_json:
-        lines = json_lines(found)
+        lines = json_lines(found, now_unix_s)
     else:
-        lines = status_lines(found, SystemClock().unix_s())
+        lines = status_lines(found, now_unix_s)
         if len(found) == 1:
             one = found[0]
             lines += [*cap_lines(one), *check_lines(one), *reach_lines(one), *diary_lines(one)]

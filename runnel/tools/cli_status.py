@@ -20,7 +20,6 @@ JOURNAL_NAME = "journal.jsonl"
 MAX_STATUS_BYTES = 2**20
 _MAX_DEPTH = 5
 _SILENT_S = 60.0
-_OVER = frozenset({"stopped", "ended", "left"})
 _EXPECTED = "the name of a run, or a folder of what launch or join leave"
 _HEADS = (
     "run",
@@ -162,11 +161,13 @@ def check_lines(run: RunFolder) -> list[str]:
     return lines
 
 
-def json_lines(runs: Sequence[RunFolder]) -> list[str]:
-    """One JSON object for each peer: its status.json as it stands, or the folder and the problem."""
+def json_lines(runs: Sequence[RunFolder], now_unix_s: float) -> list[str]:
+    """One JSON object for each peer: its status.json and whether it is silent, or the folder and the problem."""
     return [
         json.dumps(
-            {"folder": str(run.folder), "problem": run.problem} if run.problem else run.status
+            {"folder": str(run.folder), "problem": run.problem}
+            if run.problem
+            else {**run.status, "silent": _is_silent(run, now_unix_s)}
         )
         for run in runs
     ]
@@ -212,11 +213,17 @@ def _read(path: Path) -> RunFolder:
     return RunFolder(path.parent, status)
 
 
+def _is_silent(run: RunFolder, now_unix_s: float) -> bool:
+    """Whether a peer that has not said that it stopped has written nothing for a minute."""
+    goes_on = run.status.get("state", "training") == "training"
+    return goes_on and now_unix_s - run.updated_unix_s > _SILENT_S
+
+
 def _cells(run: RunFolder, now_unix_s: float) -> tuple[str, ...]:
     status = run.status
     loss, age_s = _number(status.get("loss")), max(0.0, now_unix_s - run.updated_unix_s)
     members, state = status.get("members"), str(status.get("state", "?"))
-    if age_s > _SILENT_S and state not in _OVER:
+    if _is_silent(run, now_unix_s):
         state = f"silent ({state})"
     return (
         str(status.get("run", run.folder.name)),

@@ -283,13 +283,19 @@ def write_status(folder: Path, **changes: object) -> dict[str, object]:
     return status
 
 
-def test_status_as_json_is_what_the_peers_wrote(
+def test_status_as_json_is_what_the_peers_wrote_and_whether_they_still_do(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     old = write_status(tmp_path / "home/runs/demo-abababab")
-    new = write_status(tmp_path / "home/peers/2/runs/demo-abababab", peer="44", updated_unix_s=9.0)
+    new = write_status(
+        tmp_path / "home/peers/2/runs/demo-abababab", peer="44", updated_unix_s=FUTURE
+    )
+    over = write_status(
+        tmp_path / "home/peers/3/runs/demo-abababab", state="left", updated_unix_s=0.5
+    )
     assert main(["status", "--json"]) == 0
-    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [new, old]
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert said == [{**new, "silent": False}, {**old, "silent": True}, {**over, "silent": False}]
 
 
 def test_status_for_people_shows_peers_rounds_loss_and_bytes(
