@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -36,6 +37,9 @@ _STEPS = (  # what a reason of the daemon, or of libp2p for Python, contains; wh
     ("i/o timeout", "connecting: no answer"),
     ("deadline exceeded", "connecting: no answer"),
 )
+
+_DIALLED = re.compile(r"\bdial \w+ \S+: ")
+"""In a reason: the address, which stands before it already."""
 
 
 class Join(Protocol):
@@ -160,6 +164,7 @@ def _step(reason: str, address: str) -> str:
     _, found, own = reason.partition(f"[{address}] ")
     if found:
         reason = own.partition(" * [")[0]
+    reason = _DIALLED.sub("", reason)
     for sign, step in _STEPS:
         if sign in reason:
             return f"{step} ({reason})"

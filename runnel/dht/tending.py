@@ -25,6 +25,8 @@ MAX_SEEN = 32
 """Connected peers whose addresses are asked for at a time."""
 
 _CONTROL_S = 5.0
+_NAMED = 3
+"""Addresses that failed and are named; all of them stand in the log at level debug."""
 
 Learn = Callable[["PeerId", Iterable[str]], None]
 Also = Callable[[Sequence[str]], Awaitable[None]]
@@ -65,7 +67,10 @@ class Tending:
         await self._look_at_ourselves()
         failures = await self._dialler.dial_all()
         if failures and not self._dialler.reached_any:
-            what = f"none of {len(failures)} addresses can be joined: {'; '.join(failures)}"
+            named = "; ".join(failures[:_NAMED])
+            if len(failures) > _NAMED:
+                named += f"; and {len(failures) - _NAMED} more"
+            what = f"none of {len(failures)} addresses can be joined: {named}"
             if not allow_alone:
                 raise NetworkError(f"{what}; is one of these peers running and reachable?")
             _log.warning("%s; starting alone and trying again in the background", what)
