@@ -115,6 +115,9 @@ def _missing(why: str) -> str:
 
 
 def _numba() -> Implementation:
+    from runnel.kernels.first_compile import tell_when_compiling
+
+    tell_when_compiling()
     from runnel.kernels import elementwise_numba
 
     return _assembled("numba", elementwise_numba.ELEMENTS)
