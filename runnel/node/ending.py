@@ -2,16 +2,21 @@
 
 A node is held by its threads, so it outlives the session that an author drops; and threads that are
 still at work when the interpreter ends leave a daemon behind for seconds and complain on the way.
+A forked child has a copy of the node without its threads, and the same files: what ends there ends nothing.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
+import os
 import shutil
 import threading
 import weakref
 from pathlib import Path
 from typing import Protocol
+
+logger = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 2.0
 
@@ -39,6 +44,7 @@ class Ending:
     def __init__(self, node: Node, scratch: Path | None) -> None:
         """`scratch` is removed once the node has stopped."""
         self._node, self._scratch = node, scratch
+        self._pid, self._has_told = os.getpid(), False
         # Before executors are shut down, which is earlier than atexit; there is no public way.
         register = getattr(threading, "_register_atexit", atexit.register)
         register(_at_exit, weakref.ref(self))
@@ -50,6 +56,8 @@ class Ending:
 
     def leave(self, timeout_s: float) -> None:
         """Leaves in order; whatever interrupts that, the node is closed afterwards."""
+        if self._is_the_parents():
+            return
         try:
             self._node.leave(timeout_s)
         finally:
@@ -57,8 +65,26 @@ class Ending:
 
     def close(self, reason: str) -> None:
         """Stops at once; idempotent."""
+        if self._is_the_parents():
+            return
         self._node.close(reason)
         remove(self._scratch)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the node is this process' own and has not stopped."""
+        return os.getpid() == self._pid and not self._node.is_closed
+
+    def _is_the_parents(self) -> bool:
+        """Whether this is a forked child, which is told so once."""
+        if os.getpid() == self._pid:
+            return False
+        if not self._has_told:
+            self._has_told = True
+            logger.warning(
+                "a peer cannot be used in a forked child: it stays the parent's, and nothing was done"
+            )
+        return True
 
 
 def remove(scratch: Path | None) -> None:
@@ -68,6 +94,8 @@ def remove(scratch: Path | None) -> None:
 
 
 def _drop(ending: Ending) -> None:
+    if not ending.is_due:
+        return
     # In a thread of its own: the collector may run in any thread, also in one that is to be ended.
     threading.Thread(
         target=ending.close, args=("dropped",), name="runnel-close", daemon=True
@@ -76,5 +104,5 @@ def _drop(ending: Ending) -> None:
 
 def _at_exit(reference: weakref.ref[Ending]) -> None:
     ending = reference()
-    if ending is not None and not ending._node.is_closed:
+    if ending is not None and ending.is_due:
         ending.leave(_LAST_WORDS_S)

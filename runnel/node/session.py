@@ -232,7 +232,7 @@ class Peer:
     def leave(self, timeout_s: float = 10.0) -> None:
         """Says goodbye, waits until the swarm has let this peer go, and stops. Idempotent.
 
-        An interrupt while it waits stops at once.
+        An interrupt while it waits stops at once. In a forked child it does nothing: the peer is the parent's.
         """
         self._ending.leave(timeout_s)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,6 +72,25 @@ def test_a_dropped_owner_ends_its_node() -> None:
     gc.collect()
     assert node.closed.wait(SOON_S)
     assert node.said == ["dropped"]
+
+
+def test_a_forked_child_leaves_the_parents_peer_alone_and_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    node, owner = Node(), Owner()
+    ending = Ending(node, tmp_path)
+    ending.watch(owner)
+    monkeypatch.setattr("runnel.node.ending.os", SimpleNamespace(getpid=lambda: 0))
+    ending.leave(1.0)
+    ending.close("stopped")
+    [line] = caplog.messages
+    assert "cannot be used in a forked child" in line
+    before = threading.active_count()
+    del owner
+    gc.collect()
+    assert threading.active_count() == before
+    assert not node.said
+    assert tmp_path.exists()
 
 
 def test_an_owner_that_is_dropped_after_the_end_changes_nothing() -> None:
