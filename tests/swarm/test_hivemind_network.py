@@ -517,10 +517,12 @@ def test_without_hivemind_the_directory_says_what_to_do(
 
     async def test() -> None:
         a = await start_hivemind(settings(tmp_path, "a"), Identity.load(tmp_path / "a"))
-        for _ in range(2):
-            with pytest.raises(NetworkError, match=r"cannot be imported.*install runnel again"):
-                await a.directory.publish("run", b"a", ttl_s=60, deadline=in_s(20))
-        await a.aclose()
+        try:
+            for _ in range(2):
+                with pytest.raises(NetworkError, match=r"cannot be imported.*install runnel again"):
+                    await a.directory.publish("run", b"a", ttl_s=60, deadline=in_s(20))
+        finally:
+            await a.aclose()
         with pytest.raises(NetworkError, match="closed"):
             await a.directory.lookup("run", deadline=in_s(5))
 

@@ -128,8 +128,9 @@ class LateDirectory:
                 None, importlib.import_module, "runnel.dht.hivemind.directory"
             )
         except (ConfigError, ImportError) as error:
-            self._never = f"hivemind cannot be imported: {error}"
-            _log.warning("%s: newcomers find this peer through others alone", self._never)
+            advice = ": install runnel again" if isinstance(error, ImportError) else ""
+            self._never = f"hivemind cannot be imported ({error}){advice}"
+            _log.warning("newcomers find this peer through others alone: %s", self._never)
             raise NetworkError(self._never) from error
         directory: HivemindDirectory = await module.HivemindDirectory.start(
             self._daemon, self._clock, self._records
