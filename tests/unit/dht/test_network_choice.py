@@ -73,6 +73,7 @@ def test_another_word_is_refused() -> None:
 def test_one_is_not_imported_where_the_other_is(
     wanted: str, present: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("runnel.dht.network._promised", Counter())
     monkeypatch.delitem(sys.modules, wanted, raising=False)
     monkeypatch.delitem(sys.modules, present, raising=False)
     require_alone(wanted)
