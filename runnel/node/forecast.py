@@ -171,9 +171,8 @@ def _crowd(part: str) -> Crowd:
     expected = f"expected KIND:PEERS with a kind of {', '.join(LINKS)} or UP/DOWN in Mbit/s"
     if not (count.isascii() and count.isdecimal()):
         raise ConfigError(f"--links has {part!r}, {expected}, such as home:18 or 20/100:4")
-    peers = (
-        int(count) if len(count) < 10 else math.inf
-    )  # Python refuses to read some thousand digits
+    # Python refuses to read some thousand digits.
+    peers = int(count) if len(count) < 10 else math.inf
     if not 0 < peers <= MAX_MEMBERS:
         raise ConfigError(f"--links has {part!r}, expected 1 to {MAX_MEMBERS} peers, as a run has")
     link = LINKS.get(kind)
