@@ -21,7 +21,7 @@ from runnel.node.mailbox import DecidedMerge, HandedOver
 from runnel.node.moves import Landing, Moves
 from runnel.node.pins import named_part
 from runnel.node.records import Record, RecordKind, SliceResult
-from runnel.node.saved_states import SavedStates, State, Step, steps_of
+from runnel.node.saved_states import SavedStates, State, Step, newest_step, steps_of
 from runnel.node.seed_entries import EntryFile
 from runnel.node.spot_rounds import SpotRound
 from runnel.node.storage_keys import Updates
@@ -170,17 +170,14 @@ class SeedVault:
         self, chain: Chain, path: Sequence[Digest], taken: Sequence[Record], moves: Moves
     ) -> list[DecidedMerge]:
         """Several cost one pass over the weights and one name: whoever was away follows them together."""
-        if not taken:
+        newest, before = newest_step(chain, path, 0, 1)
+        if not taken or newest is None:
             return []
-        newest = taken[-1]
-        final = chain.record(chain.base_of(newest.number, path[: newest.number + 1])).closing
-        at, _ = moves.changed.get(0, (self.states.number(0), True))
-        before = taken[-2].number if len(taken) > 1 else at
-        part = self._part(newest.number, before, final=final)
+        part = self._part(newest.record.number, before, final=newest.final)
         if len(taken) == 1:
-            return [self._adopt(newest, part, moves)]
+            return [self._adopt(taken[0], part, moves)]
         entries = [self._entry(record.slices[0].root) for record in taken]
-        _require_root(newest, self.store.advance(entries, part))
+        _require_root(taken[-1], self.store.advance(entries, part))
         for record in taken:
             self._entries.append(record.number, self._entry(record.slices[0].root))
             self._moved(moves, record.number, plain=True)
