@@ -21,7 +21,7 @@ from runnel.node.disk import clear_parts
 from runnel.node.durable import DurableLog
 from runnel.node.entrance import Entrance, find_donors
 from runnel.node.entry_chunks import entries_answer
-from runnel.node.joining import Fetched, Source, genesis_blob
+from runnel.node.joining import Rebuild, Source, genesis_blob
 from runnel.node.keeper import Keeper
 from runnel.node.manifest import Genesis, RunSpec, SignedManifest
 from runnel.node.outcomes import genesis_record
@@ -31,14 +31,17 @@ from runnel.node.owed import owed_tokens, owed_updates
 from runnel.node.place import Local
 from runnel.node.protocol import HISTORY_ROUNDS, RoundProtocol
 from runnel.node.protocol_state import ProtocolSettings, ProtocolState
+from runnel.node.rebuilding import rebuild_of_member, rebuild_of_newcomer
 from runnel.node.records import Record
 from runnel.node.run_service import Answer
+from runnel.node.runtime import PeerRuntime
 from runnel.node.seed_entries import ENTRIES_NAME, EntryFile
 from runnel.node.seed_parts import seed_store
 from runnel.node.seed_vault import SeedVault
 from runnel.node.settling import Trials, settle_place
 from runnel.node.shelving import shelve, shelve_told, shelved_updates
 from runnel.node.spot_rounds import draw_statement
+from runnel.node.state_download import Fetched
 from runnel.node.ticket import Ticket
 from runnel.node.vault import Vault
 from runnel.optim.binding import ModelBinding, plan_model
@@ -112,6 +115,10 @@ class Assembly:
             run_service.RECORDS: lambda names: joining.records_answer(chain, run, names),
             run_service.ENTRIES: lambda names: entries_answer(chain, self.entries, names),
         }
+
+    def rebuild(self, runtime: PeerRuntime, catch_up: str) -> Rebuild | None:
+        """What makes states out of the log, in a run of shared seeds."""
+        return rebuild_of_member(self.vault, self.protocol.state.chain, runtime, catch_up)
 
 
 def assemble(entrance: Entrance, model: nn.Module, trials: Trials | None = None) -> Assembly:
@@ -306,7 +313,12 @@ async def _fetch_all(
     donors, every = await find_donors(entrance, run), manifest.spec.rounds.snapshot_every
     source = Source(transport, donors, run, told=partial(shelve_told, log, state))
     fetched = await joining.catch_up(
-        source, state, vault.store, every=every, keep=entrance.folder() / _INCOMING
+        source,
+        state,
+        vault.store,
+        every=every,
+        keep=entrance.folder() / _INCOMING,
+        rebuild=rebuild_of_newcomer(vault, state.chain, genesis, entrance.place.machine.catch_up),
     )
     updates = vault.write_all(fetched.numbers) | storage_keys.floor_updates(fetched.number)
     updates |= {

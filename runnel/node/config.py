@@ -25,6 +25,7 @@ HOME_VARIABLE = "RUNNEL_HOME"
 LOG_VARIABLE = "RUNNEL_LOG"
 NETWORK_VARIABLE = "RUNNEL_NETWORK"
 RELAY_VARIABLE = "RUNNEL_RELAY"
+CATCH_UP_VARIABLE = "RUNNEL_CATCH_UP"
 LOOPBACK = "127.0.0.1"
 ANY_HOST = "0.0.0.0"  # noqa: S104 - a peer that others cannot reach is of little use
 NOWHERE = "none"
@@ -32,6 +33,7 @@ NOWHERE = "none"
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 NETWORKS = ("auto", "daemon", "libp2p")
+CATCH_UPS = ("auto", "log", "state")
 MAX_CODEC_THREADS = 16
 _DATA_FOLDERS = {
     "darwin": ("HOME", "Library/Application Support"),
@@ -92,6 +94,8 @@ class MachineConfig:
         network: one of `NETWORKS`: through the daemon, by libp2p for Python, or by what is here.
         metrics: where figures for monitoring are served; None is nowhere.
         max_upload_bits_s: the most that this peer sends, in bits per second.
+        catch_up: one of `CATCH_UPS`: how the state of a run of shared seeds comes here, by the log of its
+            rounds, as it is, or by what is faster over a home's link.
 
     Raises:
         ConfigError: a value out of range.
@@ -108,6 +112,7 @@ class MachineConfig:
     network: str = "auto"
     metrics: MetricsAddress | None = None
     max_upload_bits_s: float = math.inf
+    catch_up: str = "auto"
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -122,6 +127,11 @@ class MachineConfig:
             raise ConfigError(
                 f"network is {self.network!r}, expected one of {', '.join(NETWORKS)}: set"
                 f" {NETWORK_VARIABLE} or --network to one of them"
+            )
+        if self.catch_up not in CATCH_UPS:
+            raise ConfigError(
+                f"catch-up is {self.catch_up!r}, expected one of {', '.join(CATCH_UPS)}: set"
+                f" {CATCH_UP_VARIABLE} or --catch-up to one of them"
             )
         for address in self.announce:
             if not _ANNOUNCED.fullmatch(address):
@@ -158,7 +168,7 @@ class MachineConfig:
 
         The log level is that of the environment's `RUNNEL_LOG`, or INFO; the network, unless given,
         that of `RUNNEL_NETWORK`, or what is installed here; ``RUNNEL_RELAY=off`` carries nothing for
-        others. A `host` of "none" listens nowhere.
+        others; `RUNNEL_CATCH_UP` is one of `CATCH_UPS`. A `host` of "none" listens nowhere.
 
         Raises:
             ConfigError: a value out of range.
@@ -175,6 +185,7 @@ class MachineConfig:
             codec_threads=threads,
             log_level=os.environ.get(LOG_VARIABLE, "INFO").upper(),
             network=network or os.environ.get(NETWORK_VARIABLE, "auto"),
+            catch_up=os.environ.get(CATCH_UP_VARIABLE, "auto"),
         )
 
     @property
@@ -191,6 +202,14 @@ class MachineConfig:
         if not max_upload:
             return self
         return replace(self, max_upload_bits_s=parse_rate("max upload", max_upload))
+
+    def catching_up(self, how: str | None) -> Self:
+        """With one of `CATCH_UPS`; "" and None for what it is.
+
+        Raises:
+            ConfigError: another word.
+        """
+        return replace(self, catch_up=how) if how else self
 
     def serving(self, metrics: str | int | None) -> Self:
         """With figures for monitoring at a port of this machine, or "HOST:PORT"; "" and None for none.
@@ -237,7 +256,8 @@ class MachineConfig:
 class LaunchPlan:
     """What one command starts: a new run from `spec`, or a part in the run of `invite`.
 
-    `base` is a checkpoint whose parameters a new run starts from; `source` is where this machine has a
+    `base` is a checkpoint whose parameters a new run starts from, or a run of shared seeds that is joined began
+    with; `source` is where this machine has a
     model of the transformers library, if not where the run says.
 
     Raises:

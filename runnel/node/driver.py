@@ -26,7 +26,7 @@ from runnel.node.events import (
     ContributionWithheld,
     Event,
 )
-from runnel.node.joining import Source
+from runnel.node.joining import Rebuild, Source
 from runnel.node.keeper import Keeper
 from runnel.node.leaping import Leaper
 from runnel.node.links import Links
@@ -59,7 +59,7 @@ class DriverParts:
     """What a driver works with. `codec` and `disk` run a job on a thread of theirs, one at a time.
 
     `progress` gives the share of the run done as of a round, in millionths; `moved` is called after
-    each step of the chain with the path followed; `note` takes events.
+    each step of the chain with the path followed; `note` takes events; `rebuild` makes states from a log.
     """
 
     protocol: RoundProtocol
@@ -76,6 +76,7 @@ class DriverParts:
     max_slice_bytes: int
     snapshot_every: int
     clock: Clock
+    rebuild: Rebuild | None = None
 
 
 class Driver:
@@ -107,7 +108,9 @@ class Driver:
             note=self._note,
         )
         self._contributing: set[RoundKey] = set()
-        self._leaper = Leaper(parts.protocol.state, every=parts.snapshot_every)
+        self._leaper = Leaper(
+            parts.protocol.state, every=parts.snapshot_every, rebuild=parts.rebuild
+        )
         self._transfers = Transfers(
             TransferParts(
                 protocol=parts.protocol,
@@ -116,7 +119,7 @@ class Driver:
                 codec=self._in_codec,
                 spawn=self._spawn,
                 post=self._post,
-                near=lambda: self.contacts.near(self._now()),
+                near=self.near,
                 miss=self._leaper.miss,
                 max_slice_bytes=parts.max_slice_bytes,
             )
@@ -197,6 +200,10 @@ class Driver:
 
     # -- inputs
 
+    def near(self) -> tuple[PeerId, ...]:
+        """Peers heard just now."""
+        return self.contacts.near(self._now())
+
     def _receive(self, sender: PeerId, message: Message) -> None:
         self.contacts.heard(sender, self._now())
         self._post(self._parts.protocol.receive(sender, message, self._now()))
@@ -246,7 +253,7 @@ class Driver:
             path = self._leaper.aim()
             if not path:
                 continue
-            source = Source(parts.transport, self.contacts.near(self._now()), parts.run)
+            source = Source(parts.transport, self.near(), parts.run)
             found = await self._leaper.fetch(source, path, parts.vault.store.shared_sizes)
             if found is not None:
                 fetched, states = found

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -18,7 +19,6 @@ from runnel.dht.wire import pack, unpack
 from runnel.errors import InputFileError, NetworkError, PeerError, StorageError
 from runnel.hashing import digest
 from runnel.node.chain import Chain
-from runnel.node.contacts import Contacts
 from runnel.node.fields import blob, integer, items, row
 from runnel.node.records import Record, RecordKind
 from runnel.node.run_service import ENTRIES, ask
@@ -52,7 +52,7 @@ def entries_answer(chain: Chain, entries: EntryFile, names: Sequence[Digest]) ->
     if number is None or not 0 <= number <= len(path) - 2 or path[number + 1] != names[0]:
         return pack([])
     stop = min(len(path), number + 1 + CHUNK_ROUNDS)
-    wanted = _wanted(chain.at(path, index) for index in range(number + 1, stop))
+    wanted = entry_names(chain.at(path, index) for index in range(number + 1, stop))
     told, room = list[list[Any]](), CHUNK_BYTES
     found = entries.read(wanted)
     for round_number in wanted:
@@ -82,7 +82,8 @@ def sound_entries(answer: bytes, wanted: Wanted) -> list[tuple[int, bytes]]:
     return sorted(found.items())
 
 
-def _wanted(records: Iterable[Record]) -> dict[int, Digest]:
+def entry_names(records: Iterable[Record]) -> dict[int, Digest]:
+    """The names of the entries of records' rounds, by round."""
     return {
         record.number: record.slices[0].root
         for record in records
@@ -92,21 +93,111 @@ def _wanted(records: Iterable[Record]) -> dict[int, Digest]:
 
 @dataclass(frozen=True, slots=True)
 class HistorySource:
-    """Whom to ask about which run: `contacts` that were heard lately; `disk` runs what may block."""
+    """Whom to ask about which run: those who are `near` just now; `disk` runs what may block."""
 
     transport: Transport
     run: bytes
-    contacts: Contacts
+    near: Callable[[], Sequence[PeerId]]
     disk: Callable[..., Awaitable[Any]]
+
+
+class EntryDownload:
+    """Brings entries of rounds that are not on the disk yet. For the I/O thread.
+
+    Attributes:
+        rounds: how many entries came.
+        given: how many bytes of them, by donor.
+    """
+
+    def __init__(self, source: HistorySource, chain: Chain, entries: EntryFile) -> None:
+        self._source, self._chain, self._entries = source, chain, entries
+        self._bad: set[PeerId] = set()
+        self.rounds = 0
+        self.given: Counter[PeerId] = Counter()
+
+    @property
+    def bad(self) -> Sequence[PeerId]:
+        """Who told something else than was decided, and is not asked again."""
+        return sorted(self._bad)
+
+    async def complete(
+        self, path: Sequence[Digest], *, start: int = 1, turns: int = 0, pause_s: float = 0.0
+    ) -> None:
+        """Brings what is missing of a path, from place `start` on, block by block.
+
+        Args:
+            path: known to the chain.
+            start: 1 is the place of the first record.
+            turns: so many times all peers are asked for an entry that nobody gives; 0 waits for ever.
+            pause_s: between two questions, so that nobody else waits long for a disk.
+
+        Raises:
+            NetworkError: nobody in reach has an entry.
+            StorageError, InputFileError: the disk refused.
+        """
+        disk = self._source.disk
+        held = await disk(self._entries.numbers)
+        for first in range(start, len(path), CHUNK_ROUNDS):
+            places = range(first, min(len(path), first + CHUNK_ROUNDS))
+            if all(index - 1 in held for index in places):
+                continue
+            wanted = await disk(self._missing, path, places, held)
+            while wanted:
+                told = await self._chunk(path, wanted, turns)
+                await disk(self._entries.add_older, told)
+                self.rounds += len(told)
+                for number, _ in told:
+                    del wanted[number]
+                await asyncio.sleep(pause_s)
+
+    def _missing(
+        self, path: Sequence[Digest], places: range, held: Collection[int]
+    ) -> dict[int, Digest]:
+        records = (self._chain.at(path, index) for index in places if index < len(path))
+        return entry_names(record for record in records if record.number not in held)
+
+    async def _chunk(
+        self, path: Sequence[Digest], wanted: Wanted, turns: int
+    ) -> list[tuple[int, bytes]]:
+        """The first of what is wanted, from whoever has it."""
+        number = next(iter(wanted))
+        for turn in count(1):
+            for peer in self._source.near():
+                if peer in self._bad:
+                    continue
+                told = await self._ask(peer, path[number + 1], wanted)
+                if told:
+                    self.given[peer] += sum(len(entry) for _, entry in told)
+                    return told
+            if turn == turns:
+                raise NetworkError(f"nobody in reach has the entry of round {number}")
+            if turn == _PATIENCE:
+                logger.warning(
+                    "nobody in reach has the entry of round %d: this run's log cannot be exported from"
+                    " here until somebody who has it is there",
+                    number,
+                )
+            await asyncio.sleep(_LOOK_S)
+        raise AssertionError("unreachable")
+
+    async def _ask(self, peer: PeerId, first: Digest, wanted: Wanted) -> list[tuple[int, bytes]]:
+        try:
+            answer = await ask(self._source.transport, peer, self._source.run, ENTRIES, [first])
+            return sound_entries(answer, wanted)
+        except PeerError as error:
+            logger.warning("entries of peer %s are not taken: %s", short(peer), error)
+            self._bad.add(peer)
+        except (NetworkError, TimeoutError) as error:
+            logger.debug("entries of peer %s: %s", short(peer), error)
+        return []
 
 
 class HistoryFetch:
     """Completes a peer's history behind its training, for as long as it takes part. For the I/O thread."""
 
     def __init__(self, source: HistorySource, chain: Chain, entries: EntryFile) -> None:
-        self._source, self._chain, self._entries = source, chain, entries
-        self._bad: set[PeerId] = set()
-        self._fetched = 0
+        self._chain, self._entries = chain, entries
+        self._download = EntryDownload(source, chain, entries)
 
     async def run(self) -> None:
         """Fetches what is missing, again after each state that was taken in place of results."""
@@ -121,59 +212,10 @@ class HistoryFetch:
             await asyncio.sleep(_LOOK_S)
 
     async def _complete(self) -> None:
-        """One pass over the chain, block by block, so that nobody waits long for the disk."""
-        disk, path = self._source.disk, self._chain.path
-        held = await disk(self._entries.numbers)
-        fetched = self._fetched
-        for start in range(1, len(path), CHUNK_ROUNDS):
-            stop = min(len(path), start + CHUNK_ROUNDS)
-            if all(index - 1 in held for index in range(start, stop)):
-                continue
-            wanted = await disk(self._missing, range(start, stop), held)
-            while wanted:
-                told = await self._chunk(wanted)
-                await disk(self._entries.add_older, told)
-                self._fetched += len(told)
-                for number, _ in told:
-                    del wanted[number]
-                await asyncio.sleep(_PAUSE_S)
-        if self._fetched > fetched:
+        before = self._download.rounds
+        await self._download.complete(self._chain.path, pause_s=_PAUSE_S)
+        if self._download.rounds > before:
             logger.info(
                 "the run's history is whole here: %d rounds of it came from members",
-                self._fetched - fetched,
+                self._download.rounds - before,
             )
-
-    def _missing(self, places: range, held: set[int]) -> dict[int, Digest]:
-        path = self._chain.path
-        records = (self._chain.at(path, index) for index in places if index < len(path))
-        return _wanted(record for record in records if record.number not in held)
-
-    async def _chunk(self, wanted: Wanted) -> list[tuple[int, bytes]]:
-        """The first of what is wanted, from whoever has it; waits as long as nobody has."""
-        for turn in count(1):
-            for peer in self._source.contacts.near(asyncio.get_running_loop().time()):
-                if peer in self._bad:
-                    continue
-                told = await self._ask(peer, wanted)
-                if told:
-                    return told
-            if turn == _PATIENCE:
-                logger.warning(
-                    "nobody in reach has the entry of round %d: this run's log cannot be exported from"
-                    " here until somebody who has it is there",
-                    next(iter(wanted)),
-                )
-            await asyncio.sleep(_LOOK_S)
-        raise AssertionError("unreachable")
-
-    async def _ask(self, peer: PeerId, wanted: Wanted) -> list[tuple[int, bytes]]:
-        first = self._chain.path[next(iter(wanted)) + 1]
-        try:
-            answer = await ask(self._source.transport, peer, self._source.run, ENTRIES, [first])
-            return sound_entries(answer, wanted)
-        except PeerError as error:
-            logger.warning("entries of peer %s are not taken: %s", short(peer), error)
-            self._bad.add(peer)
-        except (NetworkError, TimeoutError) as error:
-            logger.debug("entries of peer %s: %s", short(peer), error)
-        return []

@@ -184,7 +184,7 @@ class StateFetched(Event):
     """The run's state came from other peers, `donors`, and its hashes are right.
 
     `kept_bytes` of it were here from a download that was cut off; `liars` sent something else and
-    were not asked again.
+    were not asked again. With `log_rounds` it was rebuilt from so many rounds of the log, whose bytes count.
     """
 
     round: int
@@ -194,6 +194,7 @@ class StateFetched(Event):
     kept_bytes: int = 0
     liars: tuple[str, ...] = ()
     bytes_by_donor: Mapping[str, int] = field(default_factory=dict)
+    log_rounds: int = 0
 
     def diary(self) -> str | None:
         """See `Event.diary`."""
@@ -201,6 +202,14 @@ class StateFetched(Event):
         given = _largest_of(self.bytes_by_donor)
         kept = f", {size_text(self.kept_bytes)} were here" if self.kept_bytes else ""
         told = f"; wrong bytes came from {', '.join(self.liars)}" if self.liars else ""
+        if self.log_rounds:
+            brought = f"{amount}{given}" if self.donors else "all of it was here"
+            return (
+                f"rebuilt the state of round {self.round} from the log of"
+                f" {count_text(self.log_rounds, 'round')}: {brought}; in {self.seconds:.1f} s{told}"
+            )
+        if not self.size_bytes:
+            return "the run's first state was here: nothing had to be fetched"
         return (
             f"got the state of round {self.round}: {amount}{given} in {self.seconds:.1f} s{kept},"
             f" hashes match{told}"

@@ -5,35 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from runnel import files
 from runnel.dht.blob_fetch import BlobFetcher
-from runnel.dht.blob_sinks import PART_SUFFIX
 from runnel.dht.wire import pack, unpack
-from runnel.errors import NetworkError, PeerError, StorageError
+from runnel.errors import NetworkError, PeerError
 from runnel.hashing import digest
 from runnel.node import following
 from runnel.node.chain import Chain
-from runnel.node.disk import storage_error
-from runnel.node.events import StateFetched
 from runnel.node.messages import Records, decode, encode
 from runnel.node.pins import pins
 from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import Record, digest_of, items
 from runnel.node.run_service import GENESIS, RECORDS, ask
-from runnel.optim.exchange import StateStore, raw
-from runnel.protocols import Float32, Transport
+from runnel.node.saved_states import State
+from runnel.node.state_download import Fetched, StateDownload
+from runnel.optim.exchange import StateStore
+from runnel.protocols import Transport
 from runnel.types import Digest, PeerId, short
 
 logger = logging.getLogger(__name__)
 
-_FETCH_S = 600.0
 _MAX_REQUESTS = 100_000
 _STRAGGLERS_S = (0.25, 1.0)
 """How long others may take beyond the first: twice as long as it took, within these."""
@@ -51,119 +45,8 @@ class Source:
     told: Callable[[], None] = lambda: None
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A state downloaded: after which record, and how; `bytes_by_donor` by their short names."""
-
-    number: int
-    size_bytes: int
-    kept_bytes: int
-    seconds: float
-    bytes_by_donor: Mapping[str, int]
-    liars: tuple[str, ...]
-    numbers: tuple[int, ...]
-
-    def event(self) -> StateFetched:
-        """What the journal says of it."""
-        return StateFetched(
-            unix_s=0.0,
-            round=self.number,
-            size_bytes=self.size_bytes,
-            seconds=self.seconds,
-            donors=tuple(sorted(self.bytes_by_donor)),
-            bytes_by_donor=self.bytes_by_donor,
-            kept_bytes=self.kept_bytes,
-            liars=self.liars,
-        )
-
-
-class StateDownload:
-    """Brings the states of fragments, from several donors at once, and tells how it went.
-
-    Args:
-        fetcher: knows who sent wrong bytes before.
-        donors: see `BlobFetcher`.
-        keep: a folder in which what has arrived outlives this process; None keeps it in memory.
-    """
-
-    def __init__(
-        self, fetcher: BlobFetcher, donors: Sequence[PeerId], *, keep: Path | None = None
-    ) -> None:
-        self._fetcher, self._donors, self._keep = fetcher, donors, keep
-        self._began_s = asyncio.get_running_loop().time()
-        self._size = self._kept = 0
-        self._given: Counter[str] = Counter()
-
-    async def fetch(self, root: Digest, sizes: tuple[int, int]) -> tuple[Float32, Float32]:
-        """Both parts of a fragment's state, of so many words each.
-
-        Raises:
-            NetworkError, PeerError, TimeoutError: they cannot be had.
-            StorageError: the disk refused to keep them.
-        """
-        loop, both = asyncio.get_running_loop(), np.empty(sum(sizes), dtype=np.float32)
-        file = self._keep / root.hex() if self._keep is not None else None
-        report = await self._fetcher.fetch_tree(
-            root,
-            self._donors,
-            out=raw(both) if file is None else _unfinished(file),
-            max_total_bytes=both.nbytes,
-            deadline=loop.time() + _FETCH_S,
-        )
-        if report.size_bytes != both.nbytes:
-            raise PeerError("wrong-size", f"{report.size_bytes} bytes, expected {both.nbytes}")
-        if file is not None:
-            await loop.run_in_executor(None, _read_into, file, both)
-            self._kept += report.kept_bytes
-        self._size += report.size_bytes
-        given = {short(peer): count for peer, count in report.bytes_by_donor.items() if count}
-        self._given.update(given)
-        return both[: sizes[0]], both[sizes[0] :]
-
-    async def keep_only(self, roots: Collection[Digest]) -> None:
-        """Deletes what is kept of other states than these: they are not wanted any more."""
-        if self._keep is not None:
-            names = {root.hex() for root in roots}
-            await asyncio.get_running_loop().run_in_executor(None, _clear, self._keep, names)
-
-    def report(self, number: int, numbers: tuple[int, ...] = ()) -> Fetched:
-        """What was fetched until now: the state after record `number`."""
-        bad = set(self._fetcher.bad) & set(self._donors)
-        return Fetched(
-            number=number,
-            size_bytes=self._size,
-            kept_bytes=self._kept,
-            seconds=asyncio.get_running_loop().time() - self._began_s,
-            bytes_by_donor=dict(self._given),
-            liars=tuple(sorted(map(short, bad))),
-            numbers=numbers,
-        )
-
-
-def _unfinished(file: Path) -> Path:
-    """The path itself; what an earlier download finished there is looked through again, not fetched."""
-    try:
-        if file.exists():
-            files.replace(file, file.with_name(file.name + PART_SUFFIX))
-    except OSError as error:
-        raise storage_error("go on with", file, error) from error
-    return file
-
-
-def _clear(folder: Path, names: Collection[str]) -> None:
-    try:
-        for file in list(folder.iterdir()) if folder.exists() else []:
-            if file.name.removesuffix(PART_SUFFIX) not in names:
-                files.remove(file)
-    except OSError as error:
-        raise storage_error("delete old files of", folder, error) from error
-
-
-def _read_into(file: Path, both: Float32) -> None:
-    try:
-        both[:] = np.fromfile(file, dtype=np.float32)
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{file} cannot be read back ({error}): check the disk") from error
+Rebuild = Callable[[Source, Sequence[Digest]], Awaitable[tuple[Fetched, State] | None]]
+"""Makes the state at the end of a path out of the log; None if it is to be downloaded."""
 
 
 async def catch_up(
@@ -173,10 +56,12 @@ async def catch_up(
     *,
     every: int,
     keep: Path | None = None,
+    rebuild: Rebuild | None = None,
 ) -> Fetched:
     """Fetches the chain and a pinned state; again with the newest records if all pins have moved on.
 
-    `keep` is a folder for what has arrived, from which the next process goes on if this one ends.
+    `keep` is a folder for what has arrived, from which the next process goes on if this one ends;
+    `rebuild` is asked for a state before it is downloaded.
 
     Raises:
         NetworkError: nobody answered, or no state can be had.
@@ -186,6 +71,12 @@ async def catch_up(
     for _ in range(_ATTEMPTS):
         source = replace(source, donors=await find_holders(source, state))
         path = state.target or state.chain.path
+        pinned = path[: pins(state.chain, path, every)[0] + 2]
+        made = await rebuild(source, pinned) if rebuild is not None else None
+        if made is not None:
+            store.load(0, *made[1])
+            state.chain.follow(pinned)
+            return made[0]
         try:
             download = StateDownload(fetcher, source.donors, keep=keep)
             return await fetch_state(source, store, state.chain, path, download, every=every)
@@ -374,6 +265,11 @@ async def fetch_genesis(source: Source, genesis: Record) -> bytes:
             return answer
         reasons.append(f"{short(donor)}: not the state that the manifest names")
     raise NetworkError(f"nobody told the run's first state: {'; '.join(reasons)}")
+
+
+def first_root(roots: Sequence[Digest]) -> Digest:
+    """What a manifest calls the first state, from the roots of all fragments' first states."""
+    return digest(genesis_blob(roots))
 
 
 def genesis_blob(roots: Sequence[Digest]) -> bytes:

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 from runnel.dht.blob_fetch import BlobFetcher
 from runnel.errors import NetworkError, PeerError
-from runnel.node.joining import Fetched, Source, StateDownload
+from runnel.node.joining import Rebuild, Source
 from runnel.node.pins import pins
 from runnel.node.protocol_state import ProtocolState
 from runnel.node.records import Record, RecordKind
+from runnel.node.state_download import Fetched, StateDownload
 from runnel.protocols import Float32
 from runnel.types import Digest
 
@@ -32,8 +33,9 @@ States = dict[int, tuple[Float32, Float32]]
 class Leaper:
     """Decides when to leap, and downloads what a leap needs. States are pinned each `every` rounds."""
 
-    def __init__(self, state: ProtocolState, *, every: int) -> None:
-        self._state, self._every = state, every
+    def __init__(self, state: ProtocolState, *, every: int, rebuild: Rebuild | None = None) -> None:
+        """`rebuild` is asked for a state before it is downloaded."""
+        self._state, self._every, self._rebuild = state, every, rebuild
         self._gone: set[Digest] = set()
         self._fetcher: BlobFetcher | None = None  # remembers who sent wrong bytes
 
@@ -67,11 +69,14 @@ class Leaper:
     async def fetch(
         self, source: Source, path: Sequence[Digest], sizes: Sequence[tuple[int, int]]
     ) -> tuple[Fetched, States] | None:
-        """Downloads all states that change up to the end of `path`; None if they cannot be had now.
+        """Brings all states that change up to the end of `path`; None if they cannot be had now.
 
         `sizes` are the words of both parts of a state, by fragment.
         """
         states: States = {}
+        made = await self._rebuild(source, path) if self._rebuild is not None else None
+        if made is not None:
+            return made[0], {0: made[1]}
         if self._fetcher is None:
             self._fetcher = BlobFetcher(source.transport)
         download = StateDownload(self._fetcher, source.donors)

@@ -300,6 +300,7 @@ class PeerNode:
                 max_slice_bytes=parts.max_slice_bytes,
                 snapshot_every=self.spec.rounds.snapshot_every,
                 clock=self.clock,
+                rebuild=parts.rebuild(runtime, entrance.place.machine.catch_up),
             )
         )
 
@@ -322,7 +323,7 @@ class PeerNode:
         self._tell(chain.path)
         await self._driver.start()
         if self.spec.seeds.is_on:
-            source = HistorySource(transport, self.run_id, self._driver.contacts, job)
+            source = HistorySource(transport, self.run_id, self._driver.near, job)
             self._entrance.runtime.own(HistoryFetch(source, chain, parts.entries).run)
 
     def _reach_watch(self, middle: Middle) -> ReachWatch:
@@ -337,7 +338,7 @@ class PeerNode:
         )
 
     async def _near(self) -> tuple[PeerId, ...]:
-        return self._driver.contacts.near(asyncio.get_running_loop().time())
+        return self._driver.near()
 
     async def _keep_status(self) -> None:
         for turn in count():

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from runnel.errors import ConfigError, InputFileError, PeerError
-from runnel.hashing import digest
-from runnel.node.joining import genesis_blob
+from runnel.node.joining import first_root
 from runnel.node.manifest import RunSpec, SignedManifest
 from runnel.node.outer_state import read_patiently, seed_state
 from runnel.node.records import RecordKind
@@ -53,7 +52,7 @@ def export_log(folder: Path, out: Path) -> str:
     for start in range(0, len(updates), STEPS_PER_CHUNK):
         store.weights.apply(update.undone() for update in updates[start : start + STEPS_PER_CHUNK])
     store.state = store.method.first()
-    if digest(genesis_blob([store.root(0)])) != manifest.genesis.state_root:
+    if first_root([store.root(0)]) != manifest.genesis.state_root:
         raise InputFileError(
             f"this peer's history of {steps} steps does not lead back to the state that the run began"
             " with: export the log from another peer"

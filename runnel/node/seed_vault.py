@@ -59,7 +59,7 @@ class SeedVault:
         `secret` gives, for a decided record, what the choice of scalars to look at again follows from;
         None looks at none.
         """
-        self.store, self._entries = store, entries
+        self.store, self.entries = store, entries
         plain = codec_named("fp32")
         codecs = Codecs(sent=plain, kept=plain)
         self.contributions = Contributions(disk, codecs)
@@ -140,7 +140,7 @@ class SeedVault:
         taken = [record for record in fork.adopted if record.kind is RecordKind.ROUND]
         landing, merges = self._landing, list[DecidedMerge]()
         if lost:
-            self._entries.give_up(min(record.number for record in lost))
+            self.entries.give_up(min(record.number for record in lost))
         if landing is not None and path[-1] == landing.record:
             self._load(chain, path, landing, moves)
             merges = [self._merge(taken[-1].number if taken else len(path) - 2, taken)]
@@ -179,14 +179,14 @@ class SeedVault:
         entries = [self._entry(record.slices[0].root) for record in taken]
         _require_root(taken[-1], self.store.advance(entries, part))
         for record in taken:
-            self._entries.append(record.number, self._entry(record.slices[0].root))
+            self.entries.append(record.number, self._entry(record.slices[0].root))
             self._moved(moves, record.number, plain=True)
         return [self._merge(record.number, [record]) for record in taken]
 
     def _adopt(self, record: Record, part: Part | None, moves: Moves) -> DecidedMerge:
         _require_root(record, self._prepare(record.number, record.slices, part))
         self.store.adopt((record.number, record.slices))
-        self._entries.append(record.number, self._entry(record.slices[0].root))
+        self.entries.append(record.number, self._entry(record.slices[0].root))
         self._moved(moves, record.number, plain=True)
         merge = self._merge(record.number, [record])
         return replace(merge, contributions=self._contributions(record))
@@ -206,7 +206,7 @@ class SeedVault:
         )
 
     def _load(self, chain: Chain, path: Sequence[Digest], landing: Landing, moves: Moves) -> None:
-        self._entries.may_lack = True
+        self.entries.may_lack = True
         state = landing.states.get(0) or self.states.read(chain, path, 0)
         self.store.load(0, *state)
         self._moved(moves, self._newest(chain, path), plain=False)
@@ -257,7 +257,7 @@ class SeedVault:
             kind, _, rest = key.partition("/")
             if kind == "state":
                 self.states.load(int(rest), value, chain)
-        self._entries.mend(chain, chain.path, self._held)
+        self.entries.mend(chain, chain.path, self._held)
         return self.write_all([self.states.number(0)])
 
     def _held(self, root: Digest) -> bytes | None:

@@ -13,18 +13,21 @@ from typing import Any
 
 import torch
 
-from runnel.errors import StorageError
+from runnel.errors import ConfigError, RunMismatchError, StorageError
 from runnel.hashing import digest
 from runnel.node.approach import Approach
 from runnel.node.config import LaunchPlan
 from runnel.node.corpus import Corpus
 from runnel.node.dataset_exchange import publish_corpus
+from runnel.node.entrance import Entrance
 from runnel.node.events import Evaluated, Event
+from runnel.node.joining import first_root
 from runnel.node.manifest import RunSpec
 from runnel.node.peer import PeerNode
+from runnel.node.place import Joined
 from runnel.node.run_model import LanguageModel, language_model, load_base
 from runnel.node.sampling import batches, validation_batches
-from runnel.node.seed_parts import run_key
+from runnel.node.seed_parts import run_key, seed_store
 from runnel.node.session import Peer
 from runnel.node.settling import Trials
 from runnel.node.step_time import measure_step
@@ -98,8 +101,8 @@ def run_peer(
     entrance, spec, corpus = way.entrance, way.spec, way.corpus
     try:
         model = language_model(spec, plan.source)
-        if plan.base is not None and entrance.manifest is None:
-            load_base(model, plan.base)
+        if plan.base is not None:
+            _start_from(plan.base, model, entrance)
         _go_on(stop)
     except BaseException:
         entrance.close()
@@ -117,6 +120,31 @@ def run_peer(
             on_invite(peer.invite)
         steps = _train(peer, work, stop)
     return _summary(peer, steps)
+
+
+def _start_from(base: Path, model: LanguageModel, entrance: Entrance) -> None:
+    """Puts a base into a new run's model, or into that of a run that began with it.
+
+    Raises:
+        ConfigError: the run exchanges values, and has a state of its own.
+        RunMismatchError: it began with another base.
+    """
+    manifest = entrance.manifest
+    if manifest is None:
+        load_base(model, base)
+    elif isinstance(entrance.place, Joined):
+        if not manifest.spec.seeds.is_on:
+            raise ConfigError(
+                "a base is given, expected none, because this run's members exchange values and tell a"
+                " newcomer their state: leave out --base"
+            )
+        load_base(model, base)
+        found, began = first_root([seed_store(model, manifest.spec).root(0)]), manifest.genesis
+        if found != began.state_root:
+            raise RunMismatchError(
+                f"{base} makes the first state {found.hex()[:8]}, the run began with"
+                f" {began.state_root.hex()[:8]}: name its base, or leave out --base to fetch the state"
+            )
 
 
 def _go_on(stop: threading.Event) -> None:

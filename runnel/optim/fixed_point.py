@@ -140,7 +140,11 @@ class MasterWeights:
         Raises:
             ValueError: an update names a tensor that is not there.
         """
-        entries = self._entries(updates)
+        self.add(Entries.of(updates))
+
+    def add(self, entries: Entries) -> None:
+        """The same for updates that are columns already; see `apply`."""
+        self._require_known(entries)
         with self.changes.adding(entries):
             for number, tensor in enumerate(self.tensors):
                 self._add(number, tensor, entries)
@@ -179,7 +183,9 @@ class MasterWeights:
         tensor = self.tensors[number]
         if after:
             tensor = replace(tensor, values=tensor.values.copy())
-            self._add(number, tensor, self._entries(after))
+            entries = Entries.of(after)
+            self._require_known(entries)
+            self._add(number, tensor, entries)
         where, step = self.point(number, probe)
         self.spread.run(
             [
@@ -195,13 +201,11 @@ class MasterWeights:
             ]
         )
 
-    def _entries(self, updates: Iterable[SeedUpdate]) -> Entries:
-        entries = Entries.of(updates)
+    def _require_known(self, entries: Entries) -> None:
         if entries.tensors.size and entries.tensors.max() >= len(self.tensors):
             raise ValueError(
                 f"an update is for tensor {entries.tensors.max()}, there are {len(self.tensors)}"
             )
-        return entries
 
     def _add(self, number: int, tensor: MasterTensor, entries: Entries) -> None:
         coefficients, where = self.terms(number, entries)

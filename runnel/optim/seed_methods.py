@@ -278,3 +278,19 @@ def largest_payload(method: SeedMethod) -> int:
         case BlockMethod(blocks=blocks, directions=directions):
             return blocks * (_BLOCK.size + directions)
     raise ConfigError(f"no method of shared seeds: {method}")
+
+
+def most_directions(method: SeedMethod, contributions: int) -> int:
+    """How many directions of the whole model a log of so many contributions has, at most.
+
+    Raises:
+        ConfigError: the method is none of these.
+    """
+    match method:
+        case OneByteMethod(probes=probes):
+            return probes * contributions
+        case PoolMethod(candidates=candidates, local_steps=steps):
+            return 2 * min(candidates, steps * contributions)
+        case BlockMethod(directions=directions):
+            return directions * contributions
+    raise ConfigError(f"no method of shared seeds: {method}")

@@ -23,13 +23,13 @@ from runnel.optim.exchange import Array, Payload, RootOf, RoundResults, raw
 from runnel.optim.fixed_point import MasterWeights, Probe
 from runnel.optim.seed_methods import SeedMethod
 from runnel.optim.seed_rounds import RoundEntry
-from runnel.optim.seed_updates import UNIT_SHIFT, SeedUpdate
+from runnel.optim.seed_updates import UNIT_SHIFT, Entries, SeedUpdate
 from runnel.protocols import Float32
 from runnel.types import Digest
 
 _WORD = 4
-_FUSED_DIRECTIONS = 1 << 14
-"""So many are applied in one pass: some thousand rounds of a small swarm."""
+_REDUCED_DIRECTIONS = 1 << 14
+"""After so many it is looked whether they undo each other."""
 _KEPT_CHANGES = 8
 """Decided changes that can be looked behind: a few numbers per round and peer."""
 
@@ -257,19 +257,35 @@ class SeedStore:
         Raises:
             PeerError: a result is no entry of a round.
         """
+        entries, rest = self.changes_of(state, rounds)
+        self.add_to(state, entries)
+        state[1][:] = rest
+
+    def changes_of(self, state: Shared, rounds: Iterable[RoundResults]) -> tuple[Entries, Array]:
+        """What rounds add to the weights of a state, all in all, and what is beside the weights after them.
+
+        What a later round undoes is not among it: of a pool of seeds, each is there twice at most.
+
+        Raises:
+            PeerError: a result is no entry of a round.
+        """
         shifts, at = self._read_rest(state[1])
-        weights = _with_shifts(_over(self.weights, state[0].view(np.int32)), shifts)
-        waiting, directions = list[SeedUpdate](), 0
+        parts, news, directions = [Entries.of(())], list[SeedUpdate](), 0
         for one in rounds:
             entry = RoundEntry.decode(one.payloads[0])
             updates, at = self.method.take(at, entry.shares, entry.progress)
-            waiting += updates
+            news += updates
             directions += sum(map(len, updates))
-            if directions >= _FUSED_DIRECTIONS:
-                weights.apply(waiting)
-                waiting, directions = [], 0
-        weights.apply(waiting)
-        state[1][:] = self._rest(at, shifts)
+            if directions >= _REDUCED_DIRECTIONS:
+                parts.append(Entries.of(news).without_opposites())
+                news, directions = [], 0
+        parts.append(Entries.of(news))
+        return Entries.joined(parts).without_opposites(), self._rest(at, shifts)
+
+    def add_to(self, state: Shared, entries: Entries) -> None:
+        """Adds to the weights of a state, in place, in one pass."""
+        shifts, _ = self._read_rest(state[1])
+        _with_shifts(_over(self.weights, state[0].view(np.int32)), shifts).add(entries)
 
     def _changed(self) -> None:
         self.turn += 1

@@ -7,7 +7,7 @@ years later run the same sum.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -99,6 +99,45 @@ class Entries:
             coefficients=-units * codes,
             tensors=np.repeat(np.array([group.tensor for group in groups], np.int32), sizes),
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Entries]) -> Entries:
+        """The columns of all parts, one after the other."""
+        return cls(
+            counters=np.concatenate([part.counters for part in parts]),
+            slots=np.concatenate([part.slots for part in parts]),
+            coefficients=np.concatenate([part.coefficients for part in parts]),
+            tensors=np.concatenate([part.tensors for part in parts]),
+        )
+
+    def __len__(self) -> int:
+        return self.counters.size
+
+    def part(self, start: int, stop: int) -> Entries:
+        """Those from `start` up to `stop`."""
+        here = slice(start, stop)
+        return Entries(
+            self.counters[here], self.slots[here], self.coefficients[here], self.tensors[here]
+        )
+
+    def without_opposites(self) -> Entries:
+        """The same sum, whatever a tensor's unit, without pairs of one direction that undo each other.
+
+        A pool of seeds takes back what its directions had and puts what they have now: of many rounds
+        only the first and the last are left. What is left of entries that are alike follows each other.
+        """
+        sizes, signs = np.abs(self.coefficients), np.sign(self.coefficients)
+        columns = (sizes, self.tensors, self.slots, self.counters)
+        order = np.lexsort(columns)
+        sorted_columns = np.stack([column[order].astype(np.int64) for column in columns])
+        changes = np.any(sorted_columns[:, 1:] != sorted_columns[:, :-1], axis=0)
+        starts = np.flatnonzero(np.concatenate([[True], changes]))[: order.size]
+        if not starts.size:
+            return self
+        sums = np.add.reduceat(signs[order], starts)
+        left = np.repeat(order[starts], np.abs(sums))
+        coefficients = np.repeat(sizes[order[starts]] * np.sign(sums), np.abs(sums))
+        return Entries(self.counters[left], self.slots[left], coefficients, self.tensors[left])
 
     def of_tensor(self, tensor: int, shift: int) -> tuple[Codes, Words, Words]:
         """Coefficients in units of 2^-shift modulo 2^32, counters and slots for one tensor.

@@ -151,6 +151,12 @@ def launch(
 def join(
     invite: Annotated[str, typer.Argument(help="The text that starts with runnel:")],
     threads: Annotated[int, typer.Option(min=1, max=16, help="For encoding and decoding.")] = 1,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="What a shared-seed run began with, if you have it: its log is enough then."
+        ),
+    ] = None,
     source: SourceOption = "",
     *,
     machine: MachineOptions,
@@ -165,7 +171,7 @@ def join(
         parsed.require_valid(SystemClock().unix_s())
         config = machine.config(threads=threads)
         from runnel.tools.cli_run import run
-    run(LaunchPlan(machine=config, invite=parsed, source=source))
+    run(LaunchPlan(machine=config, invite=parsed, base=base, source=source))
 
 
 @app.command()

@@ -48,6 +48,13 @@ class MachineOptions:
         str,
         typer.Option(metavar="RATE", help='The most that this peer sends, such as "2 Mbit/s".'),
     ] = ""
+    catch_up: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            help="A shared-seed run's state: from its log, as state, or auto: what is faster at home.",
+        ),
+    ] = ""
 
     def config(self, *, threads: int = 1) -> MachineConfig:
         """The configuration that they make.
@@ -67,6 +74,7 @@ class MachineOptions:
             )
             .serving(self.metrics)
             .sending(self.max_upload)
+            .catching_up(self.catch_up)
         )
 
 

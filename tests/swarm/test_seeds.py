@@ -46,6 +46,8 @@ def test_peers_that_die_come_late_and_come_back_hold_the_same_bits(
         owner.wait_for_rounds(10)
         first = min(second.decided())
         assert first > 0, "it came late"
+        latest = swarm.peers[-1].events("StateFetched")
+        assert latest[-1]["round"] < 0 or latest[-1]["log_rounds"], "base and log were at hand"
         wait_until(lambda: has_history(second), lambda: f"second has all rounds: {second.said()}")
         for peer in reversed(swarm.peers):
             leaves(peer)

@@ -73,10 +73,6 @@ def fetched(
     """Lets a latecomer fetch until it has all, in virtual time."""
     wanted = wanted_of(member)
 
-    class Near:
-        def near(self, _now: float) -> Sequence[Any]:
-            return MEMBERS[: len(answers)]
-
     async def main() -> None:
         network = MemoryNetwork(1, default_link=Link(latency_s=0.001))
         guest = MemoryTransport(network, GUEST)
@@ -84,8 +80,7 @@ def fetched(
         for peer, answer in zip(MEMBERS, answers, strict=False):
             transports.append(MemoryTransport(network, peer))
             await RunService(transports[-1], RUN, {ENTRIES: answer}, job=at_once).serve()
-        contacts: Any = Near()
-        source = HistorySource(guest, RUN, contacts, here)
+        source = HistorySource(guest, RUN, lambda: MEMBERS[: len(answers)], here)
         task = asyncio.get_running_loop().create_task(
             HistoryFetch(source, member.chain, entries).run(), name="history"
         )

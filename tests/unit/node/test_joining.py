@@ -17,8 +17,9 @@ from runnel.dht.memory import Link, MemoryNetwork, MemoryTransport
 from runnel.dht.virtual_loop import run_virtual
 from runnel.errors import NetworkError
 from runnel.node.chain import Chain
-from runnel.node.joining import Fetched, Source, StateDownload, fetch_state
+from runnel.node.joining import Source, fetch_state
 from runnel.node.pinning import Pinning
+from runnel.node.state_download import Fetched, StateDownload
 from runnel.optim.store import OuterStore
 from runnel.protocols import BlobSource, Stream
 from runnel.types import Digest, short

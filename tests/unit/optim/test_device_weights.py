@@ -22,7 +22,7 @@ from runnel.optim.just_one_byte import pack_codes
 from runnel.optim.seed_methods import BlockMethod, LearningRate, OneByteMethod, PoolMethod
 from runnel.optim.seed_rounds import RoundEntry
 from runnel.optim.seed_store import SeedStore
-from runnel.optim.seed_updates import SeedUpdate
+from runnel.optim.seed_updates import Entries, SeedUpdate
 from runnel.optim.seed_walks import BlockWalk, OneByteWalk, Part, PoolWalk
 from runnel.optim.spsa_loss import epsilon_amount
 
@@ -155,12 +155,12 @@ def test_a_copy_of_integers_that_were_changing_is_not_trusted() -> None:
     weights = master_of(sample(), KEY)
     copies, one = DeviceWeights(weights, [torch.empty(9)]), update(3)
     first, out = weights.tensors[0].values, torch.empty(weights.tensors[0].shape)
-    with weights.changes.adding(weights._entries([one])):
+    with weights.changes.adding(Entries.of([one])):
         first[:7] += 1
         copies.materialise(0, out, None)
         first[:7] -= 1
         for number, tensor in enumerate(weights.tensors):
-            weights._add(number, tensor, weights._entries([one]))
+            weights._add(number, tensor, Entries.of([one]))
     assert held_by(weights, copies, CPU)
 
 
@@ -194,7 +194,7 @@ def test_what_is_not_known_is_no_list_of_additions() -> None:
     assert [one.slots.size for one in changes.between(0, changes.turn) or []] == [5, 5]
     assert len(changes.between(2, changes.turn) or []) == 1
     assert changes.between(1, changes.turn) is None
-    with pytest.raises(ZeroDivisionError), changes.adding(weights._entries([])):
+    with pytest.raises(ZeroDivisionError), changes.adding(Entries.of([])):
         _ = 1 // 0
     assert changes.between(4, changes.turn) is None
 

@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 
 from runnel.errors import BugError, PeerError, RunMismatchError
 from runnel.hashing import digest
+from runnel.optim import seed_store
 from runnel.optim.exchange import RoundResults
+from runnel.optim.fedkseed import LocalStep, pack_steps
 from runnel.optim.fixed_point import MasterWeights
 from runnel.optim.fragments import ParameterShape, plan_fragments
 from runnel.optim.just_one_byte import pack_codes
-from runnel.optim.seed_methods import LearningRate, OneByteMethod
+from runnel.optim.seed_methods import LearningRate, OneByteMethod, PoolMethod, most_directions
 from runnel.optim.seed_rounds import RoundEntry
 from runnel.optim.seed_store import SeedStore
+from runnel.optim.seed_updates import UNIT_SHIFT, Entries
 
 SHAPES = (ParameterShape("b", (70, 70)), ParameterShape("a", (5,)), ParameterShape("c", ()))
 PLAN = plan_fragments(SHAPES, 1)
@@ -197,3 +200,65 @@ def test_weights_before_recent_rounds_are_at_hand_whatever_is_tried(*, tried: bo
     with pytest.raises(LookupError):
         store.state_at(store.version - 1)
     assert store.state_at(store.version) == store.state
+
+
+ENTRY = st.tuples(
+    st.integers(0, 2), st.integers(0, 1), st.sampled_from([-9, -3, 0, 3, 9]), st.integers(-1, 1)
+)
+
+
+def columns(rows: list[tuple[int, int, int, int]]) -> Entries:
+    counters, slots, coefficients, tensors = (
+        (list(c) for c in zip(*rows, strict=True)) if rows else ([],) * 4
+    )
+    return Entries(
+        np.array(counters, np.uint32),
+        np.array(slots, np.uint32),
+        np.array(coefficients, np.int64),
+        np.array(tensors, np.int32),
+    )
+
+
+@given(st.lists(ENTRY, max_size=20))
+def test_without_what_undoes_each_other_the_sum_is_the_same_in_any_unit(
+    rows: list[tuple[int, int, int, int]],
+) -> None:
+    entries = columns(rows)
+    left = entries.without_opposites()
+    kept = list(zip(left.counters, left.slots, left.coefficients, left.tensors, strict=True))
+    assert not {(a, b, -c, d) for a, b, c, d in kept} & set(kept)
+    for tensor in (0, 1):
+        for shift in (UNIT_SHIFT, UNIT_SHIFT - 2):
+            assert sums_of(left, tensor, shift) == sums_of(entries, tensor, shift)
+
+
+def sums_of(entries: Entries, tensor: int, shift: int) -> dict[tuple[int, int], int]:
+    sums: dict[tuple[int, int], int] = {}
+    for code, counter, slot in zip(*entries.of_tensor(tensor, shift), strict=True):
+        sums[int(counter), int(slot)] = sums.get((int(counter), int(slot)), 0) + int(code)
+    return {place: total for place, total in sums.items() if total}
+
+
+def test_many_rounds_of_a_pool_cost_each_of_its_seeds_twice_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(seed_store, "_REDUCED_DIRECTIONS", 16)
+    rng, method = np.random.default_rng(5), PoolMethod(4, 2, LearningRate(0.01))
+    arrays = {s.name: rng.standard_normal(s.shape) * 100 for s in SHAPES}
+    store = SeedStore(
+        MasterWeights.from_arrays(arrays, (1, 2)), method, lambda parts: digest(*parts)
+    )
+    weights, rest = store.shared(0)
+    first, at_first, entries = weights.copy(), rest.copy(), list[bytes]()
+    for _ in range(40):
+        steps = [LocalStep(int(rng.integers(4)), int(rng.integers(-127, 128))) for _ in range(2)]
+        entries.append(RoundEntry(0, {3: pack_steps(steps)}).encode())
+        store.prepare(len(entries), entries[-1])
+        store.adopt(len(entries))
+    rounds = [RoundResults((), [one]) for one in entries]
+    changes, _ = store.changes_of((first, at_first), rounds)
+    assert 4 <= len(changes) <= 8
+    store.replay((first, at_first), rounds)
+    assert first.tobytes() == store.shared(0)[0].tobytes()
+    assert at_first.tobytes() == store.shared(0)[1].tobytes()
+    assert most_directions(method, 80) == 8
