@@ -8,6 +8,7 @@ import pytest
 
 from runnel.dht.identity import Identity
 from runnel.errors import InputFileError
+from runnel.node.config import CATCH_UP_VARIABLE
 from runnel.node.export import save_checkpoint
 from runnel.node.manifest import SignedManifest
 from runnel.node.seed_export import export_log
@@ -28,8 +29,9 @@ METHODS = [
 
 @pytest.mark.parametrize(("method", "with_third"), METHODS)
 def test_peers_that_die_come_late_and_come_back_hold_the_same_bits(
-    method: str, *, with_third: bool, tmp_path: Path
+    method: str, *, with_third: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(CATCH_UP_VARIABLE, "log")  # these weights are few
     settings = (f"seeds.method={method}", "seeds.local_steps=2", "seeds.directions=8")
     small = ("seeds.probes=1", "seeds.spot_checks=1", "model.context=8")
     with Swarm(tmp_path, *settings, *small) as swarm:
