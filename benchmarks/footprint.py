@@ -26,6 +26,7 @@ ALLOWANCE_BYTES = 150_000_000
 ROUNDS, QUICK_ROUNDS = 24, 20
 STEPS = 20
 SETTINGS = ("outer.every_steps=8", "rounds.deadline_ceiling_s=60.0", "rounds.stall_s=600.0")
+SEED_SETTINGS = ("seeds.method=spsa", "seeds.lr=0.001", "rounds.snapshot_every=8")
 HELP_RUNS = 7
 
 
@@ -56,6 +57,32 @@ def measure_memory(layers: int, rounds: int, say: Say) -> dict[str, Any]:
         "copies_beyond_150_mb": [round(count, 2) for count in copies],
         "members": min(answer["members"] for answer in with_peer),
     }
+
+
+def measure_seeds(layers: int, say: Say) -> dict[str, Any]:
+    """What a peer of a run of shared seeds needs beyond forward passes, by weight: between two sizes of a model."""
+    found = {count: _beyond_inference(count) for count in (layers // 2, layers)}
+    (small, fewer), (large, more) = found[layers // 2], found[layers]
+    each = (large - small) / (more - fewer)
+    say(f"shared seeds: {large / 1e6:.0f} MB beyond forward passes, {each:.2f} bytes a weight")
+    return {
+        "seeds_extra_mb": round(large / 1e6, 1),
+        "seeds_bytes_per_weight": round(each, 2),
+    }
+
+
+def _beyond_inference(layers: int) -> tuple[int, int]:
+    """By how much a peer's peak is above that of forward passes, and the model's weights."""
+    answers = []
+    for settings in ((), SEED_SETTINGS):
+        with tempfile.TemporaryDirectory(prefix="footprint-") as name:
+            folder = Path(name)
+            with _children([folder / "one"], layers, folder / "one.log") as child:
+                asked = {"do": "tune", "settings": list(settings), "steps": STEPS}
+                answers.append(child.ask(0, asked))
+                child.ask(0, {"do": "close"})
+    plain, tuned = answers
+    return tuned["peak_bytes"] - plain["peak_bytes"], plain["parameters"]
 
 
 def measure_help(say: Say) -> dict[str, Any]:
@@ -96,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "quick": options.quick,
             **measure_help(say),
             **measure_memory(layers, rounds, say),
+            **measure_seeds(layers, say),
         }
 
     return report(run, json_only=options.json)

@@ -69,6 +69,27 @@ class FootprintTrainer:
             "steps": done,
         }
 
+    def tune(self, *, settings: list[str], steps: int) -> dict[str, Any]:
+        """Forward passes, or so many steps of a run of shared seeds if there are `settings`."""
+        values = torch.randn(_BATCH, _WIDTH)
+
+        def loss() -> torch.Tensor:
+            error: torch.Tensor = (self._model(values) - values).square().mean()
+            return error
+
+        if settings:
+            self._peer = Peer(local(*settings, home=self._home), model=self._model)
+        for _ in range(steps):
+            if self._peer is not None:
+                self._peer.spsa_step(loss)
+            else:
+                with torch.no_grad():
+                    loss()
+        return {
+            "peak_bytes": peak_bytes(),
+            "parameters": sum(p.numel() for p in self._model.parameters()),
+        }
+
     def close(self) -> dict[str, Any]:
         """Leaves."""
         if self._peer is not None:

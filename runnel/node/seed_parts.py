@@ -12,7 +12,7 @@ from runnel.errors import BugError, ConfigError
 from runnel.hashing import digest
 from runnel.node.commitments import MAX_CARRIED_BYTES
 from runnel.node.manifest_spec import RunSpec
-from runnel.optim.fixed_point import MasterTensor, MasterWeights
+from runnel.optim.fixed_point import MasterWeights
 from runnel.optim.seed_methods import (
     BlockMethod,
     LearningRate,
@@ -22,7 +22,6 @@ from runnel.optim.seed_methods import (
     largest_payload,
 )
 from runnel.optim.seed_store import SeedStore
-from runnel.optim.seed_updates import UNIT_SHIFT
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,12 +68,11 @@ def _method(spec: RunSpec, blocks: int) -> SeedMethod:
 
 def blank_store(plan: FragmentPlan, spec: RunSpec) -> SeedStore:
     """A store to load a state into."""
-    tensors = [
-        MasterTensor(shape.name, shape.shape, UNIT_SHIFT, np.zeros(shape.numel, np.int32))
-        for shape in plan.shapes
-    ]
-    method = seed_method(spec, len(tensors))
-    return SeedStore(MasterWeights(tensors, run_key(spec)), method, tree_root)
+    shapes = {shape.name: shape.shape for shape in plan.shapes}
+    blank = MasterWeights.read(
+        shapes, lambda name: np.zeros(shapes[name], np.float32), run_key(spec)
+    )
+    return SeedStore(blank, seed_method(spec, len(shapes)), tree_root)
 
 
 def seed_store(model: nn.Module, spec: RunSpec) -> SeedStore:

@@ -7,6 +7,7 @@ and no other code can make two replicas differ, and taking all updates back give
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -106,6 +107,7 @@ class MasterWeights:
         self.key, self.spread = key, spread or Spread()
         self.ids = {tensor.name: number for number, tensor in enumerate(self.tensors)}
         self.changes = Changes()
+        self._flat: npt.NDArray[np.int32] | None = None
 
     @classmethod
     def from_arrays(
@@ -116,8 +118,40 @@ class MasterWeights:
         Raises:
             ConfigError: a value is NaN or infinite, or a tensor holds 2^30 or more.
         """
-        tensors = [_fixed(name, array) for name, array in arrays.items()]
-        return cls(tensors, key, spread=spread)
+        shapes = {name: np.shape(array) for name, array in arrays.items()}
+        return cls.read(shapes, arrays.__getitem__, key, spread=spread)
+
+    @classmethod
+    def read(
+        cls,
+        shapes: Mapping[str, tuple[int, ...]],
+        values: Callable[[str], npt.NDArray[Any]],
+        key: Key,
+        *,
+        spread: Spread | None = None,
+    ) -> MasterWeights:
+        """The same from whatever gives the values of a tensor, which is asked for one after the other.
+
+        All integers are in one array, see `flat`.
+
+        Raises:
+            ConfigError: a value is NaN or infinite, or a tensor holds 2^30 or more.
+        """
+        flat = np.empty(sum(map(math.prod, shapes.values())), np.int32)
+        tensors, end = list[MasterTensor](), 0
+        for name in sorted(shapes):
+            start, end = end, end + math.prod(shapes[name])
+            shift = _put(name, values(name), flat[start:end])
+            tensors.append(MasterTensor(name, shapes[name], shift, flat[start:end]))
+        made = cls(tensors, key, spread=spread)
+        made._flat = flat
+        return made
+
+    def flat(self) -> npt.NDArray[np.int32]:
+        """All integers, one tensor after the other: a copy, unless `read` put them there."""
+        if self._flat is not None:
+            return self._flat
+        return np.concatenate([tensor.values for tensor in self.tensors])
 
     def digest(self) -> Digest:
         """The name of this state: of every name, shape, shift and integer. Reads all weights."""
@@ -245,7 +279,8 @@ class MasterWeights:
                 )
 
 
-def _fixed(name: str, array: npt.NDArray[Any]) -> MasterTensor:
+def _put(name: str, array: npt.NDArray[Any], out: npt.NDArray[np.int32]) -> int:
+    """Writes the integers of a tensor; their shift."""
     flat = np.ascontiguousarray(array).reshape(-1)
     largest = float(max(-flat.min(), flat.max())) if flat.size else 0.0
     if not np.isfinite(largest):
@@ -257,11 +292,10 @@ def _fixed(name: str, array: npt.NDArray[Any]) -> MasterTensor:
         raise ConfigError(
             f"parameter {name!r} holds {largest:.3g}, expected below {_LARGEST}: scale it down or freeze it"
         )
-    values = np.empty(flat.size, np.int32)
     for start in range(0, flat.size, _CHUNK):
         wide = flat[start : start + _CHUNK].astype(np.float64) * 2.0**shift
-        values[start : start + _CHUNK] = np.rint(wide)
-    return MasterTensor(name, tuple(array.shape), shift, values)
+        out[start : start + _CHUNK] = np.rint(wide)
+    return shift
 
 
 def _magnitude(values: npt.NDArray[np.int32]) -> int:

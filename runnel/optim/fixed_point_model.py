@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -40,11 +41,15 @@ def master_of(model: nn.Module, key: Key, *, spread: Spread | None = None) -> Ma
         raise ConfigError(f"parameter {found.problems[0]}")
     if not found.exchanged:
         raise ConfigError("the model has no trainable parameter: set requires_grad on what to tune")
-    arrays = {
-        name: parameter.detach().to("cpu", _readable(parameter.dtype)).numpy()
-        for name, parameter in exchanged_parameters(model).items()
-    }
-    return MasterWeights.from_arrays(arrays, key, spread=spread)
+    parameters = exchanged_parameters(model)
+
+    def values(name: str) -> npt.NDArray[Any]:
+        held = parameters[name].detach()
+        read: npt.NDArray[Any] = held.to("cpu", _readable(held.dtype)).numpy()
+        return read
+
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    return MasterWeights.read(shapes, values, key, spread=spread)
 
 
 class FixedPointModel:

@@ -82,8 +82,8 @@ class SeedStore:
         *,
         lock: AbstractContextManager[Any] | None = None,
     ) -> None:
-        """Takes copies of the weights: tensors follow each other by name, as in a plan of one fragment."""
-        self._flat = np.concatenate([tensor.values for tensor in weights.tensors])
+        """Takes the weights over: tensors follow each other by name, as in a plan of one fragment."""
+        self._flat = weights.flat()
         self.weights = _over(weights, self._flat)
         self.method, self._root_of = method, root_of
         self.state: Any = method.first()
