@@ -192,6 +192,15 @@ class Agreement:
         patience = 1 + min(self.attempt, _MOST_PATIENT) / 2
         return now - self._since > self._step_s * patience
 
+    def _is_over(self, now: float) -> bool:
+        """Whether more votes of this step are not worth waiting for.
+
+        That is so at its deadline, and once those that are still to come cannot give any value a quorum.
+        """
+        ballots = self._poll.ballots(self.attempt, self.step)
+        to_come = len(self.electorate.members) - len(ballots.votes)
+        return self._late(now) or ballots.most() + to_come < self.electorate.quorum
+
     def _tally(self, step: Step) -> tuple[int, Digest | None]:
         """How many voted in this attempt, and the value with a quorum if there is one."""
         ballots = self._poll.ballots(self.attempt, step)
@@ -259,14 +268,14 @@ class Agreement:
             proof = self._poll.ballots(self.attempt, Step.PREVOTE).supporters(value)
             lock = Lock(self.attempt, value, proof)
             self._vote(Step.PRECOMMIT, value, host, now, actions, lock)
-        elif value == NIL or (count >= self.electorate.quorum and self._late(now)):
+        elif value == NIL or (count >= self.electorate.quorum and self._is_over(now)):
             self._vote(Step.PRECOMMIT, NIL, host, now, actions)
 
     def _next_attempt(self, now: float) -> None:
         if self.step is not Step.PRECOMMIT:
             return
         count, value = self._tally(Step.PRECOMMIT)
-        if value == NIL or (count >= self.electorate.quorum and self._late(now)):
+        if value == NIL or (count >= self.electorate.quorum and self._is_over(now)):
             self.attempt, self.step, self._since = self.attempt + 1, Step.PROPOSE, now
 
     def _vote(

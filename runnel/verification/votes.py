@@ -156,6 +156,10 @@ class Ballots:
         """The value with a quorum; `NIL` is a value here. At most one has a majority."""
         return next((value for value, count in self.counts.items() if count >= quorum), None)
 
+    def most(self) -> int:
+        """How many votes the value with most of them has."""
+        return max(self.counts.values(), default=0)
+
     def supporters(self, value: Digest) -> tuple[Vote, ...]:
         """The votes for a value, by voter."""
         return tuple(v for _, v in sorted(self.votes.items()) if v.value == value)

@@ -41,19 +41,22 @@ INPUTS = (
     "prevotes: a quorum for X",
     "prevotes: a quorum for X, which is not held here",
     "prevotes: a quorum for nil",
-    "prevotes: a quorum in all, none for one value",
-    "prevotes: a quorum in all, none for one value, and the deadline",
+    "prevotes: one for X, one for nil, one to come",
+    "prevotes: one for X, one for nil, one to come, and the deadline",
+    "prevotes: X, nil and Y, so that no value can have a quorum",
     "precommits: a quorum for X",
     "precommits: a quorum for X, which is not held here",
     "precommits: a quorum for nil",
-    "precommits: a quorum in all, none for one value",
-    "precommits: a quorum in all, none for one value, and the deadline",
+    "precommits: one for X, one for nil, one to come",
+    "precommits: one for X, one for nil, one to come, and the deadline",
+    "precommits: X, nil and Y, so that no value can have a quorum",
     "a vote of a later attempt",
     "a vote of a later attempt, and the deadline",
     "votes of a later attempt by more than may lie",
     "this peer has signed a branch, and the deadline",
 )
 _SPLIT = (X, NIL, Y)
+_OPEN = (X, NIL)
 _LATE = 50.0
 
 
@@ -118,8 +121,9 @@ def give(subject: Agreement, given: str, others: list[PeerId], proposer: PeerId)
     if "votes: " in given or "commits: " in given:
         step = Step.PREVOTE if given.startswith("prevotes") else Step.PRECOMMIT
         values: tuple[Digest, ...] = (X,) * 3
-        values = (NIL,) * 3 if "for nil" in given else _SPLIT if "none for one" in given else values
-        for voter, value in zip(others, values, strict=True):
+        values = (NIL,) * 3 if "a quorum for nil" in given else values
+        values = _OPEN if "one to come" in given else _SPLIT if "no value" in given else values
+        for voter, value in zip(others, values, strict=False):
             subject.on_vote(vote(voter, value, attempt=attempt, step=step), now)
     if "of a later attempt" in given:
         for voter in others[: 2 if "more than may lie" in given else 1]:

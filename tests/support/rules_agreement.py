@@ -87,6 +87,22 @@ AGREEMENT = (
         ("verification.test_agreement_safety:test_a_quorum_of_prevotes_locks_and_does_not_decide",),
     ),
     Mutant(
+        "nobody waits for votes that cannot give a value a quorum any more",
+        "verification.agreement",
+        "return self._late(now) or ballots.most() + to_come < self.electorate.quorum",
+        "return self._late(now)",
+        ("verification.test_agreement:test_every_input_in_every_state",),
+    ),
+    Mutant(
+        "votes to come are waited for while they can give a value a quorum",
+        "verification.agreement",
+        "return self._late(now) or ballots.most() + to_come < self.electorate.quorum",
+        "return True",
+        (
+            "verification.test_agreement:test_precommits_wait_for_those_to_come_until_the_deadline_and_then_end_the_attempt",
+        ),
+    ),
+    Mutant(
         "a quorum is more than half",
         "verification.votes",
         "return members // 2 + 1",

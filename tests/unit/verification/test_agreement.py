@@ -94,9 +94,11 @@ INPUTS = (
     "late proposal",
     "prevotes X",
     "prevotes nil",
+    "open prevotes",
     "split prevotes",
     "precommits X",
     "precommits nil",
+    "open precommits",
     "split precommits",
     "later votes",
     "later vote, alone",
@@ -110,17 +112,21 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("propose", "later votes"): "next",
     ("prevoted X", "prevotes X"): "precommit X",
     ("prevoted X", "prevotes nil"): "precommit nil",
+    ("prevoted X", "split prevotes"): "precommit nil",
     ("prevoted X", "precommits X"): "decide",
     ("prevoted X", "later votes"): "next",
     ("prevoted nil", "prevotes X"): "precommit X",
     ("prevoted nil", "prevotes nil"): "precommit nil",
+    ("prevoted nil", "split prevotes"): "precommit nil",
     ("prevoted nil", "precommits X"): "decide",
     ("prevoted nil", "later votes"): "next",
     ("precommitted X", "precommits X"): "decide",
     ("precommitted X", "precommits nil"): "next",
+    ("precommitted X", "split precommits"): "next",
     ("precommitted X", "later votes"): "next",
     ("precommitted nil", "precommits X"): "decide",
     ("precommitted nil", "precommits nil"): "next",
+    ("precommitted nil", "split precommits"): "next",
     ("precommitted nil", "later votes"): "next",
 }
 
@@ -130,7 +136,8 @@ def apply(subject: Agreement, given: str, others: list[PeerId], proposer: PeerId
         5.0 if given in {"time", "late proposal"} else 0.9 if subject.step is Step.PROPOSE else 1.6
     )
     step = Step.PRECOMMIT if "precommits" in given else Step.PREVOTE
-    values = {"X": [X, X, X], "nil": [NIL, NIL, NIL], "split": [X, NIL, Y]}
+    values = {"X": [X, X, X], "nil": [NIL, NIL, NIL], "open": [X, NIL]}
+    values["split"] = [X, NIL, Y]
     chosen = next((v for key, v in values.items() if key in given.split()), [])
     if "proposal" in given:
         subject.on_proposal(Proposal(INSTANCE, 0, X, proposer), now)
@@ -160,15 +167,17 @@ def test_every_input_in_every_state(state: str, given: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["prevoted X", "prevoted nil"])
-def test_split_prevotes_wait_for_the_deadline_and_then_give_a_nil_precommit(state: str) -> None:
+def test_prevotes_wait_for_those_to_come_until_the_deadline_and_then_give_a_nil_precommit(
+    state: str,
+) -> None:
     subject, others, proposer = in_state(state)
-    assert votes_in(apply(subject, "split prevotes", others, proposer)) == []
+    assert votes_in(apply(subject, "open prevotes", others, proposer)) == []
     assert votes_in(subject.advance(Host(), 5.0)) == [(0, Step.PRECOMMIT, NIL)]
 
 
-def test_split_precommits_wait_for_the_deadline_and_then_end_the_attempt() -> None:
+def test_precommits_wait_for_those_to_come_until_the_deadline_and_then_end_the_attempt() -> None:
     subject, others, proposer = in_state("precommitted nil")
-    apply(subject, "split precommits", others, proposer)
+    apply(subject, "open precommits", others, proposer)
     assert subject.attempt == 0
     subject.advance(Host(value=None), 5.0)
     assert subject.attempt == 1
