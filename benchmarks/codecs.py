@@ -41,6 +41,7 @@ CODECS: Mapping[str, str] = {
     "top-k": "topk",
     "random-k": "randomk",
     "hadamard+int4": "hadamard_int4",
+    "count-sketch": "count_sketch",
 }
 """What is measured, and how the keys of the result begin."""
 

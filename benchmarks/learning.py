@@ -101,6 +101,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "bf16": Method(_both("bf16", 50)),
     "random_k": Method(_both("random-k:1024", 30, 1, optimizer="sgd", lr=1.0)),
+    "count_sketch": Method(_both("count-sketch", 30, 1, optimizer="sgd", lr=1.0)),
     "hadamard_two_bit": Method(_both("hadamard+two-bit", 50)),
     "hadamard_sign": Method(_both("hadamard+sign", 50)),
     "l_greco_e3m0": Method(_both("l-greco+e3m0", 50)),

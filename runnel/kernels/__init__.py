@@ -14,6 +14,7 @@ from runnel.kernels.signatures import (
     HalfKernels,
     Implementation,
     RotationKernels,
+    SketchKernels,
     SparseKernels,
 )
 from runnel.kernels.statistics import first_non_finite, norm, sum_of_squares
@@ -25,6 +26,7 @@ __all__ = [
     "HalfKernels",
     "Implementation",
     "RotationKernels",
+    "SketchKernels",
     "SparseKernels",
     "Words",
     "adam_step",

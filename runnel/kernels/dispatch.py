@@ -55,14 +55,21 @@ def warm_up(*names: str) -> str:
     Gives the name of the implementation.
 
     Those without kernels of their own (fp32, nesterov) are fine, and so are numbers behind a name (top-k:64).
-    l-greco chooses from all codecs with blocks.
+    l-greco chooses from all codecs with blocks; a count sketch's cells are encoded by e3m0.
     """
     loaded = implementation()
     for given in names:
         name = given.partition(":")[0]
         parts = [*name.split("+"), *(loaded.blocks if name.startswith("l-greco+") else ())]
+        parts += ["e3m0"] if name in loaded.sketches else []
         for part in parts:
-            for kind in (loaded.blocks, loaded.sparse, loaded.halves, loaded.rotations):
+            for kind in (
+                loaded.blocks,
+                loaded.sparse,
+                loaded.halves,
+                loaded.rotations,
+                loaded.sketches,
+            ):
                 kind.get(part)
             loaded.steps.get(part)
     return loaded.name
@@ -141,12 +148,14 @@ def _assembled(by: str, elements: ElementwiseKernels) -> Implementation:
     sparse = {"top-k": (f"top_k_{by}", "TOP_K"), "random-k": (f"random_k_{by}", "RANDOM_K")}
     halves = {"fp16": (f"halves_{by}", "FP16"), "bf16": (f"halves_{by}", "BF16")}
     rotations = {"hadamard": (f"hadamard_{by}", "HADAMARD")}
+    sketches = {"count-sketch": (f"count_sketch_{by}", "COUNT_SKETCH")}
     return Implementation(
         name=by,
         blocks=_OnDemand(blocks),
         sparse=_OnDemand(sparse),
         halves=_OnDemand(halves),
         rotations=_OnDemand(rotations),
+        sketches=_OnDemand(sketches),
         steps=_OnDemand({"adam": (f"adam_{by}", "adam_step")}),
         elements=elements,
     )

@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit, types
 
 from runnel.kernels.draws import Words
+from runnel.kernels.draws_numba import STEP, mixed
 from runnel.kernels.signatures import Float32, RotationKernels
 
 _COMPILE: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
@@ -21,17 +22,6 @@ _WORDS_IN = types.Array(types.uint64, 1, "C", readonly=True)
 
 _NEGLIGIBLE = np.float32(2.0**-88)
 _LARGEST = np.float32(np.finfo(np.float32).max)
-_STEP = np.uint64(0x9E3779B97F4A7C15)
-_FIRST = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND = np.uint64(0x94D049BB133111EB)
-
-
-@njit(inline="always")
-def _mixed(word: Any) -> Any:
-    """A word hashed, see `draws.mixed`."""
-    w = np.uint64(np.uint64(word ^ np.uint64(word >> np.uint64(30))) * _FIRST)
-    w = np.uint64(np.uint64(w ^ np.uint64(w >> np.uint64(27))) * _SECOND)
-    return np.uint64(w ^ np.uint64(w >> np.uint64(31)))
 
 
 @njit(inline="always")
@@ -39,8 +29,8 @@ def _flip(x: Float32, word: Any) -> None:
     """Multiplies a block by the signs that its word draws."""
     drawn = np.uint64(word)
     for start in range(0, x.size, 64):
-        drawn = np.uint64(drawn + _STEP)
-        signs = _mixed(drawn)
+        drawn = np.uint64(drawn + STEP)
+        signs = mixed(drawn)
         y = x[start : start + 64]
         for i in range(y.size):
             bit = np.uint32(np.uint64(np.uint64(signs >> np.uint64(i)) & np.uint64(1)))

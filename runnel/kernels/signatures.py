@@ -136,6 +136,24 @@ class RotationKernels:
 
 
 @dataclass(frozen=True, slots=True)
+class SketchKernels:
+    """A sketch of chunks: what few sums of many values say of each. Nothing is checked; values are finite.
+
+    There is a word (`draws.words_of`) for each chunk, and three rows of `columns` cells of it.
+    """
+
+    sketch: Callable[[Float32, Words, int, Float32], None]
+    """``(values, words, columns, cells)``: fills `cells`, float32 [chunks * 3 * columns].
+
+    They are multiplied by a factor from 0 to 1 for each chunk, the one with which what is read is closest to
+    the values: without it a small sketch would be read as more than it was made of.
+    """
+
+    read: Callable[[Float32, Words, int, Float32], None]
+    """``(cells, words, columns, out)``: overwrites `out` by the median of what three cells say of each value."""
+
+
+@dataclass(frozen=True, slots=True)
 class ElementwiseKernels:
     """The operations on single values and the sums in a fixed order. Same rules as `BlockKernels`."""
 
@@ -173,5 +191,6 @@ class Implementation:
     sparse: Mapping[str, SparseKernels]
     halves: Mapping[str, HalfKernels]
     rotations: Mapping[str, RotationKernels]
+    sketches: Mapping[str, SketchKernels]
     steps: Mapping[str, AdamStep]
     elements: ElementwiseKernels

@@ -170,6 +170,14 @@ class BlockwiseCodec:
         self._encode((values, None), None, *some)
         self._decode(*some, values)
 
+    def read(self, payload: Bytes, numel: int, place: int, out: Float32) -> None:
+        """Decodes ``out.size`` values from `place` on, of a payload of `numel` that `require` has let pass.
+
+        `place` begins a block, and only the last values of a payload may end within one.
+        """
+        scales, codes = self._layout.range(*self._layout.split(payload, numel), place, out.size)
+        self._decode(np.require(scales, requirements="A"), codes, out)
+
     def _encode(
         self,
         summands: tuple[Float32, Float32 | None],

@@ -54,6 +54,11 @@ numbers are little-endian, as is every machine this runs on. n values take:
     number, and by a Hadamard matrix over 4096 (`runnel.kernels.hadamard_reference`); the last block, of L
     values, is padded with zeros to the next power of two, all of which is sent. To be read, values are
     rotated back, and those in the padding's place left out.
+``count-sketch`` and ``count-sketch:N``
+    First a seed, 8 bytes, if there is any value. Then as in e3m0, with blocks of 3 N cells instead of values
+    (N is 256 without a number, and even), of a last chunk of L values 3 ceil(N * L / 4096), and with E up to
+    227: the cells of three rows, one row after the other. What is added up in them is told in
+    `runnel.kernels.count_sketch_reference`.
 ``l-greco+int8``, ``l-greco+int4``, ``l-greco+e3m0``, ``l-greco+two-bit``
     Cells of at most 65,536 values, none across a multiple of that, each with a codec of its own. First three
     bytes for each cell: 0 to 4 for sign, two-bit, e3m0, int4, int8; then its number of values, less one, in
@@ -77,6 +82,7 @@ from functools import partial
 
 from runnel.errors import ConfigError
 from runnel.optim.codec_blockwise import BlockFormat, BlockwiseCodec
+from runnel.optim.codec_count_sketch import CountSketchCodec
 from runnel.optim.codec_hadamard import HadamardCodec
 from runnel.optim.codec_layers import LayersCodec
 from runnel.optim.codec_plain import FloatCodec, HalfCodec
@@ -139,6 +145,7 @@ CODECS: Mapping[str, Maker] = {
     "hadamard+e3m0": partial(HadamardCodec, E3M0),
     "hadamard+two-bit": partial(HadamardCodec, TWO_BIT),
     "hadamard+sign": partial(HadamardCodec, SIGN),
+    "count-sketch": partial(CountSketchCodec, E3M0),
     "l-greco+int8": partial(LayersCodec, INT8, LADDER),
     "l-greco+int4": partial(LayersCodec, INT4, LADDER),
     "l-greco+e3m0": partial(LayersCodec, E3M0, LADDER),
@@ -146,7 +153,7 @@ CODECS: Mapping[str, Maker] = {
 }
 """Every codec by the name under which manifests choose it."""
 
-WITH_NUMBER = {"top-k": (1, 4096), "random-k": (1, 4096)}
+WITH_NUMBER = {"top-k": (1, 4096), "random-k": (1, 4096), "count-sketch": (2, 4096)}
 """Codecs that take a number, as in ``top-k:128``, and from where to where it goes."""
 
 

@@ -23,6 +23,7 @@ every_codec = pytest.mark.parametrize(
         "l-greco+e3m0",
         "top-k:7",
         "random-k:7",
+        "count-sketch:6",
     ],
 )
 every_block_codec = pytest.mark.parametrize("name", list(BLOCKS))

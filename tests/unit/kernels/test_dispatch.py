@@ -35,7 +35,7 @@ def test_the_environment_and_an_argument_force_the_reference(
 
 
 def test_both_implementations_hold_the_same_codecs() -> None:
-    for kind in ("blocks", "sparse", "halves", "rotations"):
+    for kind in ("blocks", "sparse", "halves", "rotations", "sketches"):
         fast, slow = (getattr(implementation(by), kind) for by in ("numba", "reference"))
         assert set(fast) == set(slow)
 
@@ -84,6 +84,7 @@ def test_compiled_code_lets_other_threads_run() -> None:
     kernels += [getattr(some.sent, f) for some in numba.sparse.values() for f in ("send", "add")]
     kernels += [numba.sparse["random-k"].places.read, numba.sparse["top-k"].places.canonical]
     kernels += [numba.rotations["hadamard"].forward, numba.rotations["hadamard"].backward]
+    kernels += [numba.sketches["count-sketch"].sketch, numba.sketches["count-sketch"].read]
     kernels += [getattr(numba.elements, field) for field in type(numba.elements).__slots__]
     assert all(kernel.targetoptions["nogil"] for kernel in kernels)
     assert not any(

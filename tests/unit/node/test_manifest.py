@@ -193,7 +193,7 @@ def test_an_override_cannot_smuggle_in_a_second_setting(tmp_path: Path) -> None:
         (
             '[outer]\ncodec = "e3"',
             'run.toml: outer.codec is "e3", expected auto, fp32, fp16, bf16, int8, int4, e3m0, two-bit, sign'
-            " (the last four also as hadamard+int4 and so on), top-k or random-k, or top-k:N or random-k:N for N of 4096 values, or l-greco+ before int8, int4, e3m0 or two-bit: edit the file or use --set outer.codec=e3m0",
+            " (the last four also as hadamard+int4 and so on), top-k or random-k, or top-k:N or random-k:N for N of 4096 values, count-sketch or count-sketch:N for an even N of columns, or l-greco+ before int8, int4, e3m0 or two-bit: edit the file or use --set outer.codec=e3m0",
         ),
         (
             "[outer]\nmomentm = 1",
@@ -391,13 +391,26 @@ def test_the_run_id_depends_on_everything_but_the_signature(
 
 
 @pytest.mark.parametrize(
-    "name", [*CODECS, "top-k:1", "top-k:128", "top-k:4095", "top-k:4096", "random-k:9"]
+    "name",
+    [
+        *CODECS,
+        *("top-k:1", "top-k:128", "top-k:4095", "top-k:4096", "random-k:9"),
+        *(f"count-sketch:{columns}" for columns in (2, 10, 98, 130, 998, 1000, 3998, 4088, 4096)),
+    ],
 )
 def test_every_codec_can_be_chosen_for_both_ways(name: str) -> None:
     assert OuterSection(codec=name, result_codec=name).codec == codec_named(name).name
     for wrong in (f"{name} ", f"{name}:0", "top-k:4097", "top-k:5000", "top-k:064"):
         with pytest.raises(ValidationError):
             OuterSection(codec=wrong)
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "7", "08", "129", "4097", "4098", "5000", "10000"])
+def test_a_count_sketch_has_an_even_number_of_columns(columns: str) -> None:
+    with pytest.raises(ValidationError):
+        OuterSection(codec=f"count-sketch:{columns}")
+    with pytest.raises(ConfigError, match="count-sketch"):
+        codec_named(f"count-sketch:{columns}")
 
 
 FIELDS_OF_VERSION_4 = """\
