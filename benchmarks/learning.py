@@ -87,6 +87,9 @@ METHODS: Mapping[str, Method] = {
     "h100_two_bit": Method(_both("two-bit", 100)),
     "heavy_ball_e3m0": Method(_both("e3m0", 50, optimizer="heavy-ball")),
     "adam_e3m0": Method(_both("e3m0", 50, optimizer="adam", lr=0.02, momentum=0.9)),
+    "one_bit_adam": Method(
+        _both("sign", 50, optimizer="one-bit-adam", lr=0.02, momentum=0.9, beta2=0.9)
+    ),
     "averaging_e3m0": Method(_both("e3m0", 50, optimizer="sgd", lr=1.0)),
     "sparseloco": Method(
         OuterSection(

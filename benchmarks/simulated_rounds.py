@@ -187,7 +187,11 @@ class SimulatedRounds:
         results = [result.payload for result in done.results]
         roots = []
         for peer, (store, binding) in enumerate(zip(self._stores, self._bindings, strict=True)):
-            roots.append(store.prepare(done.number, fragment, done.bounds, results, final=final))
+            turn = done.number // self._schedule.fragments
+            root = store.prepare(
+                done.number, fragment, done.bounds, results, turn=turn, final=final
+            )
+            roots.append(root)
             outcome = Outcome(
                 key=done.number,
                 fragment=fragment,

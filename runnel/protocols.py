@@ -232,6 +232,10 @@ class OuterOptimizer(Protocol):
         """How many values it keeps of each parameter, beside it."""
         ...
 
+    def at(self, turn: int) -> OuterOptimizer:
+        """This optimizer in a fragment's round number `turn`, from 0 on, the failed ones counted; as a rule itself."""
+        ...
+
     def step(
         self,
         parameters: Float32,

@@ -46,7 +46,7 @@ def adam_step(
             d = g[i]
             a = np.float32(np.float32(keep_mean * m[i]) + np.float32(take_mean * d))
             a = np.float32(0) if abs(a) < _NEGLIGIBLE else a
-            squared = np.float32(d * d)
+            squared = np.float32(d * d) if take_square > 0 else np.float32(0)
             b = np.float32(np.float32(keep_square * v[i]) + np.float32(take_square * squared))
             b = np.float32(0) if b < _NEGLIGIBLE else b
             b = np.float32(min(b, _LARGEST))

@@ -18,7 +18,7 @@ def adam_step(
     parameters, mean, square = before
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         m = without_negligible(keep_mean * mean + take_mean * pseudo_gradient)
-        squared = pseudo_gradient * pseudo_gradient
+        squared = pseudo_gradient * pseudo_gradient if take_square > 0 else np.zeros_like(mean)
         v = without_negligible(keep_square * square + take_square * squared)
         v = np.minimum(v, _LARGEST)
         step = lr * (m / (np.sqrt(v) + epsilon))

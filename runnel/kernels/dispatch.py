@@ -156,6 +156,6 @@ def _assembled(by: str, elements: ElementwiseKernels) -> Implementation:
         halves=_OnDemand(halves),
         rotations=_OnDemand(rotations),
         sketches=_OnDemand(sketches),
-        steps=_OnDemand({"adam": (f"adam_{by}", "adam_step")}),
+        steps=_OnDemand(dict.fromkeys(("adam", "one-bit-adam"), (f"adam_{by}", "adam_step"))),
         elements=elements,
     )

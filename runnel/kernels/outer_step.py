@@ -78,7 +78,7 @@ def adam_step(
         s = b1 * m  # rounded, as is every line
         t = c1 * d
         m = s + t  # then: |m| < 2^-100 becomes +0
-        q = d * d
+        q = d * d  # 0 where c2 is 0: v stays as it is
         s = b2 * v
         t = c2 * q
         v = s + t  # then: v < 2^-100 becomes +0, and what is infinite the largest float32

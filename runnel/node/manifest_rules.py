@@ -52,8 +52,8 @@ def _outer_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
             " parameters are public ones plus what was learned since: set outer.mixing to 0",
         ),
         (
-            outer.optimizer == "adam" and outer.lr > MAX_ADAM_LR,
-            f"outer.lr is {outer.lr:g} with outer.optimizer adam, expected at most {MAX_ADAM_LR:g}"
+            outer.optimizer in ("adam", "one-bit-adam") and outer.lr > MAX_ADAM_LR,
+            f"outer.lr is {outer.lr:g} with outer.optimizer {outer.optimizer}, expected at most {MAX_ADAM_LR:g}"
             " because each value moves by about that in a round: lower outer.lr, to 0.02 to begin with",
         ),
     )

@@ -145,8 +145,10 @@ class InnerSection(Section):
 class OuterSection(Section):
     """What peers exchange, how, and how often."""
 
-    optimizer: Literal["nesterov", "heavy-ball", "sgd", "adam"] = Field(
-        default="nesterov", description="outer optimizer; sgd has no momentum and keeps none"
+    optimizer: Literal["nesterov", "heavy-ball", "sgd", "adam", "one-bit-adam"] = Field(
+        default="nesterov",
+        description="outer optimizer; sgd has no momentum and keeps none; one-bit-adam = adam whose mean squares"
+        " stay after 1 / (1 - beta2) rounds of a fragment, for codecs of a bit or two",
     )
     lr: float = Field(
         default=0.7,
@@ -158,10 +160,16 @@ class OuterSection(Section):
         default=0.8, ge=0, lt=1, description="outer momentum, per round of a fragment"
     )
     beta2: float = Field(
-        default=0.99, ge=0, lt=1, description="decay of outer mean squares, per round (adam)"
+        default=0.99,
+        ge=0,
+        lt=1,
+        description="decay of outer mean squares, per round (adam, one-bit-adam)",
     )
     epsilon: float = Field(
-        default=1e-3, gt=0, le=1, description="added to the root of outer mean squares (adam)"
+        default=1e-3,
+        gt=0,
+        le=1,
+        description="added to the root of outer mean squares (adam, one-bit-adam)",
     )
     windows: Literal["private", "public"] = Field(
         default="private",

@@ -308,7 +308,8 @@ def _advance(
         bounds = slice_bounds(state[0].size, len(step.record.slices))
         payloads = [read(result_name(piece.root)) for piece in step.record.slices]
         final = step.final and outer.final_averaging
-        stepper.step(state, state, bounds, payloads, final=final)
+        turn = step.turn(manifest.spec.num_fragments)
+        stepper.step(state, state, bounds, payloads, turn=turn, final=final)
 
 
 def _empty(plan: FragmentPlan) -> dict[str, Float32]:

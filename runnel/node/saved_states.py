@@ -72,6 +72,10 @@ class Step:
     record: Record
     final: bool
 
+    def turn(self, fragments: int) -> int:
+        """Which round of its fragment it is, from 0 on, the failed ones counted."""
+        return self.record.number // fragments
+
 
 def state_key(fragment: int) -> str:
     """The key in the log."""
@@ -215,7 +219,8 @@ class SavedStates:
 
     def _results(self, size: int, step: Step) -> RoundResults:
         bounds = slice_bounds(size, len(step.record.slices))
-        return RoundResults(bounds, *self._results_of(step))
+        turn = step.turn(len(self._store.sizes))
+        return RoundResults(bounds, *self._results_of(step), turn=turn)
 
     def _write(self, fragment: int, number: int) -> bytes:
         store = self._store

@@ -182,13 +182,13 @@ class Vault:
         return merges, moves.updates | self.states.keep(moves.changed)
 
     def _prepare(self, number: int, slices: tuple[SliceResult, ...], *, final: bool) -> Digest:
-        fragment = number % self.fragments
+        turn, fragment = divmod(number, self.fragments)
         bounds = slice_bounds(self.store.sizes[fragment], len(slices))
         held = self._held(slices)
         if len(held) != len(slices):
             raise BugError(f"round {number} is to be prepared without all of its results")
-        averaging = final and self._final_averaging
-        return self.store.prepare((number, slices), fragment, bounds, held, final=averaging)
+        tag, averaging = (number, slices), final and self._final_averaging
+        return self.store.prepare(tag, fragment, bounds, held, turn=turn, final=averaging)
 
     def _adopt(
         self, chain: Chain, record: Record, path: Sequence[Digest], moves: Moves

@@ -49,11 +49,12 @@ class StoreParts:
 
 @dataclass(frozen=True, slots=True)
 class RoundResults:
-    """A decided round: its results by slice, and whether they are averaged plainly (`final`)."""
+    """A decided round: its results by slice, whether they are averaged plainly (`final`), its fragment's `turn`."""
 
     bounds: Bounds
     payloads: Sequence[Payload]
     final: bool = False
+    turn: int = 0
 
 
 class StateStore(Protocol):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from runnel.errors import ConfigError
 from runnel.kernels import Float32, adam_step, momentum_step, plain_step
@@ -42,6 +42,11 @@ class Momentum:
     def name(self) -> str:
         """The name under which manifests choose it."""
         return "nesterov" if self.ahead else "heavy-ball"
+
+    def at(self, turn: int) -> Self:
+        """See `OuterOptimizer.at`."""
+        del turn
+        return self
 
     def step(
         self,
@@ -85,6 +90,11 @@ class Sgd:
         """The name under which manifests choose it."""
         return "sgd"
 
+    def at(self, turn: int) -> Self:
+        """See `OuterOptimizer.at`."""
+        del turn
+        return self
+
     def step(
         self,
         parameters: Float32,
@@ -111,7 +121,16 @@ class Adam:
     ``parameters <- parameters - lr * m / (sqrt(v) + epsilon)``. Keeps two values of each parameter.
     Good learning rates are near the size of a pseudo-gradient's values, far below those of the others.
 
-    Source: *Adaptive Federated Optimization* (Reddi et al. 2021), algorithm 2 (FedAdam, "FedOpt").
+    With `freezes` it is 1-bit Adam: once a fragment has had 1 / (1 - beta2) rounds, v stays as it is. Codecs of
+    a bit or two need that: what they send of small values is too large, v grows by it, and does not shrink when
+    error feedback takes it back, as m does. The paper compresses m and keeps what that lost; here d is
+    compressed and error feedback keeps what that lost, which comes to the same where v is constant, so that
+    a contribution stands for what was learned, as with the other optimizers. Where pseudo-gradients shrink
+    so do its steps: in the learning benchmark it lost to both adam and nesterov with signs.
+
+    Source: *Adaptive Federated Optimization* (Reddi et al. 2021), algorithm 2 (FedAdam, "FedOpt"); *1-bit Adam*
+    (Tang et al. 2021), algorithm 1, where v stays from a step on that is set, or that 1 / (1 - beta2) steps
+    without much change of v find.
     """
 
     lr: float
@@ -122,6 +141,10 @@ class Adam:
     """Decay of the mean squares, from 0 to below 1."""
     epsilon: float
     """tau in the paper: added to the root of the mean square, above 0."""
+    freezes: bool = False
+    """Whether the mean squares stay as they are after a while."""
+    frozen: bool = False
+    """Whether they do so by now."""
     slots: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
@@ -136,7 +159,16 @@ class Adam:
     @property
     def name(self) -> str:
         """The name under which manifests choose it."""
-        return "adam"
+        return "one-bit-adam" if self.freezes else "adam"
+
+    @property
+    def warmup(self) -> int:
+        """Rounds of a fragment before its mean squares may freeze."""
+        return round(1 / (1 - self.beta2))
+
+    def at(self, turn: int) -> Adam:
+        """See `OuterOptimizer.at`."""
+        return replace(self, frozen=self.freezes and turn >= self.warmup)
 
     def step(
         self,
@@ -156,7 +188,7 @@ class Adam:
         if final:
             _average(state, pseudo_gradient, out or state)
             return
-        rates, betas = (self.lr, self.epsilon), (self.momentum, self.beta2)
+        rates, betas = (self.lr, self.epsilon), (self.momentum, 1.0 if self.frozen else self.beta2)
         adam_step(state, pseudo_gradient, out or state, rates=rates, betas=betas)
 
 
@@ -175,6 +207,7 @@ OUTER_OPTIMIZERS: Mapping[str, Callable[[Rates], OuterOptimizer]] = {
     "heavy-ball": lambda r: Momentum(r.lr, r.momentum, ahead=False),
     "sgd": lambda r: Sgd(r.lr),
     "adam": lambda r: Adam(r.lr, r.momentum, r.beta2, r.epsilon),
+    "one-bit-adam": lambda r: Adam(r.lr, r.momentum, r.beta2, r.epsilon, freezes=True),
 }
 """Every outer optimizer by the name under which manifests choose it."""
 

@@ -278,6 +278,7 @@ class OuterStore:
         bounds: Bounds,
         payloads: Sequence[Payload],
         *,
+        turn: int = 0,
         final: bool,
     ) -> Digest:
         """Computes the fragment's state after these results, keeps it under `tag`, and names it."""
@@ -287,15 +288,14 @@ class OuterStore:
             return known[2]
         theta, momentum = self.take_buffer(own.theta.size), self.take_buffer(own.momentum.size)
         before, after = (own.theta, own.momentum), (theta, momentum)
-        self._stepper.step(before, after, bounds, payloads, final=final)
+        self._stepper.step(before, after, bounds, payloads, turn=turn, final=final)
         root = self._parts.root_of([raw(theta), raw(momentum)])
         own.ready[tag] = (theta, momentum, root)
         return root
 
     def replay(self, state: tuple[Array, Array], rounds: Iterable[RoundResults]) -> None:
         """Takes parameters and momentum, as they were before these rounds, through their results, in place."""
-        for one in rounds:
-            self._stepper.step(state, state, one.bounds, one.payloads, final=one.final)
+        self._stepper.replay(state, rounds)
 
     def settle_again(self, outcome: Outcome, drift: Array) -> None:
         """After a restart: what a record took out of the residual and the trainer's values, once more.

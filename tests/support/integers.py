@@ -70,6 +70,9 @@ class Subtract:
     name = "subtract"
     slots = 1
 
+    def at(self, turn: int) -> Subtract:
+        return self
+
     def step(
         self, parameters: Any, momentum: Any, pseudo_gradient: Any, *, final: bool, out: Any = None
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from runnel.node.events import Checkpointed, Event, PeerWarned
 from runnel.node.export import load_checkpoint, restored_model, sample_text, save_checkpoint
 from runnel.node.gpt import Gpt
 from runnel.node.joining import genesis_blob
+from runnel.node.keepsakes import result_name
 from runnel.node.last_checkpoint import LastCheckpoint
 from runnel.node.manifest import Genesis, SignedManifest, make_spec, parse_overrides
 from runnel.node.outcomes import abort_record, genesis_record
@@ -44,7 +45,9 @@ from runnel.node.run_model import build_model
 from runnel.node.saved_states import StateKey, state_name
 from runnel.node.storage_keys import HEAD, record_updates
 from runnel.optim.binding import ModelBinding, plan_model
+from runnel.optim.codecs import codec_named
 from runnel.optim.fragments import FragmentPlan
+from runnel.optim.stepping import Stepper
 from runnel.protocols import Float32
 from runnel.types import Digest
 
@@ -83,6 +86,24 @@ class Run:
     log: DurableLog
     head: Record
     values: list[tuple[Float32, Float32]]
+
+    def result(self, mean: Float32) -> None:
+        """The next round of the only fragment, of which there is the result alone; `values` are after it."""
+        outer, turn = self.manifest.spec.outer, self.head.number + 1
+        payload = codec_named(outer.result_codec).encode(mean)
+        stepper = Stepper(codec_named(outer.result_codec), optimizer_of(outer))
+        stepper.step(
+            self.values[0], self.values[0], [(0, mean.size)], [payload], turn=turn, final=False
+        )
+        root = digest(payload)
+        self.log.write_blob(result_name(root), [payload])
+        record = replace(
+            abort_record(self.head),
+            kind=RecordKind.ROUND,
+            slices=(SliceResult(root, OWNER.peer_id, (0,)),),
+            state_root=tree_root([part.data for part in self.values[0]]),
+        )
+        self._follow(record, {"state/0": StateKey(turn, -1, "residual-0").encode()})
 
     def round(self, *, values: tuple[Float32, Float32] | None = None, lie: bool = False) -> None:
         """The next round: a new state of its fragment, all of it in one write."""
@@ -239,6 +260,20 @@ def test_a_checkpoint_holds_all_that_adam_keeps_of_each_parameter(
         for name, value in expected.items():
             assert content.momentum[name].shape == (2, *value.shape)
             assert content.momentum[name][slot].tobytes() == value.tobytes()
+
+
+def test_a_checkpoint_takes_results_of_one_bit_adam_in_their_turns(make_run: MakeRun) -> None:
+    settings = ("outer.fragments=1", "rounds.open=1", "outer.beta2=0.5", "outer.lr=0.02")
+    run = make_run(*TINY, *settings, "outer.optimizer=one-bit-adam")
+    for turn in range(5):
+        run.result(np.random.default_rng(turn).random(run.plan.numel, np.float32))
+    theta, kept = run.values[0]
+    _, content = read_outer_state(run.folder)
+    run.values = [(theta, kept[theta.size :])]
+    parameters, squares = run.expected()
+    for name, value in parameters.items():
+        assert content.parameters[name].tobytes() == value.tobytes()
+        assert content.momentum[name][1].tobytes() == squares[name].tobytes()
 
 
 def test_a_checkpoint_without_momentum_has_none(make_run: MakeRun, tmp_path: Path) -> None:

@@ -238,6 +238,7 @@ def test_several_wrong_fields_get_a_line_each(tmp_path: Path) -> None:
             ["outer.result_codec is l-greco+e3m0 with outer.codec e3m0", "set outer.codec to"],
         ),
         ('[outer]\noptimizer = "adam"', ["outer.lr is 0.7 with outer.optimizer adam"]),
+        ('[outer]\noptimizer = "one-bit-adam"', ["outer.lr is 0.7", "optimizer one-bit-adam"]),
         (
             '[inner]\noptimizer = "schedule-free"\nbeta1 = 0.0',
             ["inner.beta1 is 0 with inner.optimizer schedule-free"],

@@ -30,6 +30,9 @@ from tests.support.vault_bench import (
     Bench,
 )
 
+FREEZING = Adam(0.02, 0.9, 0.5, 1e-3, freezes=True)
+"""After two rounds of a fragment."""
+
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
@@ -64,11 +67,12 @@ def test_a_restart_at_any_round_finds_the_state_and_what_is_owed(
             bench.log.close()
 
 
-def test_a_restart_finds_all_that_adam_keeps_of_each_parameter() -> None:
+@pytest.mark.parametrize("optimizer", [Adam(0.02, 0.9, 0.99, 1e-3), FREEZING])
+def test_a_restart_finds_all_that_adam_keeps_of_each_parameter(optimizer: Adam) -> None:
     with memory_folder() as place:
-        bench = Bench(place / "state", optimizer=Adam(0.02, 0.9, 0.99, 1e-3))
+        bench = Bench(place / "state", optimizer=optimizer)
         try:
-            for _ in range(2 * EVERY + 1):
+            for _ in range(2 * EVERY + 4):
                 bench.round((True, True), give=True, reducer=True)
             bench.abort()
             bench.check_restart()
@@ -95,7 +99,7 @@ def test_a_state_without_momentum_is_half_as_large_and_restarts_like_any_other()
             bench.log.close()
 
 
-@pytest.mark.parametrize("optimizer", [Adam(0.02, 0.9, 0.99, 1e-3), Sgd(0.7)])
+@pytest.mark.parametrize("optimizer", [Adam(0.02, 0.9, 0.99, 1e-3), FREEZING, Sgd(0.7)])
 def test_a_leap_takes_up_all_that_an_optimizer_keeps(optimizer: OuterOptimizer) -> None:
     with memory_folder() as one, memory_folder() as two:
         benches = [Bench(at / "state", optimizer=optimizer) for at in (one, two)]

@@ -100,6 +100,38 @@ def test_a_step_of_adam_is_fedadams_formula_value_by_value(
 
 
 @BOTH
+def test_mean_squares_of_one_bit_adam_stay_after_a_fragments_first_rounds(
+    use: Callable[[str], None], by: str
+) -> None:
+    use(by)
+    outer = optimizer_named("one-bit-adam", lr=0.02, momentum=0.9, beta2=0.75)
+    plain = Adam(0.02, 0.9, 0.75, 1e-3)
+    theta, other = numbers(2_000, 1), numbers(2_000, 1)
+    b, b_other = np.zeros((2, theta.size), np.float32), np.zeros((2, theta.size), np.float32)
+    for turn in range(4):
+        d = numbers(theta.size, 5 + turn)
+        outer.at(turn).step(theta, b, d, final=False)
+        plain.at(turn).step(other, b_other, d, final=False)
+        assert (theta.tobytes(), b.tobytes()) == (other.tobytes(), b_other.tobytes())
+    stays, d = b[1].copy(), numbers(theta.size, 9)
+    d[:2] = 3e38, -3e38  # whose square is infinite
+    for turn in (4, 5, 1_000):
+        mean, before = b[0].copy(), theta.copy()
+        outer.at(turn).step(theta, b, d, final=False)
+        assert b[1].tobytes() == stays.tobytes()
+        assert np.allclose(b[0], 0.9 * mean + 0.1 * d, rtol=1e-5)
+        assert np.allclose(theta, before - 0.02 * b[0] / (np.sqrt(stays) + 1e-3), rtol=1e-5)
+    assert np.isfinite(theta).all()
+    outer.at(2).step(theta, b, numbers(theta.size, 9), final=False)
+    assert b[1].tobytes() != stays.tobytes()
+
+
+def test_one_bit_adam_waits_until_its_mean_squares_have_forgotten_their_beginning() -> None:
+    for beta2, warmup in ((0.0, 1), (0.5, 2), (0.9, 10), (0.99, 100), (0.999, 1_000)):
+        assert Adam(0.02, 0.9, beta2, 1e-3, freezes=True).warmup == warmup
+
+
+@BOTH
 def test_results_of_adam_never_change(use: Callable[[str], None], by: str) -> None:
     use(by)
     outer, theta = Adam(0.02, 0.9, 0.99, 1e-3), numbers(10_007, 1)
