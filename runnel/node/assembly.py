@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runnel.dht.blob_shelf import BlobShelf
-from runnel.errors import ConfigError, InputFileError, PeerError, RunMismatchError
+from runnel.errors import ConfigError, InputFileError, NetworkError, PeerError, RunMismatchError
 from runnel.hashing import digest
 from runnel.node import joining, run_service, storage_keys
 from runnel.node.actions import RoundKey
@@ -31,7 +31,7 @@ from runnel.node.owed import owed_tokens, owed_updates
 from runnel.node.place import Local
 from runnel.node.protocol import HISTORY_ROUNDS, RoundProtocol
 from runnel.node.protocol_state import ProtocolSettings, ProtocolState
-from runnel.node.rebuilding import rebuild_of_member, rebuild_of_newcomer
+from runnel.node.rebuilding import LOG_S, rebuild_of_member, rebuild_of_newcomer
 from runnel.node.records import Record
 from runnel.node.run_service import Answer
 from runnel.node.runtime import PeerRuntime
@@ -290,9 +290,16 @@ def _bring_state(
         resumed = vault.resume(stored, saved.chain, lambda key: _is_open(key, saved, number))
         log.write({**resumed, **owed})
         return None
-    return entrance.runtime.call(
-        _fetch_all, entrance, manifest, vault, log, genesis, timeout_s=_FETCH_S
-    )
+    limit_s = _FETCH_S + (LOG_S if entrance.place.machine.catch_up == "log" else 0)
+    try:
+        return entrance.runtime.call(
+            _fetch_all, entrance, manifest, vault, log, genesis, timeout_s=limit_s
+        )
+    except TimeoutError:
+        raise NetworkError(
+            f"the run's state did not come within {limit_s / 60:.0f} minutes: try again; what has come is"
+            " kept"
+        ) from None
 
 
 def _is_open(key: RoundKey, saved: storage_keys.Restored, number: int) -> bool:
@@ -312,17 +319,20 @@ async def _fetch_all(
     )
     donors, every = await find_donors(entrance, run), manifest.spec.rounds.snapshot_every
     source = Source(transport, donors, run, told=partial(shelve_told, log, state))
+    first = await joining.fetch_genesis(source, genesis)
     fetched = await joining.catch_up(
         source,
         state,
         vault.store,
         every=every,
         keep=entrance.folder() / _INCOMING,
-        rebuild=rebuild_of_newcomer(vault, state.chain, genesis, entrance.place.machine.catch_up),
+        rebuild=rebuild_of_newcomer(
+            vault, state.chain, genesis, entrance.runtime, entrance.place.machine.catch_up
+        ),
     )
     updates = vault.write_all(fetched.numbers) | storage_keys.floor_updates(fetched.number)
     updates |= {
-        "genesis": await joining.fetch_genesis(source, genesis),
+        "genesis": first,
         storage_keys.HEAD: saved.chain.path[-1],
     }
     updates |= shelved_updates(log, saved.chain, settings.kept_records)

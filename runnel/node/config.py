@@ -256,9 +256,9 @@ class MachineConfig:
 class LaunchPlan:
     """What one command starts: a new run from `spec`, or a part in the run of `invite`.
 
-    `base` is a checkpoint whose parameters a new run starts from, or a run of shared seeds that is joined began
-    with; `source` is where this machine has a
-    model of the transformers library, if not where the run says.
+    `base` is a checkpoint whose parameters a new run starts from; of a run of shared seeds that is joined, the
+    one that it began with. `source` is where this machine has a model of the transformers library, if not
+    where the run says.
 
     Raises:
         ConfigError: neither or both are given, or a run would start that nobody can join.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -104,30 +104,29 @@ class HistorySource:
 class EntryDownload:
     """Brings entries of rounds that are not on the disk yet. For the I/O thread.
 
+    Who is slow, or gives little, is asked after all others from then on.
+
     Attributes:
         rounds: how many entries came.
         given: how many bytes of them, by donor.
+        bad: who told something else than was decided, and is not asked again.
     """
 
-    def __init__(self, source: HistorySource, chain: Chain, entries: EntryFile) -> None:
-        self._source, self._chain, self._entries = source, chain, entries
-        self._bad: set[PeerId] = set()
-        self.rounds = 0
+    def __init__(self, source: HistorySource, entries: EntryFile) -> None:
+        self._source, self._entries = source, entries
+        self._failings: Counter[PeerId] = Counter()
+        self.bad: set[PeerId] = set()
         self.given: Counter[PeerId] = Counter()
-
-    @property
-    def bad(self) -> Sequence[PeerId]:
-        """Who told something else than was decided, and is not asked again."""
-        return sorted(self._bad)
+        self.rounds = 0
 
     async def complete(
-        self, path: Sequence[Digest], *, start: int = 1, turns: int = 0, pause_s: float = 0.0
+        self, path: Sequence[Digest], wanted: Wanted, *, turns: int = 0, pause_s: float = 0.0
     ) -> None:
-        """Brings what is missing of a path, from place `start` on, block by block.
+        """Brings what is missing of the rounds of a path, block by block.
 
         Args:
-            path: known to the chain.
-            start: 1 is the place of the first record.
+            path: names of records; of round n at n + 1.
+            wanted: the entries of these rounds are to be here afterwards.
             turns: so many times all peers are asked for an entry that nobody gives; 0 waits for ever.
             pause_s: between two questions, so that nobody else waits long for a disk.
 
@@ -135,26 +134,18 @@ class EntryDownload:
             NetworkError: nobody in reach has an entry.
             StorageError, InputFileError: the disk refused.
         """
-        disk = self._source.disk
-        held = await disk(self._entries.numbers)
-        for first in range(start, len(path), CHUNK_ROUNDS):
-            places = range(first, min(len(path), first + CHUNK_ROUNDS))
-            if all(index - 1 in held for index in places):
-                continue
-            wanted = await disk(self._missing, path, places, held)
-            while wanted:
-                told = await self._chunk(path, wanted, turns)
+        disk, numbers = self._source.disk, list(wanted)
+        for start in range(0, len(numbers), CHUNK_ROUNDS):
+            block = {number: wanted[number] for number in numbers[start : start + CHUNK_ROUNDS]}
+            held = await disk(self._entries.read, block)
+            missing = {number: root for number, root in block.items() if number not in held}
+            while missing:
+                told = await self._chunk(path, missing, turns)
                 await disk(self._entries.add_older, told)
                 self.rounds += len(told)
                 for number, _ in told:
-                    del wanted[number]
+                    del missing[number]
                 await asyncio.sleep(pause_s)
-
-    def _missing(
-        self, path: Sequence[Digest], places: range, held: Collection[int]
-    ) -> dict[int, Digest]:
-        records = (self._chain.at(path, index) for index in places if index < len(path))
-        return entry_names(record for record in records if record.number not in held)
 
     async def _chunk(
         self, path: Sequence[Digest], wanted: Wanted, turns: int
@@ -162,12 +153,15 @@ class EntryDownload:
         """The first of what is wanted, from whoever has it."""
         number = next(iter(wanted))
         for turn in count(1):
-            for peer in self._source.near():
-                if peer in self._bad:
+            for peer in sorted(self._source.near(), key=self._failings.__getitem__):
+                if peer in self.bad:
                     continue
                 told = await self._ask(peer, path[number + 1], wanted)
+                size = sum(len(entry) for _, entry in told)
+                if 2 * len(told) < len(wanted) and 2 * size < CHUNK_BYTES:
+                    self._failings[peer] += 1
                 if told:
-                    self.given[peer] += sum(len(entry) for _, entry in told)
+                    self.given[peer] += size
                     return told
             if turn == turns:
                 raise NetworkError(f"nobody in reach has the entry of round {number}")
@@ -186,7 +180,7 @@ class EntryDownload:
             return sound_entries(answer, wanted)
         except PeerError as error:
             logger.warning("entries of peer %s are not taken: %s", short(peer), error)
-            self._bad.add(peer)
+            self.bad.add(peer)
         except (NetworkError, TimeoutError) as error:
             logger.debug("entries of peer %s: %s", short(peer), error)
         return []
@@ -196,8 +190,8 @@ class HistoryFetch:
     """Completes a peer's history behind its training, for as long as it takes part. For the I/O thread."""
 
     def __init__(self, source: HistorySource, chain: Chain, entries: EntryFile) -> None:
-        self._chain, self._entries = chain, entries
-        self._download = EntryDownload(source, chain, entries)
+        self._disk, self._chain, self._entries = source.disk, chain, entries
+        self._download = EntryDownload(source, entries)
 
     async def run(self) -> None:
         """Fetches what is missing, again after each state that was taken in place of results."""
@@ -212,10 +206,17 @@ class HistoryFetch:
             await asyncio.sleep(_LOOK_S)
 
     async def _complete(self) -> None:
-        before = self._download.rounds
-        await self._download.complete(self._chain.path, pause_s=_PAUSE_S)
+        before, path = self._download.rounds, self._chain.path
+        for start in range(1, len(path), CHUNK_ROUNDS):
+            places = range(start, min(len(path), start + CHUNK_ROUNDS))
+            wanted = await self._disk(self._wanted, path, places)
+            await self._download.complete(path, wanted, pause_s=_PAUSE_S)
+            await asyncio.sleep(_PAUSE_S)
         if self._download.rounds > before:
             logger.info(
                 "the run's history is whole here: %d rounds of it came from members",
                 self._download.rounds - before,
             )
+
+    def _wanted(self, path: Sequence[Digest], places: range) -> Wanted:
+        return entry_names(self._chain.at(path, index) for index in places)

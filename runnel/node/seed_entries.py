@@ -7,7 +7,6 @@ cut off is written again from the results of recent rounds. Everything here bloc
 from __future__ import annotations
 
 import logging
-import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -115,19 +114,6 @@ class EntryFile:
             ) from None
         return found
 
-    def numbers(self) -> set[int]:
-        """The rounds of which there is an entry, perhaps of a branch that was given up.
-
-        Raises:
-            InputFileError: they cannot be read.
-        """
-        try:
-            return {number for index in self._indexes for number in index.numbers()}
-        except OSError as error:
-            raise InputFileError(
-                f"{self._path} cannot be read ({(error.strerror or str(error)).lower()})"
-            ) from None
-
     def add_older(self, entries: Sequence[tuple[int, bytes]]) -> None:
         """Keeps entries of rounds that this peer did not follow.
 
@@ -138,6 +124,7 @@ class EntryFile:
         try:
             make_folder(self._older.parent)
             with self._older.open("ab") as file:
+                file.truncate(self._indexes[-1].whole_bytes())
                 if file.tell() + len(data) > MAX_OLDER_BYTES:
                     raise StorageError(f"{self._older} has over {MAX_OLDER_BYTES} bytes")
                 file.write(data)
@@ -190,60 +177,54 @@ class FrameIndex:
         """Those of these entries that are in the file."""
         if not wanted or not self._path.exists():
             return {}
-        for _ in self._grow():
-            pass
+        self._grow()
         found = dict[int, bytes]()
         blocks = {number // _BLOCK_ROUNDS for number in wanted}
         start = min((self._places[b] for b in blocks if b in self._places), default=None)
         if start is None:
             return {}
         with self._path.open("rb") as file:
-            for number, size in _heads(file, start):
-                root = wanted.get(number)
-                entry = file.read(size) if root is not None and number not in found else None
-                if entry is not None and digest(entry) == root:
+            for _, number, entry in _frames(file, start):
+                if number not in found and digest(entry) == wanted.get(number):
                     found[number] = entry
                 if len(found) == len(wanted):
                     break
         return found
 
-    def numbers(self) -> set[int]:
-        """The rounds that are in the file."""
-        found = set[int]()
-        if not self._path.exists():
-            return found
-        self._known_bytes = 0
-        for number, size in self._grow():
-            if size:
-                found.add(number)
-            else:
-                found = {kept for kept in found if kept < number}
-        return found
+    def whole_bytes(self) -> int:
+        """How long the file is up to what a full disk or a crash cut off."""
+        if self._path.exists():
+            self._grow()
+        return self._known_bytes
 
-    def _grow(self) -> Iterator[tuple[int, int]]:
-        """Looks through what was added since, see `_heads`. A file that became shorter is another one."""
+    def _grow(self) -> None:
+        """Looks through what was added since. A file that became shorter is another one."""
         if self._path.stat().st_size < self._known_bytes:
             self._known_bytes = 0
         if not self._known_bytes:
             self._places = {}
         with self._path.open("rb") as file:
-            for number, size in _heads(file, self._known_bytes):
-                place = file.tell() - _HEAD.size
+            for place, number, entry in _frames(file, self._known_bytes):
                 self._places.setdefault(number // _BLOCK_ROUNDS, place)
-                self._known_bytes = place + _HEAD.size + size + CHECKSUM_BYTES
-                yield number, size
+                self._known_bytes = place + _HEAD.size + len(entry) + CHECKSUM_BYTES
 
 
-def _heads(file: BinaryIO, start: int) -> Iterator[tuple[int, int]]:
-    """(round, bytes of its entry) of each whole frame from byte `start` on; the file stands at the entry."""
-    end = file.seek(0, os.SEEK_END)
-    while start + _HEAD.size <= end:
-        file.seek(start)
-        number, size = _HEAD.unpack(file.read(_HEAD.size))
-        start += _HEAD.size + size + CHECKSUM_BYTES
-        if size > MAX_ENTRY_BYTES or start > end:
+def _frames(file: BinaryIO, start: int) -> Iterator[tuple[int, int, bytes]]:
+    """(place, round, entry) of each whole frame from byte `start` on, up to the first that is not."""
+    file.seek(start)
+    while True:
+        head = file.read(_HEAD.size)
+        if len(head) < _HEAD.size:
             return
-        yield number, size
+        number, size = _HEAD.unpack(head)
+        if size > MAX_ENTRY_BYTES:
+            return
+        rest = file.read(size + CHECKSUM_BYTES)
+        entry = rest[:size]
+        if rest[size:] != checksum(head, entry).digest():
+            return
+        yield start, number, entry
+        start += len(head) + len(rest)
 
 
 def _frame(number: int, entry: bytes | memoryview) -> bytes:

@@ -65,7 +65,8 @@ def export_log(folder: Path, out: Path) -> str:
     size = save_log(out, head, updates)
     return (
         f"wrote {out}: {steps} steps in {size:,} bytes, from base"
-        f" {head.base.hex()} to state {name.hex()}{beside}"
+        f" {head.base.hex()} (the run's first state {manifest.genesis.state_root.hex()[:8]}) to state"
+        f" {name.hex()}{beside}"
     )
 
 

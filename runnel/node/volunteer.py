@@ -132,7 +132,7 @@ def _start_from(base: Path, model: LanguageModel, entrance: Entrance) -> None:
     manifest = entrance.manifest
     if manifest is None:
         load_base(model, base)
-    elif isinstance(entrance.place, Joined):
+    elif isinstance(entrance.place, Joined) and not (entrance.folder() / "manifest.bin").exists():
         if not manifest.spec.seeds.is_on:
             raise ConfigError(
                 "a base is given, expected none, because this run's members exchange values and tell a"
@@ -143,7 +143,8 @@ def _start_from(base: Path, model: LanguageModel, entrance: Entrance) -> None:
         if found != began.state_root:
             raise RunMismatchError(
                 f"{base} makes the first state {found.hex()[:8]}, the run began with"
-                f" {began.state_root.hex()[:8]}: name its base, or leave out --base to fetch the state"
+                f" {began.state_root.hex()[:8]}: name the base that `runnel export` of a member tells beside"
+                " that name, or leave out --base to fetch the state"
             )
 
 

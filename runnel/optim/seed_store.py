@@ -8,7 +8,7 @@ exactly if another outcome is decided: no second copy of the weights is needed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -29,7 +29,9 @@ from runnel.types import Digest
 
 _WORD = 4
 _REDUCED_DIRECTIONS = 1 << 14
-"""After so many it is looked whether they undo each other."""
+"""After so many it is looked whether some undo each other."""
+_MOST_WAITING = 1 << 20
+"""And once more among so many: some 130 MB."""
 _KEPT_CHANGES = 8
 """Decided changes that can be looked behind: a few numbers per round and peer."""
 
@@ -96,6 +98,11 @@ class SeedStore:
     def sizes(self) -> tuple[int, ...]:
         """Weights of the one fragment."""
         return (self._flat.size,)
+
+    @property
+    def tensor_sizes(self) -> tuple[int, ...]:
+        """Weights of each tensor, by its id."""
+        return tuple(tensor.values.size for tensor in self.weights.tensors)
 
     @property
     def shared_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -257,30 +264,33 @@ class SeedStore:
         Raises:
             PeerError: a result is no entry of a round.
         """
-        entries, rest = self.changes_of(state, rounds)
-        self.add_to(state, entries)
-        state[1][:] = rest
+        for entries in self.changes(state, rounds):
+            self.add_to(state, entries)
 
-    def changes_of(self, state: Shared, rounds: Iterable[RoundResults]) -> tuple[Entries, Array]:
-        """What rounds add to the weights of a state, all in all, and what is beside the weights after them.
+    def changes(self, state: Shared, rounds: Iterable[RoundResults]) -> Iterator[Entries]:
+        """What rounds add to the weights of a state, in some large parts; writes what is beside the weights in the end.
 
-        What a later round undoes is not among it: of a pool of seeds, each is there twice at most.
+        What later rounds undo is not among it, as far as that is seen: of a pool of seeds, each is there twice.
 
         Raises:
             PeerError: a result is no entry of a round.
         """
         shifts, at = self._read_rest(state[1])
-        parts, news, directions = [Entries.of(())], list[SeedUpdate](), 0
+        waiting, news, directions = [Entries.of(())], list[SeedUpdate](), 0
         for one in rounds:
             entry = RoundEntry.decode(one.payloads[0])
             updates, at = self.method.take(at, entry.shares, entry.progress)
             news += updates
             directions += sum(map(len, updates))
             if directions >= _REDUCED_DIRECTIONS:
-                parts.append(Entries.of(news).without_opposites())
+                waiting.append(Entries.of(news).without_opposites())
                 news, directions = [], 0
-        parts.append(Entries.of(news))
-        return Entries.joined(parts).without_opposites(), self._rest(at, shifts)
+                if sum(map(len, waiting)) >= _MOST_WAITING:
+                    waiting = [Entries.joined(waiting).without_opposites()]
+                    if 2 * len(waiting[0]) >= _MOST_WAITING:
+                        yield waiting.pop()
+        yield Entries.joined([Entries.of(news), *waiting]).without_opposites()
+        state[1][:] = self._rest(at, shifts)
 
     def add_to(self, state: Shared, entries: Entries) -> None:
         """Adds to the weights of a state, in place, in one pass."""

@@ -113,21 +113,34 @@ class Entries:
     def __len__(self) -> int:
         return self.counters.size
 
-    def part(self, start: int, stop: int) -> Entries:
-        """Those from `start` up to `stop`."""
-        here = slice(start, stop)
-        return Entries(
-            self.counters[here], self.slots[here], self.coefficients[here], self.tensors[here]
-        )
+    def pieces(self, sizes: Sequence[int], most: int, least: int) -> list[tuple[Entries, int]]:
+        """In pieces of about `most` sums of a weight and a direction, but of `least` entries at least; and their sums.
+
+        Args:
+            sizes: weights of each tensor, by its id.
+        """
+        weights = np.array([*sizes, sum(sizes)], np.int64)
+        sums = np.cumsum(weights[self.tensors])  # -1 is all of them
+        pieces, start = list[tuple[Entries, int]](), 0
+        while start < len(self):
+            done = int(sums[start - 1]) if start else 0
+            stop = int(np.searchsorted(sums, done + most, side="right"))
+            here = slice(start, min(len(self), max(stop, start + least)))
+            piece = Entries(
+                self.counters[here], self.slots[here], self.coefficients[here], self.tensors[here]
+            )
+            pieces.append((piece, int(sums[here.stop - 1]) - done))
+            start = here.stop
+        return pieces
 
     def without_opposites(self) -> Entries:
         """The same sum, whatever a tensor's unit, without pairs of one direction that undo each other.
 
         A pool of seeds takes back what its directions had and puts what they have now: of many rounds
-        only the first and the last are left. What is left of entries that are alike follows each other.
+        only the first and the last are left. What is left is in the order of the tensors.
         """
         sizes, signs = np.abs(self.coefficients), np.sign(self.coefficients)
-        columns = (sizes, self.tensors, self.slots, self.counters)
+        columns = (sizes, self.slots, self.counters, self.tensors)
         order = np.lexsort(columns)
         sorted_columns = np.stack([column[order].astype(np.int64) for column in columns])
         changes = np.any(sorted_columns[:, 1:] != sorted_columns[:, :-1], axis=0)

@@ -52,7 +52,7 @@ class MachineOptions:
         str,
         typer.Option(
             metavar="HOW",
-            help="A shared-seed run's state: from its log, as state, or auto: what is faster at home.",
+            help="How a shared-seed run's state comes: log, state, or auto (what is faster at home).",
         ),
     ] = ""
 

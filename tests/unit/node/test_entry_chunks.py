@@ -85,7 +85,7 @@ def fetched(
             HistoryFetch(source, member.chain, entries).run(), name="history"
         )
         async with asyncio.timeout(within_s):
-            while not entries.numbers() >= set(wanted):
+            while len(entries.read(wanted)) < len(wanted):
                 await asyncio.sleep(0.1)  # of the virtual clock
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -169,12 +169,13 @@ def test_an_answer_that_is_none_is_refused(answer: bytes) -> None:
     assert sound_entries(pack([[7, b"other"], [0, b"entry"]]), wanted) == [(0, b"entry")]
 
 
-def test_rounds_that_were_given_up_are_fetched_again(member: Bench, tmp_path: Path) -> None:
-    entries = latecomer(tmp_path, member, 0)
-    entries.give_up(15)
-    entries.append(18, b"of a branch")
-    entries.give_up(18)
-    assert entries.numbers() == {n for n in wanted_of(member) if n < 15}
+def test_an_entry_of_another_branch_is_not_taken_for_the_rounds(
+    member: Bench, tmp_path: Path
+) -> None:
+    entries = latecomer(tmp_path, member, 16)
+    entries.add_older([(9, b"of a branch")])
+    for number in (14, 15):
+        entries.append(number, b"of a branch, too")
     fetched(member, entries, [honest(member)])
     assert entries.all_of(wanted_of(member)) == member.entries.all_of(wanted_of(member))
 
@@ -187,6 +188,21 @@ def test_a_disk_that_refuses_ends_the_fetch_and_not_the_peer(
     with pytest.raises((TimeoutError, InputFileError)):
         fetched(member, entries, [honest(member)], within_s=1)
     assert any("is not completed here" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize("rest", [b"", b"\0" * 40, b"another frame that was not finished"])
+def test_what_a_full_disk_or_a_crash_cut_off_is_not_in_the_way(
+    member: Bench, tmp_path: Path, rest: bytes
+) -> None:
+    entries, wanted = latecomer(tmp_path, member, ROUNDS), wanted_of(member)
+    held = sorted(member.entries.read(wanted).items())
+    entries.add_older(held[:9])
+    older = tmp_path / (ENTRIES_NAME + seed_entries.OLDER_SUFFIX)
+    older.write_bytes(older.read_bytes()[:-7] + rest)
+    again = EntryFile(tmp_path / ENTRIES_NAME)
+    again.add_older(held[8:])
+    assert again.all_of(wanted) == [entry for _, entry in held]
+    assert EntryFile(tmp_path / ENTRIES_NAME).all_of(wanted) == [entry for _, entry in held]
 
 
 def test_a_history_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from runnel.dht.memory import Link, MemoryNetwork, MemoryTransport
 from runnel.dht.virtual_loop import run_virtual
 from runnel.dht.wire import pack, unpack
-from runnel.node import rebuilding
+from runnel.node import entry_chunks, rebuilding, seed_entries
 from runnel.node.entry_chunks import entries_answer
 from runnel.node.joining import Source, first_root
 from runnel.node.leaping import Leaper
@@ -30,6 +32,15 @@ GUEST, MEMBERS = PEERS[7], PEERS[:3]
 ROUNDS, ABORTED = 5 * EVERY + 2, {2, EVERY}
 Answer = Callable[[list[Digest]], bytes]
 Found = tuple[Fetched, State] | None
+
+
+class Here:
+    """Runs all jobs where they are asked for."""
+
+    async def load(self, job: Callable[..., Any], *args: Any) -> Any:
+        return job(*args)
+
+    disk = load
 
 
 async def here(job: Callable[..., Any], *args: Any) -> Any:
@@ -60,7 +71,7 @@ def guest(member: Bench) -> Iterator[Bench]:
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rebuilding, "_ROUNDS_AT_ONCE", 7)
+    monkeypatch.setattr(rebuilding, "_READ_AT_ONCE", 7)
     monkeypatch.setattr(rebuilding, "_LEAST_PIECE", 3)
     monkeypatch.setattr(rebuilding, "_PIECE_S", 0.0)
 
@@ -88,21 +99,42 @@ def parts_of(guest: Bench, catch_up: str = "auto") -> RebuildParts:
     async def base(path: Sequence[Digest]) -> State:
         return guest.vault.states.read(guest.chain, path, 0)
 
-    return RebuildParts(guest.chain, guest.vault, guest.chain.common, base, here, catch_up)
+    return RebuildParts(guest.chain, guest.vault, guest.chain.common, base, here, here, catch_up)
+
+
+async def at_last(answer: Callable[[list[Digest]], bytes], names: list[Digest]) -> bytes:
+    """Shortly before nobody waits any more."""
+    await asyncio.sleep(9.5)
+    return answer(names)
+
+
+async def never(_: Callable[[list[Digest]], bytes], __: list[Digest]) -> bytes:
+    await asyncio.sleep(1e6)
+    raise AssertionError("nobody waits so long")
 
 
 def rebuilt(
-    guest: Bench, answers: Sequence[Answer], path: Sequence[Digest], parts: RebuildParts
+    guest: Bench,
+    answers: Sequence[Answer],
+    path: Sequence[Digest],
+    parts: RebuildParts,
+    *,
+    first: Any = at_once,
+    within_s: float = 1e6,
 ) -> Found:
+    """What is made of the answers; the `first` member gives its own in a way of its own."""
+
     async def main() -> Found:
         network = MemoryNetwork(1, default_link=Link(latency_s=0.001))
         transport = MemoryTransport(network, GUEST)
         transports = [transport]
         for peer, answer in zip(MEMBERS, answers, strict=False):
             transports.append(MemoryTransport(network, peer))
-            await RunService(transports[-1], RUN, {ENTRIES: answer}, job=at_once).serve()
+            job = first if peer == MEMBERS[0] else at_once
+            await RunService(transports[-1], RUN, {ENTRIES: answer}, job=job).serve()
         source = Source(transport, MEMBERS[: len(answers)], RUN)
-        found = await Rebuilder(parts).rebuild(source, path)
+        async with asyncio.timeout(within_s):
+            found = await Rebuilder(parts).rebuild(source, path)
         for one in transports:
             await one.aclose()
         return found
@@ -172,13 +204,15 @@ def test_without_entries_or_where_it_takes_longer_the_state_is_fetched(
 def test_a_log_that_leads_elsewhere_is_not_taken(
     member: Bench, guest: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
+
     async def other(_: Sequence[Digest]) -> State:
         weights, rest = guest.vault.store.shared(0)
         changed = weights.copy()
         changed[:1] = 1.0
         return changed, rest
 
-    parts = RebuildParts(guest.chain, guest.vault, guest.chain.common, other, here, "auto")
+    parts = RebuildParts(guest.chain, guest.vault, guest.chain.common, other, here, here, "auto")
     assert rebuilt(guest, [honest(member)], pinned(member), parts) is None
     assert any("leads to another state" in line for line in caplog.messages)
 
@@ -197,7 +231,8 @@ def test_a_newcomer_needs_the_values_that_the_run_began_with(
         state_root=first_root(roots),
     )
     guest.chain.follow(member.chain.path[:8])  # whose records are on the disk already
-    rebuild: Any = rebuild_of_newcomer(guest.vault, guest.chain, genesis, "auto")
+    runtime: Any = Here()
+    rebuild: Any = rebuild_of_newcomer(guest.vault, guest.chain, genesis, runtime, "auto")
 
     async def main() -> Found:
         network = MemoryNetwork(1, default_link=Link(latency_s=0.001))
@@ -239,3 +274,65 @@ def test_a_leap_takes_what_was_rebuilt(member: Bench) -> None:
 
     assert run_virtual(main) == (made, {0: "the state"})
     assert asked == [path]
+
+
+def trickling(member: Bench) -> Answer:
+    def answer(names: list[Digest]) -> bytes:
+        rows: Any = unpack(honest(member)(names), max_bytes=1 << 20)
+        return pack(rows[:1])
+
+    return answer
+
+
+@pytest.mark.parametrize("slow", [at_last, never])
+def test_who_is_slow_or_silent_is_asked_last_from_then_on(
+    member: Bench, guest: Bench, monkeypatch: pytest.MonkeyPatch, slow: Any
+) -> None:
+    monkeypatch.setattr(entry_chunks, "CHUNK_ROUNDS", 4)
+    answers = [trickling(member), honest(member)]
+    found = rebuilt(guest, answers, pinned(member), parts_of(guest), first=slow, within_s=15.0)
+    assert found is not None
+    assert guest.vault.store.root_of(found[1]) == root_at(member, pinned(member))
+
+
+def test_a_member_that_gives_one_round_at_a_time_costs_no_more_than_the_time_for_it(
+    member: Bench, guest: Bench
+) -> None:
+    args = ([trickling(member)], pinned(member), parts_of(guest))
+    assert rebuilt(guest, *args, first=at_last, within_s=rebuilding._GRACE_S + 5) is None
+
+
+def test_a_path_that_is_forgotten_meanwhile_is_no_matter(member: Bench, guest: Bench) -> None:
+    def forgetful(names: list[Digest]) -> bytes:
+        for name in list(guest.chain.path[:0]) or pinned(member)[2:]:
+            guest.chain._records.pop(name, None)
+        return honest(member)(names)
+
+    found = rebuilt(guest, [forgetful], pinned(member), parts_of(guest))
+    assert found is not None
+
+
+def test_a_disk_that_refuses_leads_to_the_state(
+    member: Bench, guest: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seed_entries, "MAX_OLDER_BYTES", 100)
+    assert rebuilt(guest, [honest(member)], pinned(member), parts_of(guest)) is None
+
+
+def test_whoever_asks_for_the_log_hears_why_it_is_not_taken(
+    member: Bench, guest: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def none(_: Sequence[Digest]) -> None:
+        return None
+
+    parts = replace(parts_of(guest, "log"), base=none)
+    assert rebuilt(guest, [honest(member)], pinned(member), parts) is None
+    (told,) = [r for r in caplog.records if "is fetched, not rebuilt" in r.message]
+    assert told.levelname == "WARNING"
+    assert "--base" in told.message
+
+
+def test_a_machine_that_is_far_slower_than_others_fetches_the_state() -> None:
+    rebuilding._require_pace(took_s=1.1, expected_s=0.2)
+    with pytest.raises(TimeoutError, match=r"a pass of 0\.2 s took 7 s here"):
+        rebuilding._require_pace(took_s=7.0, expected_s=0.2)

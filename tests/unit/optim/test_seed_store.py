@@ -256,9 +256,24 @@ def test_many_rounds_of_a_pool_cost_each_of_its_seeds_twice_at_most(
         store.prepare(len(entries), entries[-1])
         store.adopt(len(entries))
     rounds = [RoundResults((), [one]) for one in entries]
-    changes, _ = store.changes_of((first, at_first), rounds)
+    (changes,) = store.changes((first, at_first.copy()), rounds)
     assert 4 <= len(changes) <= 8
     store.replay((first, at_first), rounds)
     assert first.tobytes() == store.shared(0)[0].tobytes()
     assert at_first.tobytes() == store.shared(0)[1].tobytes()
     assert most_directions(method, 80) == 8
+
+
+@given(st.lists(ENTRY, max_size=30), st.integers(1, 300), st.integers(1, 5))
+def test_pieces_are_all_of_it_and_of_a_size(
+    rows: list[tuple[int, int, int, int]], most: int, least: int
+) -> None:
+    entries, sizes = columns(rows).without_opposites(), (10, 100)
+    pieces = entries.pieces(sizes, most, least)
+    assert sum(len(piece) for piece, _ in pieces) == len(entries)
+    for column in ("counters", "slots", "coefficients", "tensors"):
+        joined = [value for piece, _ in pieces for value in getattr(piece, column)]
+        assert joined == list(getattr(entries, column))
+    for piece, sums in pieces:
+        assert sums == sum(110 if t < 0 else sizes[t] for t in piece.tensors)
+        assert sums <= most or len(piece) <= least
