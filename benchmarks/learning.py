@@ -76,11 +76,17 @@ def _both(codec: str, every_steps: int, fragments: int = 4, **more: Any) -> Oute
     )
 
 
+_LATE = (2, 5, 7, 10)
+"""Four pieces of a whole model are merged within a fifth of the next window."""
+
 METHODS: Mapping[str, Method] = {
     "streaming_e3m0": Method(_both("e3m0", 50)),
     "streaming_fp32": Method(_both("fp32", 50)),
     "whole_e3m0": Method(_both("e3m0", 50, 1)),
-    "public_e3m0": Method(_both("e3m0", 50, windows="public"), late=(2, 5, 7, 10)),
+    "public_e3m0": Method(_both("e3m0", 50, windows="public"), late=_LATE),
+    "public_fresh_e3m0": Method(
+        _both("e3m0", 50, windows="public", inner_state="fresh"), late=_LATE
+    ),
     "streaming_two_bit": Method(_both("two-bit", 50)),
     "streaming_sign": Method(_both("sign", 50)),
     "h100_e3m0": Method(_both("e3m0", 100)),
@@ -190,7 +196,7 @@ def simulate(
             chosen = torch.stack(batches[group])
             train_step(models[group], optimizers[group], chosen, task, step=step)
         rounds.after_step(step, tokens=window_tokens)
-        if outer.windows == "public" and step % outer.every_steps == 0:
+        if outer.inner_state == "fresh" and step % outer.every_steps == 0:
             for optimizer in optimizers:
                 forget(optimizer)
     states = tuple(rounds.finish())

@@ -52,6 +52,11 @@ def _outer_rules(spec: RunSpec) -> tuple[tuple[bool, str], ...]:
             " parameters are public ones plus what was learned since: set outer.mixing to 0",
         ),
         (
+            outer.windows == "private" and outer.inner_state == "fresh",
+            "outer.inner_state is fresh with outer.windows private, expected kept because private windows end"
+            " for one fragment at a time: set outer.inner_state to kept, or outer.windows to public",
+        ),
+        (
             outer.optimizer in ("adam", "one-bit-adam") and outer.lr > MAX_ADAM_LR,
             f"outer.lr is {outer.lr:g} with outer.optimizer {outer.optimizer}, expected at most {MAX_ADAM_LR:g}"
             " because each value moves by about that in a round: lower outer.lr, to 0.02 to begin with",

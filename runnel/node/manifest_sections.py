@@ -176,6 +176,10 @@ class OuterSection(Section):
         description="private = fragments are due in turn, local parameters go on; public = all at one step,"
         " which starts from public values",
     )
+    inner_state: Literal["kept", "fresh"] = Field(
+        default="kept",
+        description="what the inner optimizer remembers at the end of a public window: kept = all, fresh = nothing",
+    )
     fragments: int = Field(default=4, ge=1, le=1_024, description="parts that travel in turn (P)")
     every_steps: int = Field(
         default=40,

@@ -73,13 +73,13 @@ class Peer:
                 `runnel.invited()` for an invite with a home of its own.
             model: all its trainable parameters are exchanged; see `runnel.check(model)`.
             optimizer: only looked at, for reports; its state stays yours. Needed where a run has
-                outer.windows public: at the end of each window it forgets its moments and counts.
+                outer.inner_state fresh: at the end of each window it forgets its moments and counts.
             on_event: gets every event of this peer, from several threads.
             max_upload: the most that this peer sends, such as "2 Mbit/s".
 
         Raises:
             ConfigError: a bad invite, a rate that is none, a model that cannot be exchanged, a run that would start
-                from values that are NaN or infinite, or one with public windows and no optimizer.
+                from values that are NaN or infinite, or one with a fresh inner state and no optimizer.
             NetworkError: nobody of the run can be reached.
             RunMismatchError: the model is not the run's.
         """

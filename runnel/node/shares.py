@@ -41,14 +41,14 @@ class PublicWindows:
     """Windows that start from public values: all fragments are read at one step, each goes when its round opens.
 
     Attributes:
-        optimizer: of the inner steps; it starts each window anew.
+        optimizer: of the inner steps, where it starts each window anew; None where it goes on.
         fragments: P.
         until: the last round whose share is of a window that is over; -1 before the first.
         shares: by fragment, those that were not asked for yet.
         start: public randomness and number of the window under way; None before the first.
     """
 
-    optimizer: Optimizer
+    optimizer: Optimizer | None
     fragments: int
     until: int = -1
     shares: dict[int, Share] = field(default_factory=dict)
@@ -61,14 +61,15 @@ class PublicWindows:
     def end(self, number: int, base: Digest, shares: Iterable[Share]) -> None:
         """A window is over: its shares of round `number` and those after it, up to the window's last one.
 
-        What was read before and not asked for is in them. The inner optimizer forgets: nothing but public
-        values leads into the next window, whose data follow from the record `base`.
+        What was read before and not asked for is in them. The data of the next window follow from the record
+        `base`.
         """
         first = number % self.fragments
         self.shares = dict(enumerate(shares, start=first))
         self.until = self.last_of(number)
         self.start = (base, self.until // self.fragments + 1)
-        forget(self.optimizer)
+        if self.optimizer is not None:
+            forget(self.optimizer)
 
     def follow(self, merge: Merge) -> None:
         """The trainer's values have moved: those that were read move with them."""
@@ -78,16 +79,18 @@ class PublicWindows:
             share.version = merge.version
 
 
-def public_windows(optimizer: object, fragments: int) -> PublicWindows:
-    """Windows of this optimizer.
+def public_windows(optimizer: object, fragments: int, inner_state: str) -> PublicWindows:
+    """Windows whose inner optimizer's state is ``"kept"`` from one to the next, or ``"fresh"`` in each.
 
     Raises:
-        ConfigError: there is none, or one whose state cannot be cleared.
+        ConfigError: it is to be fresh, and there is no optimizer, or one whose state cannot be cleared.
     """
+    if inner_state == "kept":
+        return PublicWindows(None, fragments)
     if not isinstance(getattr(optimizer, "state", None), MutableMapping):
         seen = "no optimizer was given" if optimizer is None else f"a {type(optimizer).__name__}"
         raise ConfigError(
-            f"outer.windows is public and {seen}, expected a torch.optim.Optimizer because every window"
+            f"outer.inner_state is fresh and {seen}, expected a torch.optim.Optimizer because every window"
             " starts it anew: pass runnel.Peer(..., optimizer=...)"
         )
     return PublicWindows(optimizer, fragments)  # type: ignore[arg-type]  # or what acts like one

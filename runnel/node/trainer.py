@@ -68,7 +68,7 @@ class Trainer:
         """Puts the run's newest parameters into the model.
 
         Raises:
-            ConfigError: the run starts its windows from public values, and there is no `optimizer` to reset.
+            ConfigError: the run starts each window with a fresh inner state, and there is no `optimizer`.
         """
         owed = node.mailbox.owed_tokens or (0,) * node.plan.num_fragments
         self.window = Window(tokens=list(owed))
@@ -76,7 +76,8 @@ class Trainer:
         self._node, self._binding, self._outer = node, binding, node.spec.outer
         is_public = self._outer.windows == "public"
         fragments = node.plan.num_fragments
-        self._public = public_windows(optimizer, fragments) if is_public else None
+        state = self._outer.inner_state
+        self._public = public_windows(optimizer, fragments, state) if is_public else None
         self._take_buffer = store.take_buffer
         self._versions = [0] * fragments
         self._recent: list[float] = []

@@ -160,12 +160,16 @@ def test_public_windows_start_from_what_was_sent_and_are_merged_piece_by_piece(t
     assert len(set(rounds.finish())) == 1
 
 
-def test_optimizers_start_public_windows_anew(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
-    outer = E3M0.model_copy(update={"windows": "public"})
-    done = simulate(TASK, text, outer, late=(1, 2))
-    assert len(set(done.states)) == 1
+def test_optimizers_start_public_windows_anew_where_they_shall(
+    text: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = E3M0.model_copy(update={"windows": "public"})
+    fresh = kept.model_copy(update={"inner_state": "fresh"})
+    done = [simulate(TASK, text, outer, late=(1, 2)) for outer in (kept, fresh)]
+    assert all(len(set(one.states)) == 1 for one in done)
+    assert done[0].states != done[1].states
     monkeypatch.setattr(learning, "forget", lambda optimizer: None)
-    assert simulate(TASK, text, outer, late=(1, 2)).states != done.states
+    assert simulate(TASK, text, fresh, late=(1, 2)).states == done[0].states
 
 
 def test_batches_follow_from_seed_peer_and_step_alone(text: Text) -> None:

@@ -234,6 +234,10 @@ def test_several_wrong_fields_get_a_line_each(tmp_path: Path) -> None:
             ["outer.mixing is 0.5 with outer.windows public", "set outer.mixing to 0"],
         ),
         (
+            '[outer]\ninner_state = "fresh"',
+            ["outer.inner_state is fresh with outer.windows private", "or outer.windows to public"],
+        ),
+        (
             '[outer]\nresult_codec = "l-greco+e3m0"',
             ["outer.result_codec is l-greco+e3m0 with outer.codec e3m0", "set outer.codec to"],
         ),
@@ -419,7 +423,7 @@ run: name=str description=str trust=str seed=int
 model: kind=str source=str layers=int heads=int width=int context=int vocab=int fingerprint=str
 data: text=str batch_size=int chunk_bytes=int validation_share=float
 inner: optimizer=str lr=float matrix_lr=float weight_decay=float beta1=float beta2=float warmup_share=float final_lr_share=float clip_norm=float
-outer: optimizer=str lr=float momentum=float beta2=float epsilon=float windows=str fragments=int every_steps=int overlap_steps=int mixing=float codec=str result_codec=str residual_decay=float residual_cap=float aggregator=str max_weight_tokens=int wait_s=float final_averaging=bool budget=str
+outer: optimizer=str lr=float momentum=float beta2=float epsilon=float windows=str inner_state=str fragments=int every_steps=int overlap_steps=int mixing=float codec=str result_codec=str residual_decay=float residual_cap=float aggregator=str max_weight_tokens=int wait_s=float final_averaging=bool budget=str
 seeds: method=str lr=float lr_per=str final_lr_share=float epsilon=float probes=int candidates=int uneven=bool local_steps=int directions=int spot_checks=float
 rounds: open=int deadline_floor_s=float deadline_ceiling_s=float stall_s=float snapshot_every=int max_members=int
 end: rounds=int tokens=int minutes=float

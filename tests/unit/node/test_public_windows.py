@@ -1,4 +1,4 @@
-"""The trainer's side of public windows: all is read at one step, given when asked for, and starts anew."""
+"""The trainer's side of public windows: all is read at one step, given when asked for, and may start anew."""
 
 from __future__ import annotations
 
@@ -89,8 +89,18 @@ def test_the_next_window_needs_all_of_its_steps() -> None:
     assert bench.numbers == [0, 1, 2, 3, 4]
 
 
-def test_the_inner_optimizer_forgets_at_the_end_of_a_window_and_keeps_its_rate() -> None:
+def test_the_inner_optimizer_remembers_unless_it_shall_not() -> None:
     bench = PublicBench()
+    bench.node.want(0)
+    bench.model(torch.ones(8)).backward()
+    bench.optimizer.step()
+    bench.steps(WINDOW)
+    assert bench.numbers == [0]
+    assert float(bench.optimizer.state[bench.model.weight]["step"]) == 1
+
+
+def test_a_fresh_inner_optimizer_forgets_at_the_end_of_a_window_and_keeps_its_rate() -> None:
+    bench = PublicBench("outer.inner_state=fresh")
     bench.node.want(0)
     for _ in range(WINDOW):
         bench.model(torch.ones(8)).backward()
@@ -229,7 +239,7 @@ def test_a_trainer_that_waits_gives_all_of_its_window_meanwhile() -> None:
 
 
 def test_without_an_optimizer_it_says_what_to_do() -> None:
-    bench = PublicBench()
+    bench = PublicBench("outer.inner_state=fresh")
     for optimizer in (None, object()):
-        with pytest.raises(ConfigError, match=r"outer.windows is public .* pass runnel.Peer"):
+        with pytest.raises(ConfigError, match=r"outer.inner_state is fresh .* pass runnel.Peer"):
             Trainer(cast(PeerNode, bench.node), bench.binding, cast(OuterStore, BUFFERS), optimizer)
