@@ -173,7 +173,7 @@ class CharLearner:
     def __init__(self, trial: Trial, index: int, steps: list[int]) -> None:
         """`steps` counts by peer over all of their lives: nobody trains on the same batch twice."""
         self.model = CharGpt(trial.task, trial.text.vocab)
-        self._optimizer = inner_optimizer_of(self.model, trial.task)
+        self.optimizer = inner_optimizer_of(self.model, trial.task)
         self._trial, self._index, self._steps = trial, index, steps
 
     def step(self, progress: float) -> tuple[float, int]:
@@ -182,7 +182,7 @@ class CharLearner:
         self._steps[self._index] += 1
         batch = batch_of(self._trial.text, task, peer=self._index, step=self._steps[self._index])
         at = max(1, round(progress * task.steps))
-        loss = train_step([self.model], [self._optimizer], batch.unsqueeze(0), task, step=at)
+        loss = train_step([self.model], [self.optimizer], batch.unsqueeze(0), task, step=at)
         return float(loss[0]), self._trial.step_tokens
 
 

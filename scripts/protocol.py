@@ -23,6 +23,8 @@ PARTS: tuple[Row, ...] = (
     layouts.INSTANCE,
     layouts.VOTE,
     layouts.JOIN_REQUEST,
+    layouts.MOVE,
+    layouts.WINDOW,
     layouts.COMMITMENT,
     layouts.SHARE,
     layouts.RESULT,

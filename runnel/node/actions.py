@@ -10,6 +10,7 @@ from runnel.node.chain import Fork
 from runnel.node.events import Event
 from runnel.node.messages import Message
 from runnel.node.records import Commitment, Share, SliceResult
+from runnel.node.window_facts import WindowFacts
 from runnel.optim.exchange import Merge
 from runnel.types import Digest, PeerId
 
@@ -143,7 +144,7 @@ class Handover:
     """What the codec thread says of a handed-over and encoded contribution.
 
     `carried` is the payload itself where it travels in the commitment; `start` what the trainer is to add
-    to its values, which then are public ones.
+    to its values, which then are public ones; `window` is what the commitment names of the window behind it.
     """
 
     key: RoundKey
@@ -156,3 +157,4 @@ class Handover:
     updates: Mapping[str, bytes | None]
     carried: bytes = b""
     start: Merge | None = None
+    window: WindowFacts | None = None

@@ -365,6 +365,7 @@ def _settings(entrance: Entrance, manifest: SignedManifest, store: StateStore) -
         ticket=entrance.ticket(),
         max_upload_bits_s=entrance.place.machine.max_upload_bits_s,
         carries=store.method.problem if isinstance(store, SeedStore) else None,
+        names_windows=has_public_windows(spec),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from runnel.dht.wire import pack
 from runnel.hashing import digest
 from runnel.node.fields import blob, digest_of, integer, items, number_of, peer_id, row
+from runnel.node.window_facts import WindowFacts
 from runnel.types import Digest, PeerId
 
 MAX_CARRIED_BYTES = 8192
@@ -33,7 +34,8 @@ class Commitment:
     `slice_norms` are the Euclidean norms of the decoded slices; `withheld` are those that will not be
     sent this time, as the member's link is too slow (ascending); `progress` is the share of the run done
     in millionths, as this member sees it; `loss` is its mean training loss (NaN-free, 0 if none);
-    `carried` is the whole contribution where the run's method makes it that small, else empty.
+    `window` names what the window behind it can be computed again from, where windows are public and it
+    can; `carried` is the whole contribution where the run's method makes it that small, else empty.
     """
 
     peer: PeerId
@@ -49,6 +51,7 @@ class Commitment:
     joins: tuple[JoinRequest, ...]
     leaves: tuple[PeerId, ...]
     unheard: tuple[PeerId, ...]
+    window: WindowFacts | None = None
     carried: bytes = b""
     signature: bytes = b""
 
@@ -81,6 +84,7 @@ class Commitment:
             [[join.peer, join.ticket] for join in self.joins],
             list(self.leaves),
             list(self.unheard),
+            self.window.to_wire() if self.window else [],
             self.carried,
             self.signature,
         ]
@@ -106,9 +110,10 @@ class Commitment:
             joins,
             leaves,
             unheard,
+            window,
             carried,
             sig,
-        ) = row(fields, 15)
+        ) = row(fields, 16)
         return Commitment(
             peer_id(peer),
             integer(number),
@@ -126,6 +131,7 @@ class Commitment:
             ),
             tuple(peer_id(p) for p in items(leaves)),
             tuple(peer_id(p) for p in items(unheard)),
+            WindowFacts.from_wire(window),
             blob(carried, MAX_CARRIED_BYTES),
             blob(sig, 64),
         )

@@ -191,9 +191,10 @@ class Driver:
                 parts.mailbox.want(replace(handed.want, urgent=True))
             return
         if handover.start is not None:  # whatever becomes of the round
-            parts.mailbox.deliver(
-                DecidedMerge(key.number, handover.start, included=False, starts=True)
+            start = DecidedMerge(
+                key.number, handover.start, included=False, starts=True, plain=True
             )
+            parts.mailbox.deliver(start)
         actions = parts.protocol.handed_over(handover, parts.progress(key.number), self._now())
         self._narrator.committed(handed, handover)
         self._post(actions)

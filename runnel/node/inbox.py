@@ -350,6 +350,8 @@ def commitment_problem(place: Round, commitment: Commitment, state: ProtocolStat
         return f"{commitment.tokens} tokens, allowed are 1 to {state.settings.max_weight_tokens}"
     if not all(state.settings.admits(join.peer, join.ticket) for join in commitment.joins):
         return "it names a candidate without a ticket"
+    if commitment.window is not None and not state.settings.names_windows:
+        return "it names a window of a run whose windows are private"
     return _carried_problem(commitment, state)
 
 

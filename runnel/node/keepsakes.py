@@ -6,6 +6,7 @@ that no key names are left over from a crash and are removed when states are pin
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -22,6 +23,8 @@ from runnel.optim.exchange import Array, Payload
 from runnel.optim.parts import Bounds, parts_of
 from runnel.protocols import Codec, Float32
 from runnel.types import Digest
+
+logger = logging.getLogger(__name__)
 
 _MAX_HEAD_BYTES = 4096
 
@@ -229,6 +232,14 @@ class Results:
         loss = np.empty(int.from_bytes(data[:8], "big"), dtype=np.float32)
         _read_parts(self._codecs.kept, data[8:], loss, parts_of(0, loss.size))
         return loss
+
+    def loss_at_hand(self, root: Digest) -> Array | None:
+        """As `loss`; a rounding that is gone from disk is no reason to stop."""
+        try:
+            return self.loss(root)
+        except InputFileError as error:
+            logger.warning("%s; going on without this rounding", error)
+            return None
 
     def at_rest(self) -> set[Digest]:
         """Those on disk alone: no open round has touched them since they were let go of."""

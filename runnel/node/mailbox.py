@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from runnel.node.actions import RoundKey, WantHandover
 from runnel.node.records import FULL_PROGRESS, Record
 from runnel.node.spot_rounds import SpotRound
+from runnel.node.window_trace import WindowEnd
 from runnel.optim.store import Array, Merge
 from runnel.types import PeerId, short
 
@@ -27,7 +28,8 @@ class DecidedMerge:
     rounds are given up, the newest of them. `mean_norm` is the Euclidean norm of the pseudo-gradient
     that was decided. `tokens` are those behind this peer's shares that are taken up; they count
     negative where they are given up. `contributions` are the round's, where scalars are looked at again.
-    `starts`: nothing is decided, this peer's own share is what it moves the trainer by.
+    `starts`: nothing is decided, this peer's own share is what it moves the trainer by. `plain`: it is of one
+    round, which followed the fragment's one before. `progress` is that of the newest record, in millionths.
     """
 
     number: int
@@ -37,6 +39,8 @@ class DecidedMerge:
     tokens: int = 0
     contributions: SpotRound | None = None
     starts: bool = False
+    plain: bool = False
+    progress: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class HandedOver:
     """The trainer's share of a round, taken over by the codec thread, and what is behind it.
 
     `snapshot` are its values, or the bytes of a contribution where its commitment carries it; `version`
-    names the state that they are of.
+    names the state that they are of. `end` tells of the public window behind it, where it ends one.
     """
 
     want: WantHandover
@@ -53,6 +57,7 @@ class HandedOver:
     tokens: int
     steps: int
     loss: float
+    end: WindowEnd | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,4 +205,7 @@ def _summed(earlier: DecidedMerge, later: DecidedMerge) -> DecidedMerge:
     delta = earlier.merge.delta + later.merge.delta
     tokens = earlier.tokens + later.tokens
     starts = earlier.starts and later.starts  # or what is decided would go for nothing
-    return replace(earlier, merge=replace(later.merge, delta=delta), tokens=tokens, starts=starts)
+    merge, progress = replace(later.merge, delta=delta), max(earlier.progress, later.progress)
+    return replace(
+        earlier, merge=merge, tokens=tokens, starts=starts, plain=False, progress=progress
+    )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from runnel.node.actions import RoundKey
-from runnel.node.records import Record
+from runnel.node.records import Record, RecordKind
 from runnel.node.storage_keys import Updates
 from runnel.optim.exchange import Merge
 from runnel.protocols import Float32
@@ -43,6 +43,15 @@ class Moves:
         """A fragment is now at the state after record `number`."""
         _, before = self.changed.get(merge.fragment, (number, True))
         self.changed[merge.fragment] = (number, before and plain)
+
+
+def rounds_by_fragment(records: Iterable[Record], fragments: int) -> dict[int, list[Record]]:
+    """Those of rounds that were not aborted, by the fragment that they are of."""
+    rounds: dict[int, list[Record]] = {}
+    for record in records:
+        if record.kind is RecordKind.ROUND:
+            rounds.setdefault(record.number % fragments, []).append(record)
+    return rounds
 
 
 def warn_of_forgotten(given_up: Sequence[Record], me: PeerId, kept: Iterable[RoundKey]) -> None:

@@ -41,7 +41,8 @@ class ProtocolSettings:
     states before them, down to a fetched one, are still on its disk; `kept_records` is how many of the
     newest records are at hand in memory; `max_upload_bits_s` is the most that it may send. `carries` is
     None where payloads travel in slices; in a run whose contributions travel in their commitments it says
-    what is wrong with one, or nothing.
+    what is wrong with one, or nothing. `names_windows`: commitments may name what public windows are computed
+    again from.
     """
 
     run: bytes
@@ -54,6 +55,7 @@ class ProtocolSettings:
     ticket: bytes = b""
     max_upload_bits_s: float = math.inf
     carries: Callable[[bytes], str] | None = None
+    names_windows: bool = False
 
     def slices(self, number: int, members: int) -> int:
         """Into how many slices a round of so many members is cut: one if contributions are not cut."""

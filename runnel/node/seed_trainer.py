@@ -89,6 +89,11 @@ class SeedTrainer:
             self._report()
         return taken.loss
 
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, 0 to 1, for learning rates."""
+        return self._node.mailbox.chain.progress
+
     def window_seed(self) -> bytes:
         """The public seed of this peer's data in the window under way."""
         return self._node.window_seed()

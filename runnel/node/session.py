@@ -72,8 +72,9 @@ class Peer:
             place: an invite ("runnel:..."), `runnel.local()` for a run that starts here, or
                 `runnel.invited()` for an invite with a home of its own.
             model: all its trainable parameters are exchanged; see `runnel.check(model)`.
-            optimizer: only looked at, for reports; its state stays yours. Needed where a run has
-                outer.inner_state fresh: at the end of each window it forgets its moments and counts.
+            optimizer: only looked at, for reports, and where outer.windows is public for what commitments
+                name of a window: none without it. Its state stays yours, but where outer.inner_state is
+                fresh: it is needed there, and at the end of each window forgets its moments and counts.
             on_event: gets every event of this peer, from several threads.
             max_upload: the most that this peer sends, such as "2 Mbit/s".
 
@@ -266,9 +267,10 @@ class Peer:
     def progress(self) -> float:
         """Share of the run that is done, 0 to 1, the same for all peers: for learning-rate schedules.
 
-        It moves when a round is decided; 0 for ever in a run without an end.
+        It moves when a round is decided, with public windows when it is merged; 0 for ever in a run without an
+        end.
         """
-        return self._node.mailbox.chain.progress
+        return self._trainer.progress
 
     @property
     def round(self) -> int:

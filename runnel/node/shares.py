@@ -7,8 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from runnel.errors import ConfigError
+from runnel.node.mailbox import DecidedMerge
+from runnel.node.records import FULL_PROGRESS
+from runnel.node.window_facts import Move
+from runnel.node.window_trace import WindowEnd, WindowTrace
 from runnel.optim.inner import forget
-from runnel.optim.store import Array, Merge
+from runnel.optim.inner_state import copy_inner_state
+from runnel.optim.store import Array
 from runnel.types import Digest
 
 if TYPE_CHECKING:
@@ -26,6 +31,7 @@ class Share:
         steps: inner steps since the last hand-over.
         loss: their mean.
         at_step: inner steps of this trainer until then.
+        end: what it says of a window that it ends.
     """
 
     snapshot: Array
@@ -34,6 +40,7 @@ class Share:
     steps: int
     loss: float
     at_step: int
+    end: WindowEnd | None = None
 
 
 @dataclass(slots=True)
@@ -41,18 +48,30 @@ class PublicWindows:
     """Windows that start from public values: all fragments are read at one step, each goes when its round opens.
 
     Attributes:
-        optimizer: of the inner steps, where it starts each window anew; None where it goes on.
+        optimizer: of the inner steps; None for one that nobody knows.
         fragments: P.
+        is_fresh: whether the optimizer starts each window anew.
         until: the last round whose share is of a window that is over; -1 before the first.
         shares: by fragment, those that were not asked for yet.
         start: public randomness and number of the window under way; None before the first.
+        trace: what moved the trainer's values in it.
     """
 
     optimizer: Optimizer | None
     fragments: int
+    is_fresh: bool
     until: int = -1
     shares: dict[int, Share] = field(default_factory=dict)
     start: tuple[Digest, int] | None = None
+    trace: WindowTrace = field(default_factory=WindowTrace)
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that was done at the newest record that was merged, 0 to 1.
+
+        It follows from what commitments name, as the newest record of the chain does not.
+        """
+        return self.trace.progress / FULL_PROGRESS
 
     def last_of(self, number: int) -> int:
         """The last round of the window that round `number` belongs to."""
@@ -68,29 +87,52 @@ class PublicWindows:
         self.shares = dict(enumerate(shares, start=first))
         self.until = self.last_of(number)
         self.start = (base, self.until // self.fragments + 1)
-        if self.optimizer is not None:
+        if self.is_fresh and self.optimizer is not None:
             forget(self.optimizer)
+        inner, at_step = copy_inner_state(self.optimizer), self.shares[first].at_step
+        ends = self.trace.end(at_step, inner, self.shares)
+        for share, end in zip(self.shares.values(), ends, strict=True):
+            share.end = end
 
-    def follow(self, merge: Merge) -> None:
-        """The trainer's values have moved: those that were read move with them."""
+    def withhold(self) -> None:
+        """The window goes on: what was read before its end goes with the next share, and has no names."""
+        self.until = -1
+        self.trace.lost.update(range(self.fragments))
+
+    def follow(self, decided: DecidedMerge, at_step: int) -> None:
+        """The trainer's values have moved after so many steps: those that were read move with them."""
+        merge, trace = decided.merge, self.trace
         share = self.shares.get(merge.fragment)
+        # a start that comes so late is of values that two windows' commitments would have to name
+        is_told = decided.plain and not (decided.starts and share is not None)
+        step = at_step - trace.began_at
+        move = Move(step, decided.number, decided.starts) if is_told else None
+        trace.note(merge.fragment, move)
+        trace.progress = max(trace.progress, decided.progress)
         if share is not None:
+            share.end = share.end.moved(share.snapshot, move) if share.end else None
             share.snapshot += merge.delta
             share.version = merge.version
 
 
-def public_windows(optimizer: object, fragments: int, inner_state: str) -> PublicWindows:
+def public_windows(
+    optimizer: object, fragments: int, inner_state: str, progress: float
+) -> PublicWindows:
     """Windows whose inner optimizer's state is ``"kept"`` from one to the next, or ``"fresh"`` in each.
+
+    `progress` is the share of the run that is done, 0 to 1.
 
     Raises:
         ConfigError: it is to be fresh, and there is no optimizer, or one whose state cannot be cleared.
     """
-    if inner_state == "kept":
-        return PublicWindows(None, fragments)
-    if not isinstance(getattr(optimizer, "state", None), MutableMapping):
+    is_fresh = inner_state == "fresh"
+    if is_fresh and not isinstance(getattr(optimizer, "state", None), MutableMapping):
         seen = "no optimizer was given" if optimizer is None else f"a {type(optimizer).__name__}"
         raise ConfigError(
             f"outer.inner_state is fresh and {seen}, expected a torch.optim.Optimizer because every window"
             " starts it anew: pass runnel.Peer(..., optimizer=...)"
         )
-    return PublicWindows(optimizer, fragments)  # type: ignore[arg-type]  # or what acts like one
+    known: Optimizer | None = optimizer  # type: ignore[assignment]  # or what acts like one
+    millionths = round(progress * FULL_PROGRESS)
+    trace = WindowTrace(progress=millionths, began_with=millionths)
+    return PublicWindows(known, fragments, is_fresh, trace=trace)

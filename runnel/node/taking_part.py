@@ -59,6 +59,7 @@ def commitment_of(
         joins=members.joins(head.view, now),
         leaves=members.leaves(head.view, now),
         unheard=members.unheard(head.view, head.unproven, now, state.chain.number),
+        window=handover.window,
         carried=handover.carried,
     )
     statement = commitment.statement(state.settings.run)

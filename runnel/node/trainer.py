@@ -76,8 +76,8 @@ class Trainer:
         self._node, self._binding, self._outer = node, binding, node.spec.outer
         is_public = self._outer.windows == "public"
         fragments = node.plan.num_fragments
-        state = self._outer.inner_state
-        self._public = public_windows(optimizer, fragments, state) if is_public else None
+        rules = (fragments, self._outer.inner_state, node.mailbox.chain.progress)
+        self._public = public_windows(optimizer, *rules) if is_public else None
         self._take_buffer = store.take_buffer
         self._versions = [0] * fragments
         self._recent: list[float] = []
@@ -102,6 +102,14 @@ class Trainer:
         self.window.step_s += self._node.clock.monotonic_s() - began_s
         if self.window.steps == 1 or self.window.steps % _REPORT_STEPS == 0:
             self._report()
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, 0 to 1, for learning rates.
+
+        Where windows are public it is that of the newest record that was merged.
+        """
+        return self._node.mailbox.chain.progress if self._public is None else self._public.progress
 
     def window_seed(self) -> bytes:
         """The public seed of this peer's data in the window under way.
@@ -159,7 +167,7 @@ class Trainer:
             self._binding.add(merge.fragment, merge.delta)
         self._versions[merge.fragment] = merge.version
         if self._public is not None:
-            self._public.follow(merge)
+            self._public.follow(decided, window.steps)
         if decided.starts:
             fact = WindowStarted(
                 unix_s=0.0, round=decided.number, fragment=merge.fragment, step=window.steps
@@ -224,6 +232,7 @@ class Trainer:
             tokens=share.tokens,
             steps=share.steps,
             loss=share.loss,
+            end=share.end,
         )
         window.handed_at[want.key.number] = share.at_step
         window.next_round = want.key.number + 1
@@ -283,7 +292,7 @@ class Trainer:
         window, number, reason = self.window, want.key.number, self.window.withheld
         window.steps_since_commit, window.losses, window.withheld = 0, [], ""
         if self._public is not None:
-            self._public.until = -1  # what was read before this round goes with the next window
+            self._public.withhold()
         if window.withheld_round != number:
             window.withheld_round = number
             self._node.note(ContributionWithheld(unix_s=0.0, round=number, reason=reason))

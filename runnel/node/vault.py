@@ -6,7 +6,6 @@ voted on; the head and what leads to its states change in one write (`node/saved
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -27,14 +26,15 @@ from runnel.node.keepsakes import (
     round_key,
 )
 from runnel.node.mailbox import DecidedMerge, HandedOver
-from runnel.node.moves import Landing, Moves, warn_of_forgotten
+from runnel.node.moves import Landing, Moves, rounds_by_fragment, warn_of_forgotten
 from runnel.node.owed import owed_key
 from runnel.node.records import Record, RecordKind, SliceResult
 from runnel.node.rounds import slice_bounds
 from runnel.node.saved_states import SavedStates, Step, steps_of
 from runnel.node.storage_keys import Updates
+from runnel.node.window_trace import WindowNames
 from runnel.optim.codecs import codec_named
-from runnel.optim.store import Array, Outcome, OuterStore
+from runnel.optim.store import Outcome, OuterStore
 from runnel.protocols import Float32
 from runnel.types import Decision, Digest, PeerId, Verdict
 from runnel.verification.screening import check_norm_claim
@@ -44,8 +44,6 @@ _KEPT_CODEC = "int8"
 
 _HELD_FRAGMENTS = 8
 """Results of so many whole fragments may be in memory."""
-
-logger = logging.getLogger(__name__)
 
 
 class Vault:
@@ -67,6 +65,7 @@ class Vault:
         self.results = Results(disk, codecs, max_held_bytes=held)
         self.states = SavedStates(store, disk, self._results_of, every=snapshot_every)
         self._me, self._final_averaging = me, final_averaging
+        self._names = WindowNames()
         self._landing: Landing | None = None
 
     @property
@@ -87,6 +86,8 @@ class Vault:
             ValueError: the values are not finite.
         """
         want = handed.want
+        counted = self.store.counted(want.fragment)
+        window = self._names.of(want.fragment, handed.end, handed.snapshot, counted)
         bounds = slice_bounds(self.store.sizes[want.fragment], want.num_slices)
         rounding = self.contributions.rounding(bounds, self.store.take_rooms)
         encoded = self.store.encode(
@@ -116,6 +117,7 @@ class Vault:
             sum(map(len, encoded.payloads)),
             updates,
             start=self.store.start(want.key, bounds),
+            window=window,
         )
 
     def judge(self, payload: bytes | memoryview, numel: int, claimed: float) -> Verdict:
@@ -160,7 +162,7 @@ class Vault:
             RunMismatchError: our state after a record is not the one its quorum signed.
         """
         moves = Moves()
-        lost = self._by_fragment(fork.given_up)
+        lost = rounds_by_fragment(fork.given_up, self.fragments)
         taken = [record for record in fork.adopted if record.kind is RecordKind.ROUND]
         landing = self._landing
         if landing is not None and path[-1] == landing.record:
@@ -202,13 +204,22 @@ class Vault:
             )
         in_trainer = self._take_out(outcome, key, moves)
         merge = self.store.adopt((record.number, record.slices), outcome)
-        moves.to(record.number, merge, plain=in_trainer or not any(outcome.included))
+        plain = in_trainer or not any(outcome.included)
+        moves.to(record.number, merge, plain=plain)
         norms = [
             self._norm(piece, bounds)
             for piece, bounds in zip(record.slices, outcome.bounds, strict=True)
         ]
         tokens = self._own_tokens(record, key)
-        return DecidedMerge(record.number, merge, any(outcome.included), math.hypot(*norms), tokens)
+        return DecidedMerge(
+            record.number,
+            merge,
+            any(outcome.included),
+            math.hypot(*norms),
+            tokens,
+            plain=plain,
+            progress=record.progress,
+        )
 
     def _norm(self, piece: SliceResult, bounds: tuple[int, int]) -> float:
         payload = self.results.get(piece.root)
@@ -227,13 +238,6 @@ class Vault:
     def land(self, landing: Landing) -> None:
         """Takes what a step to a record further on needs in place of results."""
         self._landing = landing
-
-    def _by_fragment(self, records: Iterable[Record]) -> dict[int, list[Record]]:
-        rounds: dict[int, list[Record]] = {}
-        for record in records:
-            if record.kind is RecordKind.ROUND:
-                rounds.setdefault(record.number % self.fragments, []).append(record)
-        return rounds
 
     def _leap(
         self,
@@ -262,7 +266,9 @@ class Vault:
             merge = self.store.leap(fragment, theta, momentum, outcomes[fragment], lost=again)
             moves.to(number, merge, plain=False)
             included = any(any(outcome.included) for outcome in outcomes[fragment])
-            merges.append(DecidedMerge(number, merge, included, tokens=tokens[fragment]))
+            progress = chain.record(path[-1]).progress
+            owned = tokens[fragment]
+            merges.append(DecidedMerge(number, merge, included, tokens=owned, progress=progress))
         return merges
 
     def _give_up(
@@ -315,16 +321,11 @@ class Vault:
             ), key
         share = record.share_of(self._me)
         included = tuple(share in piece.included for piece in record.slices)
-        losses = tuple(self._loss(p.root) if p.reducer == self._me else None for p in record.slices)
+        losses = tuple(
+            self.results.loss_at_hand(p.root) if p.reducer == self._me else None
+            for p in record.slices
+        )
         return Outcome(key, fragment, bounds, kept.payloads, included, losses, final), key
-
-    def _loss(self, root: Digest) -> Array | None:
-        """What our encoding of a result lost; a rounding that is gone from disk is no reason to stop."""
-        try:
-            return self.results.loss(root)
-        except InputFileError as error:
-            logger.warning("%s; going on without this rounding", error)
-            return None
 
     # -- on disk
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import mmap
 import weakref
 from collections import deque
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ import numpy.typing as npt
 
 _SMALL_BYTES = 1 << 16
 """Smaller arrays are cheaper to make than to find again."""
+
+_ALIGNED_BYTES = 64
 
 _HUGE_PAGES = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux
 
@@ -49,6 +53,15 @@ class BufferPool:
             return memoryview(bytearray())
         count = -(-size_bytes // self._dtype.itemsize)
         return memoryview(self.take(count).data).cast("B")[:size_bytes]
+
+    def take_rooms(self, sizes_bytes: Sequence[int]) -> list[memoryview]:
+        """As `take_room`, for each of these sizes."""
+        ends = list(accumulate(-(-size // _ALIGNED_BYTES) * _ALIGNED_BYTES for size in sizes_bytes))
+        memory = self.take_room(ends[-1])
+        return [
+            memory[start : start + size]
+            for start, size in zip([0, *ends[:-1]], sizes_bytes, strict=True)
+        ]
 
     @property
     def spare_bytes(self) -> int:

@@ -30,6 +30,11 @@ class FragmentState:
     version: int = 0
     ready: dict[Hashable, tuple[Array, Array, Digest]] = field(default_factory=dict)
 
+    @property
+    def counted(self) -> tuple[Array, ...]:
+        """The residual, and what the trainer's values are ahead by, if they are."""
+        return (self.residual,) if self.ahead is None else (self.residual, self.ahead)
+
     def trained(self, values: Array, take_buffer: Callable[[int], Array]) -> Array:
         """The trainer's values as the residual counts: a copy where they are ahead."""
         if self.ahead is None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
-from itertools import accumulate, chain
+from itertools import chain
 
 import numpy as np
 
@@ -61,8 +61,6 @@ __all__ = [
 ]
 
 _SPARE_ARRAYS = 3  # change hands in a round: snapshot, residual, parameters; and momentum
-
-_ALIGNED_BYTES = 64
 
 
 class OuterStore:
@@ -122,6 +120,10 @@ class OuterStore:
         """What this peer learned, handed over or not, that no record holds and its trainer does not either."""
         return self._fragments[fragment].residual
 
+    def counted(self, fragment: int) -> tuple[Array, ...]:
+        """What a share is encoded with beside outer parameters and trainer's values (not copies)."""
+        return self._fragments[fragment].counted
+
     def version(self, fragment: int) -> int:
         """How many merges of this fragment have been given out; the trainer must have applied them all."""
         return self._fragments[fragment].version
@@ -140,12 +142,7 @@ class OuterStore:
 
     def take_rooms(self, sizes_bytes: Sequence[int]) -> list[memoryview]:
         """Memory for payloads of at most these sizes; any thread."""
-        ends = list(accumulate(-(-size // _ALIGNED_BYTES) * _ALIGNED_BYTES for size in sizes_bytes))
-        memory = self._rooms.take_room(ends[-1])
-        return [
-            memory[start : start + size]
-            for start, size in zip([0, *ends[:-1]], sizes_bytes, strict=True)
-        ]
+        return self._rooms.take_rooms(sizes_bytes)
 
     def handed(self, key: Hashable) -> Handed | None:
         """A contribution whose round is not decided yet."""

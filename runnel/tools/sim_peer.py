@@ -63,6 +63,11 @@ class Learner(Protocol):
         """Gets the run's parameters before the first step."""
         ...
 
+    @property
+    def optimizer(self) -> object:
+        """Of the inner steps; None if there is none."""
+        ...
+
     def step(self, progress: float) -> tuple[float, int]:
         """Takes an inner step at this share of the run, 0 to 1; its loss and tokens."""
         ...
@@ -70,6 +75,8 @@ class Learner(Protocol):
 
 class Drill:
     """Learning by rule: implements `Learner`."""
+
+    optimizer = None
 
     def __init__(self, ground: Ground, index: int) -> None:
         torch.manual_seed(0)
@@ -268,7 +275,8 @@ class SimPeer:
             raise
         store = parts.store
         assert isinstance(store, OuterStore)  # learners step by themselves
-        trainer = Trainer(self.node, ModelBinding(learner.model, self.node.plan), store)
+        binding = ModelBinding(learner.model, self.node.plan)
+        trainer = Trainer(self.node, binding, store, learner.optimizer)
         self.node.begin()
         self._runtime.own(self._train, self.node, trainer, learner)
 
@@ -303,7 +311,7 @@ class SimPeer:
         pace_s = self._ground.step_s * self._rng.uniform(0.8, 1.25)
         while self._is_training and not node.mailbox.chain.is_over:
             await asyncio.sleep(pace_s * self._rng.uniform(0.9, 1.1))
-            trainer.step(*learner.step(node.mailbox.chain.progress))
+            trainer.step(*learner.step(trainer.progress))
 
 
 def home_of(folder: Path, index: int) -> MachineConfig:

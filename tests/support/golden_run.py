@@ -48,6 +48,7 @@ from runnel.node.records import (
     set_value,
 )
 from runnel.node.ticket import Ticket, binding_of, run_name
+from runnel.node.window_facts import Move, WindowFacts
 from runnel.optim.codecs import codec_named
 from runnel.types import Digest
 from runnel.verification.votes import Instance, Lock, Proposal, Step, Vote
@@ -97,7 +98,9 @@ VALUES = np.array([1.0, -0.5, 0.25], dtype=np.float32)
 PAYLOAD = codec_named("e3m0").encode(VALUES)
 
 
-def signed_commitment(who: Identity, *, joins: tuple[JoinRequest, ...] = ()) -> Commitment:
+def signed_commitment(
+    who: Identity, *, joins: tuple[JoinRequest, ...] = (), window: WindowFacts | None = None
+) -> Commitment:
     unsigned = Commitment(
         peer=who.peer_id,
         round=0,
@@ -112,6 +115,7 @@ def signed_commitment(who: Identity, *, joins: tuple[JoinRequest, ...] = ()) -> 
         joins=joins,
         leaves=(),
         unheard=(),
+        window=window,
     )
     return replace(unsigned, signature=who.sign(unsigned.statement(RUN)))
 
@@ -122,6 +126,16 @@ def signed_vote(who: Identity, instance: Instance, value: Digest, step: Step) ->
 
 
 COMMITMENT = signed_commitment(BOB, joins=(JoinRequest(CAROL.peer_id, TICKET.encode()),))
+WINDOW = WindowFacts(
+    digest(b"values"),
+    digest(b"moments"),
+    digest(b"later moments"),
+    digest(b"residual"),
+    1000,
+    (Move(2, 4, starts=True), Move(9, 4, starts=False)),
+    (Move(0, 8, starts=False),),
+)
+COMMITMENT_TO_WINDOW = signed_commitment(CAROL, window=WINDOW)
 SET = Instance("set", 0, FIRST.hash)
 SET_VALUE = set_value([COMMITMENT.id])
 SET_CERTIFICATE = Certificate(

@@ -166,6 +166,13 @@ def _parts() -> list[Golden]:
             layouts.COMMITMENT,
         ),
         Golden(
+            "commitment to a public window",
+            run.COMMITMENT_TO_WINDOW,
+            pack(run.COMMITMENT_TO_WINDOW.to_wire()),
+            lambda d: Commitment.from_wire(packed(d)),
+            layouts.COMMITMENT,
+        ),
+        Golden(
             "vote",
             run.CERTIFICATE.votes[0],
             pack(vote_to_wire(run.CERTIFICATE.votes[0])),

@@ -36,6 +36,13 @@ CARRIED = (
         (_CARRIED + "test_a_commitment_that_carries_no_contribution_is_refused",),
     ),
     Mutant(
+        "a window is named only where windows are public",
+        "node.inbox",
+        "    if commitment.window is not None and not state.settings.names_windows:\n",
+        "    if False:\n",
+        (_CARRIED + "test_a_commitment_names_a_window_only_where_windows_are_public",),
+    ),
+    Mutant(
         "an entry names the reducer that would have been drawn",
         "node.round_data",
         "_job(state, index, senders, state.reducers(index)[0])",
@@ -80,6 +87,20 @@ CARRIED = (
 )
 
 EXCHANGE = (
+    Mutant(
+        "a window that was moved as nobody can repeat has no names",
+        "node.window_trace",
+        "            self.lost.add(fragment)\n",
+        "            pass\n",
+        ("node.test_window_trace:test_what_nobody_can_repeat_has_no_names",),
+    ),
+    Mutant(
+        "a window that began nobody knows where has no names",
+        "node.window_trace",
+        "before[0] != end.serial - 1",
+        "False",
+        ("node.test_window_trace:test_a_window_that_one_fragment_sat_out_has_no_names",),
+    ),
     Mutant(
         "the standby takes over from a late worker",
         "node.round_data",

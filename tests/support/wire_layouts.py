@@ -55,6 +55,21 @@ VOTE = Row(
 )
 VOTES = Many(VOTE, MEMBERS)
 JOIN_REQUEST = Row("join request", (("peer", PEER), ("ticket", TICKET)))
+MOVE = Row("move", (("step", integer()), ("round", integer()), ("starts", one_of(0, 1))))
+WINDOW = Row(
+    "window",
+    (
+        ("version", one_of(1)),
+        ("values", DIGEST),
+        ("inner", DIGEST),
+        ("next_inner", DIGEST),
+        ("residual", DIGEST),
+        ("progress", integer()),
+        ("moves", Many(MOVE, 16)),
+        ("late", Many(MOVE, 16)),
+    ),
+    optional=True,
+)
 COMMITMENT = Row(
     "commitment",
     (
@@ -71,6 +86,7 @@ COMMITMENT = Row(
         ("joins", Many(JOIN_REQUEST, MEMBERS)),
         ("leaves", Many(PEER, MEMBERS)),
         ("unheard", Many(PEER, MEMBERS)),
+        ("window", WINDOW),
         ("carried", up_to(8192)),
         ("signature", SIGNATURE),
     ),

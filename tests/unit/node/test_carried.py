@@ -24,6 +24,7 @@ from runnel.node.round_data import DataWait, advance_data, overdue_for_data
 from runnel.node.rounds import Round
 from runnel.node.storage_keys import Restored
 from runnel.types import PeerId
+from tests.support.golden_run import WINDOW
 from tests.support.members import PEERS, RUN, commitment, name
 from tests.support.states import GENESIS, ME, OTHER, THIRD, state_of
 
@@ -155,6 +156,15 @@ def test_a_commitment_carries_nothing_where_payloads_travel_in_slices() -> None:
     state = state_of()
     place = taking_part.open_round(state, KEY, 0.0)
     assert "sent in slices" in commitment_problem(place, carried(OTHER), state)
+
+
+def test_a_commitment_names_a_window_only_where_windows_are_public() -> None:
+    state = state_of()
+    place = taking_part.open_round(state, KEY, 0.0)
+    named = replace(commitment(OTHER, 0, GENESIS.hash), window=WINDOW)
+    assert "whose windows are private" in commitment_problem(place, named, state)
+    state.settings = replace(state.settings, names_windows=True)
+    assert commitment_problem(place, named, state) == ""
 
 
 def test_what_is_handed_over_goes_into_the_commitment_whatever_the_link() -> None:

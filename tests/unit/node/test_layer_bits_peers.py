@@ -51,6 +51,8 @@ class Uneven(nn.Module):
 class Walker:
     """Learns by steps that layers take of different lengths; implements `Learner`."""
 
+    optimizer = None
+
     def __init__(self, index: int) -> None:
         self.model = Uneven()
         self._generator = torch.Generator().manual_seed(index)

@@ -11,14 +11,18 @@ from torch import nn
 
 from runnel.dht.identity import Identity
 from runnel.errors import ConfigError
+from runnel.hashing import digest
 from runnel.node.events import WindowStarted
 from runnel.node.mailbox import DecidedMerge
 from runnel.node.peer import PeerNode
 from runnel.node.place import local
 from runnel.node.sampling import window_seed
 from runnel.node.trainer import Trainer
+from runnel.node.window_facts import Move
 from runnel.optim.binding import ModelBinding
+from runnel.optim.exchange import raw
 from runnel.optim.inner import inner_optimizer
+from runnel.optim.inner_state import InnerState, copy_inner_state
 from runnel.optim.store import Merge, OuterStore
 from tests.unit.node.test_trainer import BASE, BUFFERS, Bench, NotingNode, Waits
 
@@ -51,7 +55,8 @@ class PublicBench(Bench):
         fragment = number % 4
         change = np.full(2, delta, dtype=np.float32)
         merge = Merge(fragment, version, change, np.zeros(2, dtype=np.float32))
-        self.node.mailbox.deliver(DecidedMerge(number, merge, included=False, starts=True))
+        decided = DecidedMerge(number, merge, included=False, starts=True, plain=True)
+        self.node.mailbox.deliver(decided)
 
     @property
     def numbers(self) -> list[int]:
@@ -146,6 +151,64 @@ def test_a_late_result_moves_what_was_read_since_and_is_merged_once() -> None:
     assert bench.numbers[-1] == 7
     assert np.all(bench.handed[-1].snapshot == 4.5), "as it was read, and the merge"
     assert bench.handed[-1].version == 2
+
+
+def test_shares_tell_of_the_window_that_they_end() -> None:
+    bench = PublicBench()
+    for number in range(4):
+        bench.node.want(number)
+    bench.steps(WINDOW)
+    first = bench.handed[0].end
+    assert first is not None
+    assert first.inner is not None
+    assert (first.serial, first.moves, first.inner.name) == (0, (), InnerState().name)
+    assert bench.trainer.progress == 0
+    bench.start(3, delta=0.5, version=1)
+    bench.steps(3)
+    bench.node.want(4)
+    bench.model(torch.ones(8)).backward()
+    bench.optimizer.step()
+    bench.steps(WINDOW - 3)
+    bench.node.decide(3, included=True, delta=0.5, version=2)
+    bench.steps(4)
+    bench.node.want(7)
+    bench.steps(1)
+    last = bench.handed[-1].end
+    assert last is not None
+    assert (last.serial, last.moves) == (1, (Move(1, 3, starts=True),))
+    assert last.late == (Move(1, 3, starts=False),)
+    assert last.values == digest(raw(bench.handed[-1].snapshot - np.float32(0.5)))
+    inner = copy_inner_state(bench.optimizer)
+    assert inner is not None
+    assert last.inner is not None
+    assert last.inner.name == inner.name != first.inner.name
+    assert (last.progress, bench.trainer.progress) == (0, 0.004), "as it began, and now"
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_what_nobody_can_repeat_is_told_as_nothing(plain: bool) -> None:
+    bench = PublicBench()
+    bench.node.want(0)
+    bench.steps(WINDOW)
+    change = np.full(2, 0.5, dtype=np.float32)
+    merge = Merge(0, 1, change, change)
+    bench.node.mailbox.deliver(DecidedMerge(0, merge, included=False, plain=plain))
+    bench.node.want(4)
+    bench.steps(WINDOW)
+    end = bench.handed[-1].end
+    assert end is not None
+    assert end.moves == ((Move(2, 0, starts=False),) if plain else None)
+
+
+def test_a_window_that_was_withheld_is_told_as_nothing() -> None:
+    bench = PublicBench()
+    bench.node.want(0)
+    bench.steps(WINDOW - 1)
+    bench.steps(1, loss=float("nan"))
+    bench.steps(WINDOW)
+    end = bench.handed[-1].end
+    assert end is not None
+    assert end.moves is None
 
 
 def test_a_fragment_that_was_never_asked_for_goes_with_the_newest_window() -> None:

@@ -68,7 +68,10 @@ class NotingNode:
         )
         given = [handed.tokens for handed in self.handed if handed.want.key.number == number]
         tokens = given[0] if included and given else 0
-        self.mailbox.deliver(DecidedMerge(number, merge, included, tokens=tokens))
+        progress = 1_000 * (number + 1)
+        self.mailbox.deliver(
+            DecidedMerge(number, merge, included, tokens=tokens, plain=True, progress=progress)
+        )
         self.mailbox.tell(ChainView(number=number))
 
 
