@@ -171,9 +171,10 @@ def test_nothing_is_said_of_a_window_without_names(seen: Seen) -> None:
     assert verdict.decision is Decision.ABSTAIN
 
 
+@pytest.mark.parametrize("moved_at", [0, 1])
 @pytest.mark.parametrize("inner_state", ["kept", "fresh"])
 def test_a_round_that_went_by_without_its_share_is_counted(
-    inner_state: Literal["kept", "fresh"],
+    inner_state: Literal["kept", "fresh"], moved_at: int
 ) -> None:
     """One fragment, one step: what the first share held stays ahead, as no record included it."""
     model = nn.Linear(40, 1, bias=False)
@@ -198,12 +199,15 @@ def test_a_round_that_went_by_without_its_share_is_counted(
     store.codec.decode(first.payloads[0], sent)
     start = store.start(keys[0], bounds)
     assert start is not None
-    train(1, 0.0)
+    if moved_at == 1:
+        train(1, 0.0)
     binding.add(0, start.delta)
     result = store.codec.encode(mean)
     store.prepare("result", 0, bounds, [result], final=False)
     missed = Outcome(keys[0], 0, bounds, first.payloads, (False,), (None,), final=False)
     binding.add(0, store.adopt("result", missed).delta)
+    if moved_at == 0:
+        train(1, 0.0)
     values, counted = binding.new_buffer(0), tuple(one.copy() for one in store.counted(0))
     binding.read(0, values)
     after = store.parameters(0).copy()
@@ -218,7 +222,7 @@ def test_a_round_that_went_by_without_its_share_is_counted(
         next_inner=end.name,
         residual=digest(*map(raw, counted)),
         progress=0,
-        moves=(Move(1, 0, starts=True), Move(1, 0, starts=False)),
+        moves=(Move(moved_at, 0, starts=True), Move(moved_at, 0, starts=False)),
     )
     claim = Claim(
         commitments=[
