@@ -53,7 +53,7 @@ def test_a_member_that_floods_fills_no_memory_and_the_rounds_go_on(
         tracemalloc.stop()
     assert after - before < 30e6
     assert {"attempt", "proposal", "flood", "equivocation"} <= set(world.refused)
-    assert min(world.sent.values()) > 15
+    assert min(world.sent.values()) > 10
     assert min(peer.chain.number for peer in world.honest) > 3
     world.messages_a_tick = 0
     stats = world.run()  # raises if a promise to the honest does not hold
