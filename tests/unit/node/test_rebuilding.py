@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -328,7 +329,7 @@ def test_whoever_asks_for_the_log_hears_why_it_is_not_taken(
     parts = replace(parts_of(guest, "log"), base=none)
     assert rebuilt(guest, [honest(member)], pinned(member), parts) is None
     (told,) = [r for r in caplog.records if "is fetched, not rebuilt" in r.message]
-    assert told.levelname == "WARNING"
+    assert told.levelno == logging.WARNING
     assert "--base" in told.message
 
 
