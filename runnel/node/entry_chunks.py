@@ -206,12 +206,14 @@ class HistoryFetch:
             await asyncio.sleep(_LOOK_S)
 
     async def _complete(self) -> None:
-        before, path = self._download.rounds, self._chain.path
-        for start in range(1, len(path), CHUNK_ROUNDS):
+        """One pass over the chain, block by block; each of the path of its time, as branches are given up."""
+        before, start = self._download.rounds, 1
+        while start < len(path := self._chain.path):
             places = range(start, min(len(path), start + CHUNK_ROUNDS))
             wanted = await self._disk(self._wanted, path, places)
             await self._download.complete(path, wanted, pause_s=_PAUSE_S)
             await asyncio.sleep(_PAUSE_S)
+            start = places.stop
         if self._download.rounds > before:
             logger.info(
                 "the run's history is whole here: %d rounds of it came from members",

@@ -327,12 +327,11 @@ class PeerNode:
             self._entrance.runtime.own(HistoryFetch(source, chain, parts.entries).run)
 
     def _reach_watch(self, middle: Middle) -> ReachWatch:
-        listens = not self._entrance.place.machine.dials_only
         middle.belongs(self._driver.contacts.belongs)
         return ReachWatch(
             middle,
             self._driver.contacts.others,
-            port=self._entrance.network.port if listens else 0,
+            port=0 if self._entrance.place.machine.dials_only else self._entrance.network.port,
             note=self.note,
             tell=self._status.reach,
         )

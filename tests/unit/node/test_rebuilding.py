@@ -14,7 +14,6 @@ from runnel.dht.memory import Link, MemoryNetwork, MemoryTransport
 from runnel.dht.virtual_loop import run_virtual
 from runnel.dht.wire import pack, unpack
 from runnel.node import entry_chunks, rebuilding, seed_entries
-from runnel.node.entry_chunks import entries_answer
 from runnel.node.joining import Source, first_root
 from runnel.node.leaping import Leaper
 from runnel.node.pins import pins
@@ -25,13 +24,12 @@ from runnel.node.saved_states import State
 from runnel.node.state_download import Fetched
 from runnel.types import Digest, short
 from tests.support.crash_images import memory_folder
-from tests.support.members import PEERS, RUN, at_once, following_record
+from tests.support.members import RUN, at_once, following_record
 from tests.support.states import state_of
+from tests.unit.node.test_entry_chunks import GUEST, MEMBERS, Answer, here, honest
 from tests.unit.node.test_seed_vault import EVERY, GENESIS, Bench
 
-GUEST, MEMBERS = PEERS[7], PEERS[:3]
 ROUNDS, ABORTED = 5 * EVERY + 2, {2, EVERY}
-Answer = Callable[[list[Digest]], bytes]
 Found = tuple[Fetched, State] | None
 
 
@@ -42,10 +40,6 @@ class Here:
         return job(*args)
 
     disk = load
-
-
-async def here(job: Callable[..., Any], *args: Any) -> Any:
-    return job(*args)
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +69,6 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rebuilding, "_READ_AT_ONCE", 7)
     monkeypatch.setattr(rebuilding, "_LEAST_PIECE", 3)
     monkeypatch.setattr(rebuilding, "_PIECE_S", 0.0)
-
-
-def honest(member: Bench) -> Answer:
-    return lambda names: entries_answer(member.chain, member.entries, names)
 
 
 def lying(member: Bench) -> Answer:

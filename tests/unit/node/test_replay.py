@@ -24,6 +24,7 @@ from runnel.optim.exchange import Outcome, raw
 from runnel.optim.inner import inner_optimizer
 from runnel.optim.inner_state import InnerState, copy_inner_state
 from runnel.optim.store import OuterStore
+from runnel.protocols import Float32
 from runnel.types import Decision, Verdict
 from tests.support.members import PEERS, commitment, name
 from tests.support.replayed import FRAGMENTS, Seen, run_of, spec_of
@@ -171,6 +172,19 @@ def test_nothing_is_said_of_a_window_without_names(seen: Seen) -> None:
     assert verdict.decision is Decision.ABSTAIN
 
 
+def first_share(
+    store: OuterStore, key: RoundKey, values: Float32
+) -> tuple[tuple[bytes | memoryview, ...], Float32, Float32]:
+    """The payloads of a share of the only fragment, what they say, and what starts the next window."""
+    bounds, sent = ((0, values.size),), np.empty_like(values)
+    encoded = store.encode(key, 0, values.copy(), version=0, bounds=bounds)
+    assert encoded is not None
+    store.codec.decode(encoded.payloads[0], sent)
+    start = store.start(key, bounds)
+    assert start is not None
+    return tuple(encoded.payloads), sent, start.delta
+
+
 @pytest.mark.parametrize("moved_at", [0, 1])
 @pytest.mark.parametrize("inner_state", ["kept", "fresh"])
 def test_a_round_that_went_by_without_its_share_is_counted(
@@ -193,18 +207,13 @@ def test_a_round_that_went_by_without_its_share_is_counted(
     keys = [RoundKey(number, name("base")) for number in range(2)]
     begun = theta - learned
     binding.write(0, begun)
-    first = store.encode(keys[0], 0, begun.copy(), version=0, bounds=bounds)
-    assert first is not None
-    sent = np.empty(40, dtype=np.float32)
-    store.codec.decode(first.payloads[0], sent)
-    start = store.start(keys[0], bounds)
-    assert start is not None
+    payloads, sent, move = first_share(store, keys[0], begun)
     if moved_at == 1:
         train(1, 0.0)
-    binding.add(0, start.delta)
+    binding.add(0, move)
     result = store.codec.encode(mean)
     store.prepare("result", 0, bounds, [result], final=False)
-    missed = Outcome(keys[0], 0, bounds, first.payloads, (False,), (None,), final=False)
+    missed = Outcome(keys[0], 0, bounds, payloads, (False,), (None,), final=False)
     binding.add(0, store.adopt("result", missed).delta)
     if moved_at == 0:
         train(1, 0.0)
@@ -224,21 +233,15 @@ def test_a_round_that_went_by_without_its_share_is_counted(
         progress=0,
         moves=(Move(moved_at, 0, starts=True), Move(moved_at, 0, starts=False)),
     )
+    missed_round = KnownRound(theta, after, sent, bounds, (False,), 0)
+    root = Contribution.of(0, second.payloads).root
+    said = replace(commitment(PEERS[0], 1, keys[1].base), payload_root=root, window=facts)
     claim = Claim(
-        commitments=[
-            replace(
-                commitment(PEERS[0], 1, keys[1].base),
-                payload_root=Contribution.of(0, second.payloads).root,
-                window=facts,
-            )
-        ],
+        commitments=[said],
         values=[begun],
         inner=InnerState(),
         counted=[counted],
-        rounds={
-            0: KnownRound(theta, after, sent, bounds, (False,), 0),
-            1: KnownRound(after, after, None, (), (), 0),
-        },
+        rounds={0: missed_round, 1: KnownRound(after, after, None, (), (), 0)},
     )
     replica = Replica(binding, optimizer, train)
     assert judge_window(claim, replica, outer).reason == ""
